@@ -1,0 +1,216 @@
+//! Compiled query shapes. A plan is made once per AST shape; literals are lifted out to
+//! parameter slots, so that queries which differ only in literals share it.
+//!
+//! A plan is a flat tree of [`Node`]s; [`Plan::ROOT`] is node 0 and children have larger numbers
+//! than their parents. Column positions index [`TableSpec::columns`] of the node's table.
+//! Everything that SQL and the predicate would answer differently is decided when the plan is
+//! made (`crate::zql::compile`): a comparison in a plan is well typed.
+
+use std::sync::Arc;
+
+use crate::schema::TableSpec;
+use crate::zql::like::LikePattern;
+
+/// Position of a node in [`Plan::nodes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u16);
+
+/// Position of a literal in the parameters of an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub u16);
+
+/// The parameters of an instance: one per [`ParamId`].
+pub type Params = [Param];
+
+/// A lifted literal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Param {
+    /// One value.
+    Value(crate::value::Value),
+    /// The list of an IN / NOT IN, sorted and without duplicates.
+    List(Arc<[crate::value::Value]>),
+    /// A precompiled LIKE pattern.
+    Like(Arc<LikePattern>),
+}
+
+/// A compiled query shape.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Plan {
+    /// Nodes; the root first, parents before children.
+    pub nodes: Vec<Node>,
+    /// Number of parameters.
+    pub params: u16,
+}
+
+impl Plan {
+    /// The root node.
+    pub const ROOT: NodeId = NodeId(0);
+
+    /// A node by number.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[usize::from(id.0)]
+    }
+}
+
+/// One query node: a table, what qualifies, its order and window, and its edges.
+#[derive(Debug)]
+pub struct Node {
+    /// The table, with the identity key that this plan uses.
+    pub table: Arc<TableSpec>,
+    /// The whole `where`, EXISTS leaves included.
+    pub condition: Condition,
+    /// Order, completed by the identity key: total.
+    pub order: Vec<(usize, Direction)>,
+    /// Start cursor.
+    pub start: Option<Start>,
+    /// Window size; `None` is unlimited. For an EXISTS body: see [`ExistsEdge`].
+    pub limit: Option<u64>,
+    /// Related edges (down), last definition per alias.
+    pub related: Vec<RelatedEdge>,
+    /// How the node is reached.
+    pub role: Role,
+    /// The node, or one above it, is reached through a `system: permissions` edge or a NOT
+    /// EXISTS: its rows are never emitted and do not count.
+    pub silent: bool,
+    /// A NOT EXISTS lies between the root and this node (or at the edge into it).
+    pub below_not_exists: bool,
+}
+
+impl PartialEq for Node {
+    fn eq(&self, o: &Self) -> bool {
+        self.table == o.table
+            && self.condition == o.condition
+            && self.order == o.order
+            && self.start == o.start
+            && self.limit == o.limit
+            && self.related == o.related
+            && self.role == o.role
+            && self.silent == o.silent
+    }
+}
+impl Eq for Node {}
+impl std::hash::Hash for Node {
+    fn hash<H: std::hash::Hasher>(&self, h: &mut H) {
+        self.table.name.hash(h);
+        self.table.primary_key.hash(h);
+        self.condition.hash(h);
+        self.order.hash(h);
+        self.start.hash(h);
+        self.limit.hash(h);
+        self.related.hash(h);
+    }
+}
+
+/// How a node is reached from its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The root.
+    Root,
+    /// Child of a related edge of `parent`.
+    Related {
+        /// Parent node.
+        parent: NodeId,
+    },
+    /// Body of an EXISTS or NOT EXISTS leaf of `parent`.
+    Exists {
+        /// Parent node.
+        parent: NodeId,
+        /// NOT EXISTS.
+        negated: bool,
+    },
+}
+
+/// Sort direction. Nulls come first ascending, last descending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Ascending.
+    Asc,
+    /// Descending.
+    Desc,
+}
+
+/// A start cursor: rows before it in the node's order do not exist for the query.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Start {
+    /// One parameter per element of [`Node::order`] (missing columns are null).
+    pub position: Vec<ParamId>,
+    /// The cursor row itself is excluded.
+    pub exclusive: bool,
+}
+
+/// A monotone boolean expression over simple conditions and EXISTS leaves. There is no NOT node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// Constant.
+    Const(bool),
+    /// All of them.
+    And(Vec<Condition>),
+    /// Any of them.
+    Or(Vec<Condition>),
+    /// A comparison of a column with a parameter.
+    Simple(Simple),
+    /// An EXISTS / NOT EXISTS leaf.
+    Exists(ExistsEdge),
+}
+
+/// `column op parameter`, well typed: a null column is decided by `op` (spec: zql-ivm §2.4).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Simple {
+    /// The column.
+    pub column: usize,
+    /// The operator.
+    pub op: Op,
+    /// Its right side.
+    pub param: ParamId,
+}
+
+/// Operators after compilation. A null literal was folded: `IS null` is [`Op::IsNull`] (its
+/// parameter is `Param::Value(Null)`), every other operator with null is `Const(false)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Op {
+    Eq,
+    Ne,
+    /// `IS v`, v not null.
+    Is,
+    /// `IS NOT v`, v not null: true for a null column.
+    IsNot,
+    IsNull,
+    IsNotNull,
+    Lt,
+    Gt,
+    Le,
+    Ge,
+    In,
+    NotIn,
+    /// LIKE and ILIKE; the pattern knows which.
+    Like,
+    NotLike,
+}
+
+/// An EXISTS or NOT EXISTS leaf. A leaf whose body limit is 0 was folded to a constant; any
+/// other limit, the order and `related` of the body do not change its truth.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ExistsEdge {
+    /// NOT EXISTS.
+    pub negated: bool,
+    /// Parent columns, matched by position.
+    pub parent_columns: Vec<usize>,
+    /// Child columns.
+    pub child_columns: Vec<usize>,
+    /// The body.
+    pub child: NodeId,
+    /// `system: permissions`: nothing at or below is ever emitted.
+    pub permissions: bool,
+}
+
+/// A related edge.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RelatedEdge {
+    /// Parent columns, matched by position.
+    pub parent_columns: Vec<usize>,
+    /// Child columns.
+    pub child_columns: Vec<usize>,
+    /// The child.
+    pub child: NodeId,
+}

@@ -1,0 +1,103 @@
+//! Where rows come from: a snapshot of all tables at one version. Two implementations: memory
+//! (`memory_source`, for tests and simulation) and SQLite (`zeroring-storage`).
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::plan::{NodeId, Params, Plan};
+use crate::row::{Key, Row};
+use crate::value::Value;
+use crate::version::StateVersion;
+
+/// A failed read. Fails the query (spec: zql-ivm §6.3.13), never the executor.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SourceError {
+    /// A value cannot be delivered, e.g. an integer outside ±(2^53−1).
+    #[error("{0}")]
+    UnsupportedValue(String),
+    /// The table is gone or was never there.
+    #[error("table \"{0}\" does not exist in the replica")]
+    NoTable(String),
+    /// The store failed.
+    #[error("reading the replica failed: {0}")]
+    Store(String),
+}
+
+/// Which of a node's rows are wanted: the body of a node visit.
+#[derive(Debug, Clone)]
+pub struct Fetch<'a> {
+    /// The plan.
+    pub plan: &'a Plan,
+    /// The node to read.
+    pub node: NodeId,
+    /// Parameters of the instance.
+    pub params: &'a Params,
+    /// Only rows whose `columns` equal one of these keys (no key has a null).
+    pub keys: Option<Keys<'a>>,
+    /// What must hold for a row.
+    pub filter: Filter,
+    /// Only rows at or after (see [`Bound::inclusive`]) this position in the node's order.
+    pub from: Option<Bound<'a>>,
+    /// Only rows strictly before this position.
+    pub before: Option<&'a [Value]>,
+    /// Stop after this many rows.
+    pub limit: Option<usize>,
+    /// Return rows in the node's order (EXISTS bodies: identity-key order); otherwise any order.
+    pub ordered: bool,
+}
+
+/// A set of keys over some columns of the node's table.
+#[derive(Debug, Clone, Copy)]
+pub struct Keys<'a> {
+    /// The columns.
+    pub columns: &'a [usize],
+    /// The wanted keys, distinct.
+    pub keys: &'a [Key],
+}
+
+/// Which predicate a fetch applies. The start cursor always applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filter {
+    /// The whole `where`, nested EXISTS included.
+    Whole,
+    /// Every EXISTS / NOT EXISTS leaf taken as TRUE.
+    Weak,
+}
+
+/// A position in a node's order.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound<'a> {
+    /// One value per element of the node's order.
+    pub position: &'a [Value],
+    /// The position itself is included.
+    pub inclusive: bool,
+}
+
+/// Reads one snapshot. All calls between two moves of the snapshot see the same version.
+pub trait Source {
+    /// The version of the snapshot.
+    fn version(&self) -> &StateVersion;
+
+    /// Visits the rows that `fetch` asks for, until `visit` breaks.
+    ///
+    /// # Errors
+    /// [`SourceError`]; rows visited before it are valid.
+    fn fetch(
+        &mut self,
+        fetch: &Fetch<'_>,
+        visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
+    ) -> Result<(), SourceError>;
+
+    /// Whether any row of the body `fetch.node` satisfies `fetch` (a point query).
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    fn exists(&mut self, fetch: &Fetch<'_>) -> Result<bool, SourceError> {
+        let mut found = false;
+        self.fetch(fetch, &mut |_| {
+            found = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+}

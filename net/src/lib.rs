@@ -1,0 +1,5 @@
+//! Everything that touches a socket: the runtime façade, WebSocket, HTTP, TLS and Postgres.
+//!
+//! Nothing else in the project names the runtime, an HTTP library or a TLS library.
+
+pub mod pg;

@@ -1,0 +1,1 @@
+//! The server: roles, replication core, executors, endpoints. See `docs/architecture.md`.
