@@ -1,1 +1,3 @@
 //! The server: roles, replication core, executors, endpoints. See `docs/architecture.md`.
+
+pub mod replication;
