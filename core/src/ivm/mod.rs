@@ -1,4 +1,18 @@
 //! Incremental view maintenance: plan → shared instance → subscription (design §4).
+//!
+//! Data enters as [`crate::change::Commit`]s and through a [`source::Source`] (a snapshot of the
+//! replica), and leaves as [`delta::InstanceDelta`]s: the net change of each query between two
+//! versions. Nothing but the state *after* a commit is visible, so the engine never replays
+//! single changes: it finds every row whose membership may differ, evaluates those at the new
+//! version, and emits the difference to what it holds.
+//!
+//! Invariants: a partition's resident rows are exactly the qualifying rows before its bound;
+//! only its visible ones (the first `limit`) are emitted and counted; after an advance every
+//! hydrated instance equals `Sync(Q, D)` of spec zql-ivm §6.2.
 
+pub mod delta;
+pub mod engine;
+pub mod error;
 pub mod plan;
 pub mod source;
+pub mod stats;

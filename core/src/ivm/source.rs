@@ -55,13 +55,16 @@ pub struct Keys<'a> {
     pub keys: &'a [Key],
 }
 
-/// Which predicate a fetch applies. The start cursor always applies.
+/// Which predicate a fetch applies. The start cursor applies, except with [`Filter::Any`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
     /// The whole `where`, nested EXISTS included.
     Whole,
     /// Every EXISTS / NOT EXISTS leaf taken as TRUE.
     Weak,
+    /// No condition at all, not even the start cursor: `keys` alone decides. Does not look at the
+    /// parameters, so one read serves all instances of a plan.
+    Any,
 }
 
 /// A position in a node's order.
