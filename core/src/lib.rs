@@ -7,6 +7,8 @@
 
 pub mod change;
 pub mod ivm;
+pub mod json;
+pub mod protocol;
 pub mod row;
 pub mod schema;
 pub mod value;
