@@ -115,7 +115,8 @@ impl Hash for Value {
             Value::Bool(b) => b.hash(state),
             // -0 and 0 are equal, hence one hash.
             Value::Number(n) => (if *n == 0.0 { 0.0 } else { *n }).to_bits().hash(state),
-            Value::UnsafeInt(n) => n.hash(state),
+            // An equal double may exist (2^53 + 2 = 9007199254740994.0).
+            Value::UnsafeInt(n) => (*n as f64).to_bits().hash(state),
             Value::String(s) | Value::Json(s) => s.hash(state),
         }
     }

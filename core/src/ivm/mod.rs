@@ -10,9 +10,11 @@
 //! only its visible ones (the first `limit`) are emitted and counted; after an advance every
 //! hydrated instance equals `Sync(Q, D)` of spec zql-ivm §6.2.
 
+pub mod brute;
 pub mod delta;
 pub mod engine;
 pub mod error;
+pub mod memory_source;
 pub mod plan;
 pub mod source;
 pub mod stats;

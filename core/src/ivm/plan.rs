@@ -59,11 +59,12 @@ pub struct Node {
     pub table: Arc<TableSpec>,
     /// The whole `where`, EXISTS leaves included.
     pub condition: Condition,
-    /// Order, completed by the identity key: total.
+    /// Order of the node's windows, completed by the identity key: total. For an EXISTS body:
+    /// the identity key, ascending (the order of evidence).
     pub order: Vec<(usize, Direction)>,
     /// Start cursor.
     pub start: Option<Start>,
-    /// Window size; `None` is unlimited. For an EXISTS body: see [`ExistsEdge`].
+    /// Window size; `None` is unlimited. Always `None` for an EXISTS body: see [`ExistsEdge`].
     pub limit: Option<u64>,
     /// Related edges (down), last definition per alias.
     pub related: Vec<RelatedEdge>,
@@ -129,10 +130,13 @@ pub enum Direction {
     Desc,
 }
 
-/// A start cursor: rows before it in the node's order do not exist for the query.
+/// A start cursor: rows before it do not exist for the query.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Start {
-    /// One parameter per element of [`Node::order`] (missing columns are null).
+    /// The order that the cursor is a position of: the query's own, completed. It is
+    /// [`Node::order`] except in an EXISTS body, whose `order` is that of its evidence.
+    pub order: Vec<(usize, Direction)>,
+    /// One parameter per element of `order` (missing columns are null).
     pub position: Vec<ParamId>,
     /// The cursor row itself is excluded.
     pub exclusive: bool,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::plan::{NodeId, Params, Plan};
 use crate::row::{Key, Row};
+use crate::schema::TableSpec;
 use crate::value::Value;
 use crate::version::StateVersion;
 
@@ -21,6 +22,33 @@ pub enum SourceError {
     /// The store failed.
     #[error("reading the replica failed: {0}")]
     Store(String),
+}
+
+impl SourceError {
+    /// Fails for a row that cannot be delivered.
+    ///
+    /// # Errors
+    /// [`SourceError::UnsupportedValue`], naming value, table and column.
+    pub fn check_deliverable(table: &TableSpec, row: &Row) -> Result<(), SourceError> {
+        for (value, column) in row.values.iter().zip(&table.columns) {
+            if let Value::UnsafeInt(n) = value {
+                return Err(SourceError::UnsupportedValue(format!(
+                    "value {n} (in {}.{}) is outside of supported bounds",
+                    table.name, column.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Fetch<'_> {
+    /// Whether the rows go to clients: then a value that cannot be delivered fails the fetch.
+    /// Rows of silent nodes are only tested, and those of a weak fetch are candidates that the
+    /// engine judges first (and checks with [`SourceError::check_deliverable`] if it keeps them).
+    pub fn delivers(&self) -> bool {
+        self.filter == Filter::Whole && !self.plan.node(self.node).silent
+    }
 }
 
 /// Which of a node's rows are wanted: the body of a node visit.
@@ -40,9 +68,9 @@ pub struct Fetch<'a> {
     pub from: Option<Bound<'a>>,
     /// Only rows strictly before this position.
     pub before: Option<&'a [Value]>,
-    /// Stop after this many rows.
+    /// Stop after this many rows. A limited fetch is always ordered.
     pub limit: Option<usize>,
-    /// Return rows in the node's order (EXISTS bodies: identity-key order); otherwise any order.
+    /// Return rows in the node's order; otherwise any order.
     pub ordered: bool,
 }
 

@@ -9,3 +9,5 @@
 pub mod ast;
 pub mod compile;
 pub mod like;
+pub mod order;
+pub mod predicate;
