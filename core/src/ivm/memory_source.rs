@@ -119,8 +119,7 @@ impl Source for MemorySource {
                 })
             })
             .filter(|r| {
-                f.before
-                    .is_none_or(|p| order::compare_to_position(&node.order, r, p).is_lt())
+                f.before.is_none_or(|p| order::compare_to_position(&node.order, r, p).is_lt())
             })
             .collect();
         if f.ordered || f.limit.is_some() {

@@ -74,11 +74,8 @@ impl LikePattern {
     /// [`LikeError::TrailingEscape`].
     pub fn new(pattern: impl Into<String>, ignore_case: bool) -> Result<LikePattern, LikeError> {
         let pattern = pattern.into();
-        let tokens = if ignore_case {
-            tokenize(&pattern.to_lowercase())?
-        } else {
-            tokenize(&pattern)?
-        };
+        let tokens =
+            if ignore_case { tokenize(&pattern.to_lowercase())? } else { tokenize(&pattern)? };
         let matcher = Matcher::of(tokens);
         Ok(LikePattern { pattern, ignore_case, matcher })
     }
