@@ -1,0 +1,134 @@
+// Drives real Zero clients for the end-to-end tests: one JSON command per line on stdin, one JSON
+// event per line on stdout. Run with the Node of the `node` package.
+//
+// Commands
+//   {op:"open", client, server, schema, userID, storageKey?}     a new Zero instance
+//   {op:"watch", client, query, spec}                            materialise a query
+//   {op:"unwatch", client, query}
+//   {op:"fresh", client, query}                                  evaluate the query anew, locally
+//   {op:"close", client}                                         close the instance
+// Events
+//   {event:"ready"}                                              the driver started
+//   {event:"view", client, query, complete, data}                on every change
+//   {event:"fresh", client, query, data}                         answer to "fresh"
+//   {event:"closed", client}
+//   {event:"log", level, text}                                   client log, warnings and errors
+//   {event:"failed", error, command}                             the command threw
+import {createInterface} from 'node:readline';
+import {
+  boolean, createSchema, json, number, relationships, string, table, Zero,
+} from '@rocicorp/zero';
+
+const types = {string, number, boolean, json};
+const clients = new Map();
+
+function emit(event) {
+  process.stdout.write(JSON.stringify(event, (_, v) => (v === undefined ? null : v)) + '\n');
+}
+
+/** {tables: {t: {columns: {c: type}, primaryKey: [c]}}, relationships: {t: {r: [hop…]}}}; a hop
+ *  is {sourceField: [c], destField: [c], destTable: t}. All relationships are to-many. */
+function buildSchema(spec) {
+  const tables = Object.entries(spec.tables).map(([name, t]) => {
+    const columns = {};
+    for (const [c, type] of Object.entries(t.columns)) columns[c] = types[type]().optional();
+    return table(name).columns(columns).primaryKey(...t.primaryKey);
+  });
+  const byName = Object.fromEntries(tables.map(t => [t.schema.name, t]));
+  const rels = Object.entries(spec.relationships ?? {}).map(([name, edges]) =>
+    relationships(byName[name], ({many}) =>
+      Object.fromEntries(
+        Object.entries(edges).map(([rel, hops]) => [
+          rel,
+          many(...hops.map(h => ({...h, destSchema: byName[h.destTable]}))),
+        ]),
+      ),
+    ),
+  );
+  return createSchema({tables, relationships: rels, enableLegacyQueries: true});
+}
+
+/** {cmp: [column, op, value]} | {and: […]} | {or: […]} | {exists: rel, spec?, flip?} */
+function condition(spec, eb) {
+  if (spec.and) return eb.and(...spec.and.map(c => condition(c, eb)));
+  if (spec.or) return eb.or(...spec.or.map(c => condition(c, eb)));
+  if (spec.cmp) return eb.cmp(...spec.cmp);
+  const options = spec.flip === undefined ? undefined : {flip: spec.flip};
+  return eb.exists(spec.exists, q => refine(q, spec.spec ?? {}), options);
+}
+
+/** {where?, related?: [{rel, spec}], orderBy?: [[c, dir]], start?: {row, inclusive}, limit?} */
+function refine(q, spec) {
+  if (spec.where) q = q.where(eb => condition(spec.where, eb));
+  for (const r of spec.related ?? []) q = q.related(r.rel, c => refine(c, r.spec ?? {}));
+  for (const [column, direction] of spec.orderBy ?? []) q = q.orderBy(column, direction);
+  if (spec.start) q = q.start(spec.start.row, {inclusive: spec.start.inclusive});
+  if (spec.limit !== undefined) q = q.limit(spec.limit);
+  return q;
+}
+
+/** Views hold rows with symbols for reference counts; plain JSON is what the tests compare. */
+function plain(data) {
+  return JSON.parse(JSON.stringify(data ?? null));
+}
+
+const log = {
+  log(level, _context, ...args) {
+    if (level === 'warn' || level === 'error') {
+      emit({event: 'log', level, text: args.map(a => (a instanceof Error ? a.stack : typeof a === 'string' ? a : JSON.stringify(a))).join(' ')});
+    }
+  },
+};
+
+const commands = {
+  open({client, server, schema, userID, storageKey}) {
+    const zero = new Zero({
+      cacheURL: server,
+      schema: buildSchema(schema),
+      userID: userID ?? 'anon',
+      storageKey,
+      kvStore: 'mem',
+      logLevel: 'warn',
+      logSinks: [log],
+      hiddenTabDisconnectDelay: 3_600_000,
+    });
+    clients.set(client, {zero, views: new Map()});
+  },
+  watch({client, query, spec}) {
+    const {zero, views} = clients.get(client);
+    const view = zero.materialize(refine(zero.query[spec.table], spec), {ttl: spec.ttl ?? 'none'});
+    const state = {view, spec};
+    views.set(query, state);
+    view.addListener((data, result, error) => {
+      emit({event: 'view', client, query, complete: result === 'complete', data: plain(data), error: error ?? null});
+    });
+  },
+  unwatch({client, query}) {
+    const {views} = clients.get(client);
+    views.get(query)?.view.destroy();
+    views.delete(query);
+  },
+  async fresh({client, query}) {
+    const {zero, views} = clients.get(client);
+    const {spec} = views.get(query);
+    const data = await zero.run(refine(zero.query[spec.table], spec));
+    emit({event: 'fresh', client, query, data: plain(data)});
+  },
+  async close({client}) {
+    await clients.get(client).zero.close();
+    clients.delete(client);
+    emit({event: 'closed', client});
+  },
+};
+
+emit({event: 'ready'});
+for await (const line of createInterface({input: process.stdin})) {
+  if (!line.trim()) continue;
+  const command = JSON.parse(line);
+  try {
+    await commands[command.op](command);
+  } catch (e) {
+    emit({event: 'failed', error: String(e?.stack ?? e), command});
+  }
+}
+process.exit(0);

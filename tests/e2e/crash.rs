@@ -1,0 +1,81 @@
+//! `kill -9` at random moments under writes: clients converge, and no cookie chain breaks.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::hydrate::{DDL, TABLES, expect_all, queries, schema, watch_all};
+use crate::support::client::Clients;
+use crate::support::database::Database;
+use crate::support::server::Server;
+
+/// Kills in a run; `ZERORING_CRASHES` makes it longer.
+const CRASHES: u64 = 4;
+
+fn write(db: &mut Database, rng: &mut StdRng) {
+    let i = rng.random_range(1..60);
+    let statement = match rng.random_range(0..5) {
+        0 => {
+            format!("UPDATE issue SET priority = {}, title = title || '.' WHERE id = 'i{i}'", i % 5)
+        }
+        1 => format!(
+            "INSERT INTO issue VALUES ('i{i}', 'Issue {i}', true, {}, 'u1') ON CONFLICT (id) DO UPDATE SET open = NOT issue.open",
+            i % 4
+        ),
+        2 => format!(
+            "INSERT INTO comment VALUES ('c{i}', 'i{}', 'again', {i}) ON CONFLICT (id) DO UPDATE SET \"issueId\" = excluded.\"issueId\"",
+            i % 40
+        ),
+        3 => format!("DELETE FROM comment WHERE id = 'c{i}'"),
+        _ => format!("DELETE FROM issue WHERE id = 'i{i}'"),
+    };
+    db.sql.batch_execute(&statement).unwrap();
+}
+
+#[test]
+fn a_killed_server_comes_back_where_it_was() {
+    let seed = std::env::var("ZERORING_FUZZ_SEED").ok().and_then(|s| s.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(rand::random);
+    let crashes = std::env::var("ZERORING_CRASHES").ok().and_then(|s| s.parse().ok());
+    println!("seed: ZERORING_FUZZ_SEED={seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut db = Database::start(DDL, TABLES);
+    let mut server = Server::start(&db.url(), &[]);
+    let mut clients = Clients::start();
+    let queries = queries();
+    for client in ["a", "b"] {
+        clients.open(client, &server.url(), client, &schema());
+        watch_all(&mut clients, client, &queries);
+        expect_all(&mut clients, client, &queries, &mut db);
+    }
+    for _ in 0..crashes.unwrap_or(CRASHES) {
+        for _ in 0..rng.random_range(1..60) {
+            write(&mut db, &mut rng);
+        }
+        // The moment of the kill is the random thing under test.
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..30)));
+        server.kill();
+        for _ in 0..rng.random_range(0..20) {
+            write(&mut db, &mut rng);
+        }
+        server.launch();
+        for _ in 0..rng.random_range(0..20) {
+            write(&mut db, &mut rng);
+        }
+        if rng.random_bool(0.5) {
+            for client in ["a", "b"] {
+                expect_all(&mut clients, client, &queries, &mut db);
+            }
+        }
+    }
+    for client in ["a", "b"] {
+        expect_all(&mut clients, client, &queries, &mut db);
+    }
+    let broken: Vec<&String> = clients
+        .complaints
+        .iter()
+        .filter(|c| c.contains("base cookie") || c.contains("ClientNotFound"))
+        .collect();
+    assert!(broken.is_empty(), "a client was reset: {broken:#?}");
+}

@@ -1,0 +1,13 @@
+//! End to end: a private PostgreSQL, the real server binary, and the real Zero client from npm.
+//!
+//! `make test` installs the client (`tests/client`). With `ZERORING_E2E_SERVER=original` the same
+//! tests run against the original `zero-cache` of that package: that is how the harness itself
+//! is checked, and how a doubt about behaviour is settled.
+
+mod support;
+
+mod crash;
+mod fuzz;
+mod generate;
+mod groups;
+mod hydrate;

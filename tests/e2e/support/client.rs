@@ -1,0 +1,183 @@
+//! The real Zero client, in a Node process driven over stdin and stdout (`tests/client`).
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::PATIENCE;
+
+/// How long a view may differ before the client is asked to evaluate it anew.
+const DOUBT: Duration = Duration::from_secs(2);
+
+/// The latest state of a materialised query.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    pub complete: bool,
+    pub data: Value,
+}
+
+/// A process with any number of Zero clients.
+pub struct Clients {
+    child: Child,
+    stdin: ChildStdin,
+    events: Receiver<Value>,
+    views: HashMap<(String, String), View>,
+    fresh: HashMap<(String, String), Value>,
+    /// Views that only a new local evaluation brought right: mistakes of the client's own
+    /// incremental engine over rows that are all there.
+    pub stale_views: usize,
+    /// Warnings and errors that the clients logged.
+    pub complaints: Vec<String>,
+}
+
+impl Clients {
+    pub fn start() -> Clients {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/client");
+        let node = dir.join("node_modules/node/bin/node");
+        assert!(node.exists(), "the test client is not installed: run `make test-client`");
+        let mut child = Command::new(node)
+            .arg(dir.join("driver.mjs"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (send, events) = channel();
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
+                if send.send(event).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut clients = Clients {
+            child,
+            stdin,
+            events,
+            views: HashMap::new(),
+            fresh: HashMap::new(),
+            stale_views: 0,
+            complaints: Vec::new(),
+        };
+        clients.wait_event("ready", |e| e["event"] == "ready");
+        clients
+    }
+
+    fn send(&mut self, command: Value) {
+        writeln!(self.stdin, "{command}").unwrap();
+    }
+
+    /// Opens a client. Clients with the same `storage` (and schema and user) form one group.
+    pub fn open(&mut self, client: &str, server: &str, storage: &str, schema: &Value) {
+        self.send(json!({"op": "open", "client": client, "server": server,
+            "storageKey": storage, "userID": "user", "schema": schema}));
+    }
+
+    pub fn watch(&mut self, client: &str, query: &str, spec: &Value) {
+        self.views.insert((client.to_owned(), query.to_owned()), View::default());
+        self.send(json!({"op": "watch", "client": client, "query": query, "spec": spec}));
+    }
+
+    pub fn unwatch(&mut self, client: &str, query: &str) {
+        self.views.remove(&(client.to_owned(), query.to_owned()));
+        self.send(json!({"op": "unwatch", "client": client, "query": query}));
+    }
+
+    pub fn close(&mut self, client: &str) {
+        self.send(json!({"op": "close", "client": client}));
+        let client = client.to_owned();
+        self.wait_event("close", |e| e["event"] == "closed" && e["client"] == client.as_str());
+    }
+
+    fn absorb(&mut self, event: &Value) {
+        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        match event["event"].as_str() {
+            Some("view") => {
+                if let Some(view) = self.views.get_mut(&(text("client"), text("query"))) {
+                    view.complete = event["complete"] == true;
+                    view.data = event["data"].clone();
+                }
+            }
+            Some("fresh") => {
+                let key = (text("client"), text("query"));
+                self.fresh.insert(key, event["data"].clone());
+            }
+            Some("log") => self.complaints.push(text("text")),
+            Some("failed") => panic!("the client driver failed: {event}"),
+            _ => {}
+        }
+    }
+
+    fn wait_event(&mut self, what: &str, done: impl Fn(&Value) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Ok(event) = self.events.recv_timeout(Duration::from_millis(100)) {
+                self.absorb(&event);
+                if done(&event) {
+                    return;
+                }
+            }
+        }
+        panic!("the client driver did not answer `{what}`; complaints: {:#?}", self.complaints);
+    }
+
+    /// The view of a query, after everything that arrived so far.
+    pub fn view(&mut self, client: &str, query: &str) -> View {
+        while let Ok(event) = self.events.try_recv() {
+            self.absorb(&event);
+        }
+        self.views[&(client.to_owned(), query.to_owned())].clone()
+    }
+
+    /// Waits until the server has answered the query and its view equals `want`. A view that
+    /// stays different is evaluated anew over the rows that the client holds: these are what the
+    /// server is answerable for.
+    pub fn expect_view(&mut self, client: &str, query: &str, want: &Value) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut ask_at = Instant::now() + DOUBT;
+        let key = (client.to_owned(), query.to_owned());
+        self.fresh.remove(&key);
+        loop {
+            let view = self.view(client, query);
+            if view.complete && view.data == *want {
+                return;
+            }
+            if view.complete && self.fresh.remove(&key).is_some_and(|fresh| fresh == *want) {
+                self.stale_views += 1;
+                return;
+            }
+            if Instant::now() > ask_at {
+                self.send(json!({"op": "fresh", "client": client, "query": query}));
+                ask_at = Instant::now() + DOUBT;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{client}/{query} did not converge (complete: {})\n  have {}\n  want {want}\n  complaints {:#?}",
+                view.complete,
+                view.data,
+                self.complaints,
+            );
+            if let Ok(event) = self.events.recv_timeout(Duration::from_millis(20)) {
+                self.absorb(&event);
+            }
+        }
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.complaints.is_empty() {
+            let last = &self.complaints[self.complaints.len().saturating_sub(20)..];
+            eprintln!("--- the clients complained:\n{}", last.join("\n"));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,23 @@
+//! What the end-to-end tests stand on: database, server process, client process, oracle.
+
+pub mod client;
+pub mod database;
+pub mod oracle;
+pub mod server;
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test fails. Generous: the machine is shared.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls until `check` returns `Ok`, or panics with its last complaint.
+pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match check() {
+            Ok(value) => return value,
+            Err(why) if Instant::now() > deadline => panic!("{what}: {why}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
