@@ -2,3 +2,6 @@
 //!
 //! Data enters as `core::change::message`s (the replica's writer) and CVR flushes; it leaves as
 //! `Commit`s, as rows of a snapshot (an `ivm::source::Source`), and as loaded CVRs.
+
+pub mod changelog;
+pub mod replica;

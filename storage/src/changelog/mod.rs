@@ -1,0 +1,1 @@
+//! The replica's change log, `_zero.changeLog2`: which rows changed since a version.

@@ -1,0 +1,1 @@
+//! Keeps the WAL small although readers always hold a snapshot.
