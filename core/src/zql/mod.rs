@@ -8,6 +8,7 @@
 
 pub mod ast;
 pub mod compile;
+pub mod js;
 pub mod like;
 pub mod order;
 pub mod predicate;
