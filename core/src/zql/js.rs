@@ -1,79 +1,49 @@
-//! JSON text exactly as `JSON.stringify` makes it: hashes of queries are hashes of such text.
+//! JSON text of whole values exactly as `JSON.stringify` makes it: hashes of queries are hashes of
+//! such text.
 
 use serde_json::Value;
 
-/// A number as JavaScript prints it: shortest round trip, `1e21`, `-0` as `0`; what is not finite
-/// is `null` in JSON.
-pub fn push_number(out: &mut String, n: f64) {
-    if n.is_finite() {
-        out.push_str(ryu_js::Buffer::new().format_finite(n));
-    } else {
-        out.push_str("null");
-    }
-}
-
-/// A JSON string literal as JavaScript prints it.
-pub fn push_string(out: &mut String, s: &str) {
-    out.push('"');
-    for c in s.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            c if c < ' ' => {
-                const HEX: &[u8; 16] = b"0123456789abcdef";
-                out.push_str("\\u00");
-                out.push(HEX[(c as usize >> 4) & 15] as char);
-                out.push(HEX[c as usize & 15] as char);
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-}
+use crate::json::write;
 
 /// `JSON.stringify(value)`: compact, keys in insertion order but integer-like ones first,
 /// ascending.
 pub fn stringify(value: &Value) -> String {
-    let mut out = String::new();
+    let mut out = Vec::new();
     push_value(&mut out, value);
-    out
+    // Only whole strings and ASCII were written.
+    String::from_utf8(out).unwrap_or_default()
 }
 
-fn push_value(out: &mut String, value: &Value) {
+fn push_value(out: &mut Vec<u8>, value: &Value) {
     match value {
-        Value::Null => out.push_str("null"),
-        Value::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
-        Value::Number(n) => push_number(out, n.as_f64().unwrap_or(f64::NAN)),
-        Value::String(s) => push_string(out, s),
+        Value::Null => out.extend_from_slice(b"null"),
+        Value::Bool(b) => out.extend_from_slice(if *b { b"true" } else { b"false" }),
+        Value::Number(n) => write::number(out, n.as_f64().unwrap_or(f64::NAN)),
+        Value::String(s) => write::string(out, s),
         Value::Array(items) => {
-            out.push('[');
+            out.push(b'[');
             for (i, item) in items.iter().enumerate() {
                 if i > 0 {
-                    out.push(',');
+                    out.push(b',');
                 }
                 push_value(out, item);
             }
-            out.push(']');
+            out.push(b']');
         }
         Value::Object(map) => {
             let mut entries: Vec<(Option<u32>, &String, &Value)> =
                 map.iter().map(|(k, v)| (array_index(k), k, v)).collect();
             entries.sort_by_key(|(index, _, _)| index.map_or(u64::MAX, u64::from));
-            out.push('{');
+            out.push(b'{');
             for (i, (_, k, v)) in entries.into_iter().enumerate() {
                 if i > 0 {
-                    out.push(',');
+                    out.push(b',');
                 }
-                push_string(out, k);
-                out.push(':');
+                write::string(out, k);
+                out.push(b':');
                 push_value(out, v);
             }
-            out.push('}');
+            out.push(b'}');
         }
     }
 }
