@@ -6,6 +6,7 @@
 //! [`change::Commit`]s and protocol messages, and leaves as patches and effects.
 
 pub mod change;
+pub mod cvr;
 pub mod ivm;
 pub mod json;
 pub mod protocol;

@@ -5,3 +5,4 @@
 
 pub mod changelog;
 pub mod replica;
+pub mod cvr_store;
