@@ -289,7 +289,7 @@ impl QueryUpdater {
             None => self.new_version()?,
         };
         let row_version = version.or(existing.map(|e| &e.row_version)).cloned();
-        self.write_row(&update.id, existing, row_version.clone(), &patch_version, merged.as_ref());
+        self.write_row(&update.id, existing, row_version, &patch_version, merged.as_ref());
 
         let sent = self.sent.get(&update.id);
         let to_version =

@@ -94,7 +94,7 @@ fn parse_ttl_text(text: &str) -> Option<f64> {
 
 /// Forever and anything longer than [`MAX_TTL_MS`] is that; otherwise unchanged.
 pub fn clamp_ttl(ms: f64) -> f64 {
-    if ms < 0.0 || ms > MAX_TTL_MS { MAX_TTL_MS } else { ms }
+    if (0.0..=MAX_TTL_MS).contains(&ms) { ms } else { MAX_TTL_MS }
 }
 
 /// Orders TTLs as given by clients: forever is above everything.
