@@ -1,6 +1,8 @@
 //! The Postgres client against a real server: authentication, TLS, queries, pipelines, COPY, and
 //! what happens to a session when something goes wrong.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
