@@ -8,6 +8,8 @@
 
 pub mod ast;
 pub mod compile;
+#[cfg(any(test, feature = "testing"))]
+pub mod gen_world;
 pub mod js;
 pub mod like;
 pub mod order;
