@@ -1,3 +1,4 @@
 //! The server: roles, replication core, executors, endpoints. See `docs/architecture.md`.
 
+pub mod options;
 pub mod replication;
