@@ -10,38 +10,43 @@ const LEFT_WIDTH: usize = 35;
 /// Least width of the usage's right column.
 const RIGHT_WIDTH: usize = 70;
 
+/// The lines of an option: names to the left, text to the right.
+struct Block {
+    left: Vec<String>,
+    right: Vec<String>,
+}
+
 /// The usage of the server as the original lays it out: one block per visible option, two
 /// columns.
 pub fn usage() -> String {
-    let blocks: Vec<(Vec<String>, Vec<String>)> =
-        OPTIONS.iter().filter(|def| def.visible()).map(block).collect();
-    let width = |column: fn(&(Vec<String>, Vec<String>)) -> &Vec<String>, least: usize| {
-        let widths = blocks.iter().flat_map(|b| column(b).iter().map(|line| line.chars().count()));
+    let blocks: Vec<Block> = OPTIONS.iter().filter(|def| def.visible()).map(block).collect();
+    let widest = |lines: fn(&Block) -> &[String], least: usize| {
+        let widths = blocks.iter().flat_map(|b| lines(b).iter().map(|line| line.chars().count()));
         widths.max().unwrap_or(0).max(least)
     };
-    let (left, right) = (width(|b| &b.0, LEFT_WIDTH), width(|b| &b.1, RIGHT_WIDTH));
+    let (left, right) = (widest(|b| &b.left, LEFT_WIDTH), widest(|b| &b.right, RIGHT_WIDTH));
     let mut out = String::from("\n");
-    for (names, text) in &blocks {
-        for row in 0..names.len().max(text.len()) {
+    for block in &blocks {
+        for row in 0..block.left.len().max(block.right.len()) {
             let cell = |column: &[String]| column.get(row).cloned().unwrap_or_default();
-            let _ = writeln!(out, " {:left$} {:right$} ", cell(names), cell(text));
+            let (names, text) = (cell(&block.left), cell(&block.right));
+            let _ = writeln!(out, " {names:left$} {text:right$} ");
         }
     }
     out
 }
 
-/// Lines of the left and of the right column.
-fn block(def: &OptionDef) -> (Vec<String>, Vec<String>) {
-    let names = vec![
+fn block(def: &OptionDef) -> Block {
+    let left = vec![
         format!("--{} {}", def.flag(), def.type_label()),
         format!("  {} env", def.env()),
         String::new(),
     ];
-    let mut text = vec![def.default_label(), String::new()];
-    text.extend(def.doc.lines().map(str::to_owned));
-    text.extend(status_line(def));
-    text.push(String::new());
-    (names, text)
+    let mut right = vec![def.default_label(), String::new()];
+    right.extend(def.doc.lines().map(str::to_owned));
+    right.extend(status_line(def));
+    right.push(String::new());
+    Block { left, right }
 }
 
 fn status_line(def: &OptionDef) -> Option<String> {
