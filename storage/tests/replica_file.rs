@@ -18,7 +18,7 @@ use zeroring_storage::replica::{ReplicaError, ResetReason};
 
 /// The schema of a reference run of zero-cache 1.9.0, whose `sqlite_master` the tests compare.
 fn reference_schema() -> PublishedSchema {
-    let foo = [
+    let columns = [
         ("id", "text!"),
         ("n", "int4!"),
         ("j", "jsonb"),
@@ -28,7 +28,7 @@ fn reference_schema() -> PublishedSchema {
     ];
     PublishedSchema {
         tables: vec![
-            table("public", "Foo-t", &foo),
+            table("public", "Foo-t", &columns),
             table(
                 "zero",
                 "permissions",
