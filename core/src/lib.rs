@@ -7,6 +7,7 @@
 
 pub mod change;
 pub mod cvr;
+pub mod group;
 pub mod ivm;
 pub mod json;
 pub mod protocol;
