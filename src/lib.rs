@@ -1,4 +1,5 @@
 //! The server: roles, replication core, executors, endpoints. See `docs/architecture.md`.
 
+pub mod demo;
 pub mod options;
 pub mod replication;
