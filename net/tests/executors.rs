@@ -1,5 +1,7 @@
 //! Executors on both backends: echo, hand-over of accepted sockets, timers, panics, stop.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod common;
 
 use std::cell::Cell;
