@@ -1,7 +1,3 @@
 //! The server: roles, replication core, executors, endpoints. See `docs/architecture.md`.
 
-pub mod demo;
-pub mod node;
-pub mod ops;
-pub mod options;
 pub mod replication;

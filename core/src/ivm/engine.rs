@@ -11,9 +11,17 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashSet;
+use rustc_hash::FxBuildHasher;
+
+use super::advance::Advance;
+use super::change_set::ChangeSet;
 use super::delta::Advanced;
+use super::emit::Snapshot;
 use super::error::{AdvanceError, EngineError};
+use super::instance::{Instance, Phase};
 use super::plan::{Param, Plan};
+use super::registry::Registry;
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
 use crate::change::Commit;
@@ -46,6 +54,9 @@ pub struct EngineConfig {
     pub max_instances: usize,
     /// Overshoot of limited windows.
     pub overshoot: Overshoot,
+    /// An instance that more changed rows than this reach in one advance, and more than it holds,
+    /// is re-hydrated and compared.
+    pub rehydrate_above: usize,
 }
 
 impl Default for EngineConfig {
@@ -53,6 +64,7 @@ impl Default for EngineConfig {
         EngineConfig {
             max_instances: 1 << 20,
             overshoot: Overshoot::Proportional { min: 8, divisor: 4 },
+            rehydrate_above: 4_096,
         }
     }
 }
@@ -142,12 +154,14 @@ pub struct Engine {
     config: EngineConfig,
     version: StateVersion,
     schema: Arc<Schema>,
+    registry: Registry,
+    advance: Option<Box<Advance>>,
 }
 
 impl Engine {
     /// An engine at a version of the replica.
     pub fn new(config: EngineConfig, version: StateVersion, schema: Arc<Schema>) -> Engine {
-        Engine { config, version, schema }
+        Engine { config, version, schema, registry: Registry::default(), advance: None }
     }
 
     /// The version that every hydrated instance is at.
@@ -162,7 +176,7 @@ impl Engine {
 
     /// True between the start of an advance and its end.
     pub fn is_advancing(&self) -> bool {
-        false
+        self.advance.is_some()
     }
 
     /// Subscribes to the instance of a plan and its parameters; makes it (not hydrated) if it is
@@ -172,36 +186,84 @@ impl Engine {
     /// [`EngineError::TooManyInstances`].
     pub fn subscribe(
         &mut self,
-        _plan: &Arc<Plan>,
-        _params: Arc<[Param]>,
+        plan: &Arc<Plan>,
+        params: Arc<[Param]>,
     ) -> Result<InstanceId, EngineError> {
-        Err(EngineError::TooManyInstances(self.config.max_instances))
+        self.registry.subscribe(&self.config, plan, params)
     }
 
     /// Takes a subscription back; the last one drops the instance and its memory. Unknown ids are
     /// ignored.
-    pub fn unsubscribe(&mut self, _id: InstanceId) {}
+    pub fn unsubscribe(&mut self, id: InstanceId) {
+        self.registry.unsubscribe(id);
+    }
 
     /// The state of an instance.
     ///
     /// # Errors
     /// [`EngineError::UnknownInstance`].
-    pub fn status(&self, _id: InstanceId) -> Result<Status<'_>, EngineError> {
-        Err(EngineError::UnknownInstance)
+    pub fn status(&self, id: InstanceId) -> Result<Status<'_>, EngineError> {
+        let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
+        Ok(match &instance.phase {
+            Phase::Failed(error) => Status::Failed(error),
+            Phase::Hydrating => Status::Hydrating,
+            Phase::Ready if self.is_advancing() => Status::Advancing,
+            Phase::Ready => Status::Ready,
+        })
     }
 
     /// Goes on hydrating an instance, from a snapshot at [`Engine::version`]. `Done` at once when
     /// it is hydrated. Hydration survives advances in between. Subtracts the work from `budget`.
     ///
     /// # Errors
-    /// The instance failed: [`EngineError`]. Other instances are not concerned.
+    /// The instance failed: [`EngineError`]. Other instances are not concerned. With
+    /// [`EngineError::SnapshotMismatch`] nothing happened: come back with the right snapshot.
     pub fn hydrate_step(
         &mut self,
-        _id: InstanceId,
-        _source: &mut dyn Source,
-        _budget: &mut Budget,
+        id: InstanceId,
+        source: &mut dyn Source,
+        budget: &mut Budget,
     ) -> Result<Progress, EngineError> {
-        Err(EngineError::UnknownInstance)
+        let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
+        match &instance.phase {
+            Phase::Failed(error) => return Err(error.clone()),
+            Phase::Ready => return Ok(Progress::Done),
+            Phase::Hydrating if self.is_advancing() => return Ok(Progress::Blocked),
+            Phase::Hydrating => {}
+        }
+        if *source.version() != self.version {
+            return Err(EngineError::SnapshotMismatch {
+                snapshot: source.version().clone(),
+                engine: self.version.clone(),
+            });
+        }
+        let done = self.registry.work(id, source, budget, |instance, w| {
+            let done = instance.settle(w, None)?;
+            if done {
+                w.counters.hydrations += 1;
+                instance.phase = Phase::Ready;
+            }
+            Ok(done)
+        });
+        match done {
+            Ok(true) => Ok(Progress::Done),
+            Ok(false) => Ok(Progress::More),
+            Err(error) => {
+                self.registry.fail(id, error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn at_rest(&self, id: InstanceId) -> Result<(&Instance, &super::shape::Shape), EngineError> {
+        let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
+        match &instance.phase {
+            Phase::Failed(error) => return Err(error.clone()),
+            Phase::Ready if !self.is_advancing() => {}
+            Phase::Ready | Phase::Hydrating => return Err(EngineError::NotReady),
+        }
+        let plan = self.registry.plan(instance.plan).ok_or(EngineError::UnknownInstance)?;
+        Ok((instance, &plan.shape))
     }
 
     /// The current result: every row once, with its count. For a subscriber that attaches.
@@ -210,9 +272,14 @@ impl Engine {
     /// [`EngineError::NotReady`] before hydration and during an advance.
     pub fn rows(
         &self,
-        _id: InstanceId,
+        id: InstanceId,
     ) -> Result<Box<dyn Iterator<Item = HeldRow<'_>> + '_>, EngineError> {
-        Err(EngineError::NotReady)
+        let (instance, shape) = self.at_rest(id)?;
+        Ok(Box::new(instance.rows(shape).map(|(node, row, count)| HeldRow {
+            table: &node.table,
+            row,
+            count,
+        })))
     }
 
     /// Occurrences of a row in an instance. `row` must be the row at [`Engine::version`]: its
@@ -221,8 +288,9 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::NotReady`] before hydration and during an advance.
-    pub fn count(&self, _id: InstanceId, _table: TableId, _row: &Row) -> Result<u64, EngineError> {
-        Err(EngineError::NotReady)
+    pub fn count(&self, id: InstanceId, table: TableId, row: &Row) -> Result<u64, EngineError> {
+        let (instance, shape) = self.at_rest(id)?;
+        Ok(instance.count(shape, table, row))
     }
 
     /// The row-set signature: XOR of the row ids' 64-bit hashes, once per occurrence
@@ -230,8 +298,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::NotReady`] before hydration and during an advance.
-    pub fn signature(&self, _id: InstanceId) -> Result<u64, EngineError> {
-        Err(EngineError::NotReady)
+    pub fn signature(&self, id: InstanceId) -> Result<u64, EngineError> {
+        Ok(self.at_rest(id)?.0.signature)
     }
 
     /// Starts to advance over `commits`, which follow [`Engine::version`] without a gap. The
@@ -239,11 +307,37 @@ impl Engine {
     ///
     /// # Errors
     /// [`AdvanceError::ChainBroken`] (reset instead), [`AdvanceError::Busy`].
-    pub fn begin_advance(
-        &mut self,
-        _commits: &[Arc<Commit>],
-    ) -> Result<AdvanceStart, AdvanceError> {
-        Err(AdvanceError::Idle)
+    pub fn begin_advance(&mut self, commits: &[Arc<Commit>]) -> Result<AdvanceStart, AdvanceError> {
+        if self.is_advancing() {
+            return Err(AdvanceError::Busy);
+        }
+        let mut at = &self.version;
+        for commit in commits {
+            if commit.previous != *at {
+                return Err(AdvanceError::ChainBroken {
+                    commit: commit.version.clone(),
+                    previous: commit.previous.clone(),
+                    engine: at.clone(),
+                });
+            }
+            at = &commit.version;
+        }
+        let target = at.clone();
+        let schema = commits.iter().rev().find_map(|c| c.schema.clone());
+        let schema = schema.unwrap_or_else(|| Arc::clone(&self.schema));
+        let (needs_rebind, mut skip) = self.rebind_for(&schema);
+        let truncated: HashSet<TableId, FxBuildHasher> = commits
+            .iter()
+            .flat_map(|c| &c.tables)
+            .filter(|t| t.truncated)
+            .map(|t| t.table.id)
+            .collect();
+        let rehydrate = self.readers(&truncated);
+        skip.extend(&truncated);
+        let changes = ChangeSet::new(commits, &|table| skip.contains(&table));
+        self.advance =
+            Some(Box::new(Advance::new(target, schema, &changes, rehydrate, &self.registry)));
+        Ok(AdvanceStart { needs_rebind })
     }
 
     /// Starts to re-hydrate and compare: at `version`, whose schema is `schema`. With
@@ -254,24 +348,102 @@ impl Engine {
     /// [`AdvanceError::Busy`].
     pub fn begin_reset(
         &mut self,
-        _version: StateVersion,
-        _schema: Arc<Schema>,
-        _scope: &Reset,
+        version: StateVersion,
+        schema: Arc<Schema>,
+        scope: &Reset,
     ) -> Result<AdvanceStart, AdvanceError> {
-        Err(AdvanceError::Idle)
+        if self.is_advancing() {
+            return Err(AdvanceError::Busy);
+        }
+        let (needs_rebind, _) = self.rebind_for(&schema);
+        let rehydrate = match scope {
+            Reset::All => self.registry.instances().map(|i| i.id).collect(),
+            Reset::Tables(tables) => self.readers(&tables.iter().copied().collect()),
+        };
+        let changes = ChangeSet::default();
+        self.advance =
+            Some(Box::new(Advance::new(version, schema, &changes, rehydrate, &self.registry)));
+        Ok(AdvanceStart { needs_rebind })
+    }
+
+    /// Marks the instances that read a table which differs between the schemas, and forgets the
+    /// tables' rows: their columns may have moved.
+    fn rebind_for(&mut self, to: &Schema) -> (Vec<InstanceId>, HashSet<TableId, FxBuildHasher>) {
+        let mut changed: HashSet<TableId, FxBuildHasher> = HashSet::default();
+        for (name, old) in &self.schema.tables {
+            if to.table(name).is_none_or(|new| new != old) {
+                changed.insert(old.id);
+            }
+        }
+        let known = |id| self.schema.tables.values().any(|t| t.id == id);
+        changed.extend(to.tables.values().map(|t| t.id).filter(|&id| !known(id)));
+        let mut ids: Vec<InstanceId> = self.readers(&changed).into_iter().collect();
+        ids.sort_unstable();
+        for &id in &ids {
+            if let Some(instance) = self.registry.get_mut(id) {
+                instance.unbound = true;
+            }
+        }
+        changed.iter().for_each(|&table| self.registry.interner.forget(table));
+        (ids, changed)
+    }
+
+    /// Instances that read one of the tables.
+    fn readers(
+        &self,
+        tables: &HashSet<TableId, FxBuildHasher>,
+    ) -> HashSet<InstanceId, FxBuildHasher> {
+        if tables.is_empty() {
+            return HashSet::default();
+        }
+        let reads = |plan: &Plan| plan.nodes.iter().any(|n| tables.contains(&n.table.id));
+        let plans: HashSet<u32, FxBuildHasher> =
+            self.registry.plans().filter(|(_, p)| reads(&p.plan)).map(|(i, _)| i).collect();
+        self.registry
+            .instances()
+            .filter(|i| !matches!(i.phase, Phase::Failed(_)) && plans.contains(&i.plan))
+            .map(|i| i.id)
+            .collect()
     }
 
     /// Gives an instance of [`AdvanceStart::needs_rebind`] its plan under the new schema, or the
     /// reason why there is none. Its subscribers get the difference of the two results.
     ///
     /// # Errors
-    /// [`EngineError::UnknownInstance`], [`EngineError::NotReady`] outside an advance.
+    /// [`EngineError::UnknownInstance`], [`EngineError::NotReady`] outside an advance or for an
+    /// instance that does not wait for a plan.
     pub fn rebind(
         &mut self,
-        _id: InstanceId,
-        _plan: Result<(Arc<Plan>, Arc<[Param]>), String>,
+        id: InstanceId,
+        plan: Result<(Arc<Plan>, Arc<[Param]>), String>,
     ) -> Result<(), EngineError> {
-        Err(EngineError::NotReady)
+        let Some(advance) = &mut self.advance else { return Err(EngineError::NotReady) };
+        let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
+        if !instance.unbound {
+            return Err(EngineError::NotReady);
+        }
+        let (plan, params) = match plan {
+            Ok(plan) => plan,
+            Err(reason) => {
+                let error = EngineError::Rebind(reason);
+                self.registry.fail(id, error.clone());
+                advance.failed(id, error);
+                return Ok(());
+            }
+        };
+        let known = match (&instance.phase, self.registry.plan(instance.plan)) {
+            (Phase::Ready, Some(old)) => Some(Snapshot::of(instance, &old.shape)),
+            _ => None,
+        };
+        self.registry.detach(id);
+        if let Some(instance) = self.registry.get_mut(id) {
+            instance.known = known;
+            instance.params = params;
+            instance.unbound = false;
+        }
+        self.registry.attach(&self.config, id, &plan);
+        advance.rehydrate(id);
+        Ok(())
     }
 
     /// Goes on with the advance. Nothing is visible until it returns `Some`: then every instance
@@ -282,19 +454,39 @@ impl Engine {
     /// are reported in [`Advanced::failed`].
     pub fn advance_step(
         &mut self,
-        _source: &mut dyn Source,
-        _budget: &mut Budget,
+        source: &mut dyn Source,
+        budget: &mut Budget,
     ) -> Result<Option<Advanced>, AdvanceError> {
-        Err(AdvanceError::Idle)
+        let advance = self.advance.as_mut().ok_or(AdvanceError::Idle)?;
+        if *source.version() != advance.target {
+            return Err(AdvanceError::SnapshotMismatch {
+                snapshot: source.version().clone(),
+                target: advance.target.clone(),
+            });
+        }
+        let done = advance.step(&self.config, &mut self.registry, source, budget);
+        if done.is_some()
+            && let Some(advance) = self.advance.take()
+        {
+            self.version = advance.target;
+            self.schema = advance.schema;
+        }
+        Ok(done)
     }
 
-    /// Sizes and counters.
+    /// Drops rows from memory that no query holds any more. Not needed for correctness, and done
+    /// from time to time anyway; for a quiet moment.
+    pub fn sweep(&mut self) {
+        self.registry.interner.sweep();
+    }
+
+    /// Sizes and counters. Walks all partitions.
     pub fn stats(&self) -> EngineStats {
-        EngineStats::default()
+        self.registry.stats()
     }
 
     /// Per plan: the plan, its instances, its work.
     pub fn plan_stats(&self) -> Box<dyn Iterator<Item = (&Arc<Plan>, usize, Counters)> + '_> {
-        Box::new(std::iter::empty())
+        Box::new(self.registry.plans().map(|(_, p)| (&p.plan, p.instances, p.counters)))
     }
 }

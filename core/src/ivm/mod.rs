@@ -10,11 +10,25 @@
 //! only its visible ones (the first `limit`) are emitted and counted; after an advance every
 //! hydrated instance equals `Sync(Q, D)` of spec zql-ivm §6.2.
 
+mod advance;
 pub mod brute;
+mod change_set;
 pub mod delta;
+mod emit;
 pub mod engine;
 pub mod error;
+mod instance;
+mod intern;
 pub mod memory_source;
+mod partition;
 pub mod plan;
+mod registry;
+mod route;
+mod settle;
+mod shape;
+mod signature;
 pub mod source;
 pub mod stats;
+#[cfg(test)]
+mod tests;
+mod update;

@@ -11,7 +11,4 @@ mod raw;
 pub mod row;
 pub mod write;
 
-#[cfg(test)]
-mod tests;
-
 pub use raw::RawJson;

@@ -1,0 +1,163 @@
+//! The maintained state of one plan with its parameters.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+
+use super::emit::Snapshot;
+use super::engine::InstanceId;
+use super::error::EngineError;
+use super::partition::Partition;
+use super::plan::Param;
+use super::shape::{Kind, NodeShape, Shape};
+use crate::row::{Key, Row};
+use crate::schema::TableId;
+
+/// How far an instance is.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Being hydrated for the first time: nobody knows its rows yet.
+    Hydrating,
+    /// Its subscribers know its rows.
+    Ready,
+    /// Gave up; holds nothing.
+    Failed(EngineError),
+}
+
+/// The partitions of one node.
+#[derive(Debug, Default)]
+pub(super) struct NodeState {
+    pub(super) partitions: HashMap<Key, Partition, FxBuildHasher>,
+    /// Keys of partitions with a log; each once.
+    pub(super) touched: Vec<Key>,
+    /// Keys of partitions that may be short of rows; perhaps stale, perhaps twice.
+    pub(super) unfilled: Vec<Key>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Instance {
+    pub(super) id: InstanceId,
+    /// Number of its plan.
+    pub(super) plan: u32,
+    pub(super) params: Arc<[Param]>,
+    /// Subscriptions.
+    pub(super) subscriptions: u32,
+    pub(super) phase: Phase,
+    /// One per node of the plan; those of nodes that hold nothing stay empty.
+    pub(super) nodes: Box<[NodeState]>,
+    /// Parameter group per node ([`u32::MAX`]: none).
+    pub(super) groups: Box<[u32]>,
+    pub(super) signature: u64,
+    /// While it re-hydrates: what its subscribers know.
+    pub(super) known: Option<Snapshot>,
+    /// Waits for a new plan.
+    pub(super) unbound: bool,
+}
+
+impl Instance {
+    pub(super) fn new(id: InstanceId, plan: u32, params: Arc<[Param]>) -> Instance {
+        Instance {
+            id,
+            plan,
+            params,
+            subscriptions: 0,
+            phase: Phase::Hydrating,
+            nodes: Box::default(),
+            groups: Box::default(),
+            signature: 0,
+            known: None,
+            unbound: false,
+        }
+    }
+
+    /// Starts over: only the root partition, unread.
+    pub(super) fn restart(&mut self, shape: &Shape) {
+        self.nodes = shape.nodes.iter().map(|_| NodeState::default()).collect();
+        self.signature = 0;
+        if let Some(root) = self.nodes.first_mut() {
+            let mut partition = Partition::new();
+            partition.mult = 1;
+            partition.wanted = 1;
+            root.partitions.insert(Key::new(), partition);
+            root.touched.push(Key::new());
+            root.unfilled.push(Key::new());
+        }
+    }
+
+    /// Whether anything was read yet.
+    pub(super) fn is_started(&self) -> bool {
+        self.nodes.first().and_then(|n| n.partitions.get(&Key::new())).is_some_and(|root| {
+            root.bound != super::partition::Bound::Start || !root.rows().is_empty()
+        })
+    }
+
+    /// Occurrences of a row, given at the instance's version.
+    pub(super) fn count(&self, shape: &Shape, table: TableId, row: &Row) -> u64 {
+        let of = |node: &NodeShape| self.count_in(node, row);
+        let count: i64 = held(shape).filter(|n| n.table.id == table).map(of).sum();
+        u64::try_from(count).unwrap_or(0)
+    }
+
+    fn count_in(&self, node: &NodeShape, row: &Row) -> i64 {
+        let state = &self.nodes[usize::from(node.id.0)];
+        let Some(partition) = state.partitions.get(&row.project(&node.join)) else { return 0 };
+        match partition.index_of(&node.order, row) {
+            Some(at) if at < node.window.visible(partition.rows().len()) => partition.mult,
+            _ => 0,
+        }
+    }
+
+    /// Every visible row of every partition, with the partition's multiplicity.
+    pub(super) fn for_each_visible<'a>(
+        &'a self,
+        shape: &'a Shape,
+        visit: &mut dyn FnMut(&'a NodeShape, &'a Arc<Row>, u64),
+    ) {
+        for (node, row, mult) in self.visible(shape) {
+            visit(node, row, mult);
+        }
+    }
+
+    fn visible<'a>(
+        &'a self,
+        shape: &'a Shape,
+    ) -> impl Iterator<Item = (&'a NodeShape, &'a Arc<Row>, u64)> + 'a {
+        held(shape).flat_map(move |node| {
+            let partitions = &self.nodes[usize::from(node.id.0)].partitions;
+            partitions.values().flat_map(move |p| {
+                let mult = u64::try_from(p.mult).unwrap_or(0);
+                p.visible(node.window).iter().map(move |row| (node, row, mult))
+            })
+        })
+    }
+
+    /// Every row of the result once, with its count.
+    pub(super) fn rows<'a>(
+        &'a self,
+        shape: &'a Shape,
+    ) -> impl Iterator<Item = (&'a NodeShape, &'a Arc<Row>, u64)> + 'a {
+        self.visible(shape).filter(|&(_, _, mult)| mult > 0).filter_map(move |(node, row, _)| {
+            // The first node of the table that counts the row reports it.
+            let others = || held(shape).filter(|n| n.table.id == node.table.id);
+            let first = others().find(|n| self.count_in(n, row) > 0);
+            (first?.id == node.id).then(|| (node, row, self.count(shape, node.table.id, row)))
+        })
+    }
+
+    /// Partitions and resident rows.
+    pub(super) fn size(&self) -> (usize, usize) {
+        let partitions = || self.nodes.iter().flat_map(|n| n.partitions.values());
+        (partitions().count(), partitions().map(|p| p.rows().len()).sum())
+    }
+}
+
+fn held(shape: &Shape) -> impl Iterator<Item = &NodeShape> {
+    shape.nodes.iter().filter(|n| n.is_held())
+}
+
+/// Whether instances of related nodes are routed by the join keys of their partitions.
+pub(super) fn routed_by_join(node: &NodeShape) -> bool {
+    node.kind == Kind::Related
+}

@@ -1,0 +1,324 @@
+//! One partition of a node: the ordered window of its rows for one join key.
+//!
+//! Invariant: `rows` is exactly the qualifying rows before `bound`, in order, at most
+//! limit + overshoot. The bound is a *position*, not a row: it moves down when a row is cut and up
+//! when rows are read. A partition that is being read for the first time is a window too: its
+//! bound is how far reading got.
+//!
+//! What changed since the partition was last settled is a log of rows that left and entered;
+//! [`Partition::settle`] nets it and says what that did to the visible rows.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use super::plan::Direction;
+use crate::row::Row;
+use crate::value::Value;
+use crate::zql::order::{compare_rows, compare_to_position, position};
+
+/// Order columns with their directions.
+pub(super) type Order = [(usize, Direction)];
+
+/// Where the known part of a partition ends (exclusive).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// Before every row: nothing was read yet.
+    Start,
+    /// Before this position.
+    At(Box<[Value]>),
+    /// After every row: all that qualifies is resident.
+    End,
+}
+
+/// Changes since the partition was last settled.
+#[derive(Debug, Default)]
+struct Log {
+    mult: i64,
+    removed: Vec<Arc<Row>>,
+    added: Vec<Arc<Row>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Partition {
+    rows: Vec<Arc<Row>>,
+    pub(super) bound: Bound,
+    /// Sum of the multiplicities of the visible parent rows with this key. Below zero only while
+    /// the parents' changes are being summed.
+    pub(super) mult: i64,
+    /// Parent rows that want the partition: visible ones of a related edge, resident ones of an
+    /// EXISTS edge.
+    pub(super) wanted: i64,
+    log: Option<Box<Log>>,
+}
+
+/// Size of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Window {
+    /// Rows that are visible; `None` is all.
+    pub(super) limit: Option<usize>,
+    /// Rows kept beyond.
+    pub(super) overshoot: usize,
+}
+
+impl Window {
+    /// Most resident rows.
+    pub(super) fn capacity(self) -> Option<usize> {
+        self.limit.map(|l| if l == 0 { 0 } else { l.saturating_add(self.overshoot) })
+    }
+
+    /// How many of `resident` rows are visible.
+    pub(super) fn visible(self, resident: usize) -> usize {
+        self.limit.map_or(resident, |l| l.min(resident))
+    }
+}
+
+/// The net effect of a log.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// Multiplicity before.
+    pub(super) mult_before: i64,
+    /// Rows no longer resident (at the version they were held).
+    pub(super) left: Vec<Arc<Row>>,
+    /// Rows resident now and not before, or in another version.
+    pub(super) entered: Vec<Arc<Row>>,
+    /// As `left`, of the visible rows.
+    pub(super) hidden: Vec<Arc<Row>>,
+    /// As `entered`, of the visible rows.
+    pub(super) shown: Vec<Arc<Row>>,
+}
+
+impl Partition {
+    /// An unread partition, marked as changed.
+    pub(super) fn new() -> Partition {
+        Partition {
+            rows: Vec::new(),
+            bound: Bound::Start,
+            mult: 0,
+            wanted: 0,
+            log: Some(Box::default()),
+        }
+    }
+
+    /// Resident rows, in order.
+    pub(super) fn rows(&self) -> &[Arc<Row>] {
+        &self.rows
+    }
+
+    /// Visible rows, in order.
+    pub(super) fn visible(&self, window: Window) -> &[Arc<Row>] {
+        &self.rows[..window.visible(self.rows.len())]
+    }
+
+    /// Whether rows are missing that can be read.
+    pub(super) fn is_short(&self, window: Window) -> bool {
+        self.bound != Bound::End && window.limit.is_none_or(|l| self.rows.len() < l)
+    }
+
+    /// Starts the log. True if there was none: the caller must note the partition as touched.
+    pub(super) fn touch(&mut self) -> bool {
+        let fresh = self.log.is_none();
+        if fresh {
+            self.log = Some(Box::new(Log { mult: self.mult, ..Log::default() }));
+        }
+        fresh
+    }
+
+    /// Whether a row at this place would be before the bound.
+    pub(super) fn covers(&self, order: &Order, row: &Row) -> bool {
+        match &self.bound {
+            Bound::Start => false,
+            Bound::At(p) => compare_to_position(order, row, p) == Ordering::Less,
+            Bound::End => true,
+        }
+    }
+
+    fn search(&self, order: &Order, row: &Row) -> Result<usize, usize> {
+        self.rows.binary_search_by(|r| compare_rows(order, r, row))
+    }
+
+    /// Index of a row, if it is resident.
+    pub(super) fn index_of(&self, order: &Order, row: &Row) -> Option<usize> {
+        self.search(order, row).ok()
+    }
+
+    /// Takes the row at `row`'s position out. The partition must have been touched.
+    pub(super) fn remove(&mut self, order: &Order, row: &Row) -> bool {
+        let Ok(at) = self.search(order, row) else { return false };
+        let row = self.rows.remove(at);
+        if let Some(log) = &mut self.log {
+            log.removed.push(row);
+        }
+        true
+    }
+
+    /// Puts a row in that is before the bound. False if its position is taken (an invariant is
+    /// broken). The partition must have been touched.
+    pub(super) fn insert(&mut self, order: &Order, row: Arc<Row>) -> bool {
+        let Err(at) = self.search(order, &row) else { return false };
+        if let Some(log) = &mut self.log {
+            log.added.push(Arc::clone(&row));
+        }
+        self.rows.insert(at, row);
+        true
+    }
+
+    /// Puts rows behind the last one that were read from the bound on, in order. False if they
+    /// are not behind it.
+    pub(super) fn append(&mut self, order: &Order, rows: Vec<Arc<Row>>, bound: Bound) -> bool {
+        if let (Some(last), Some(first)) = (self.rows.last(), rows.first())
+            && compare_rows(order, last, first) != Ordering::Less
+        {
+            return false;
+        }
+        if let Some(log) = &mut self.log {
+            log.added.extend(rows.iter().cloned());
+        }
+        if self.rows.is_empty() {
+            self.rows = rows;
+        } else {
+            self.rows.extend(rows);
+        }
+        self.bound = bound;
+        true
+    }
+
+    /// Cuts what is beyond the window; the bound moves to the first row cut.
+    pub(super) fn cut(&mut self, order: &Order, window: Window) {
+        let Some(capacity) = window.capacity() else { return };
+        if self.rows.len() <= capacity {
+            return;
+        }
+        self.bound = Bound::At(position(order, &self.rows[capacity]).into_iter().collect());
+        let cut = self.rows.drain(capacity..);
+        if let Some(log) = &mut self.log {
+            log.removed.extend(cut);
+        }
+    }
+
+    /// Empties a partition that nobody wants any more, so that settling reports all of it.
+    pub(super) fn clear(&mut self) {
+        let rows = std::mem::take(&mut self.rows);
+        if let Some(log) = &mut self.log {
+            log.removed.extend(rows);
+        }
+        self.bound = Bound::Start;
+    }
+
+    /// The resident rows, and those that the log still holds.
+    pub(super) fn into_rows(self) -> impl Iterator<Item = Arc<Row>> {
+        let log = self.log.map(|l| *l).unwrap_or_default();
+        self.rows.into_iter().chain(log.removed).chain(log.added)
+    }
+
+    /// Nets the log and forgets it.
+    pub(super) fn settle(&mut self, order: &Order, window: Window) -> Option<Settled> {
+        let log = *self.log.take()?;
+        let (left, entered) = net(order, log.removed, log.added);
+        let mut settled = Settled { mult_before: log.mult, left, entered, ..Settled::default() };
+        match window.limit {
+            None => {
+                settled.hidden.clone_from(&settled.left);
+                settled.shown.clone_from(&settled.entered);
+            }
+            Some(limit) => self.visible_change(order, limit, &mut settled),
+        }
+        Some(settled)
+    }
+
+    /// What the net change of the resident rows did to the first `limit` ones: rows that left or
+    /// entered in view, and unchanged rows that slid over the line.
+    fn visible_change(&self, order: &Order, limit: usize, settled: &mut Settled) {
+        let (left, entered) = (&settled.left, &settled.entered);
+        // Everything before the first change kept its rank.
+        let start = [left.first(), entered.first()]
+            .into_iter()
+            .flatten()
+            .map(|row| self.rows.partition_point(|r| compare_rows(order, r, row) == Ordering::Less))
+            .min();
+        let Some(mut at) = start else { return };
+        let (mut before, mut l, mut e) = (at, 0, 0);
+        // `at` is the rank now, `before` the rank then.
+        while (at < limit || before < limit) && (l < left.len() || e < entered.len()) {
+            let current = self.rows.get(at);
+            let leaves_first = match (left.get(l), current) {
+                (Some(gone), Some(row)) => compare_rows(order, gone, row) != Ordering::Greater,
+                (Some(_), None) => true,
+                (None, Some(_)) => false,
+                (None, None) => break,
+            };
+            if leaves_first {
+                if before < limit {
+                    settled.hidden.push(Arc::clone(&left[l]));
+                }
+                (before, l) = (before + 1, l + 1);
+                continue;
+            }
+            let Some(row) = current else { break };
+            if entered.get(e).is_some_and(|r| compare_rows(order, r, row) == Ordering::Equal) {
+                if at < limit {
+                    settled.shown.push(Arc::clone(row));
+                }
+                (at, e) = (at + 1, e + 1);
+                continue;
+            }
+            match (before < limit, at < limit) {
+                (true, false) => settled.hidden.push(Arc::clone(row)),
+                (false, true) => settled.shown.push(Arc::clone(row)),
+                _ => {}
+            }
+            (before, at) = (before + 1, at + 1);
+        }
+        // Behind the last change the two ranks differ by a constant.
+        if at > before {
+            let shift = at - before;
+            let end = limit.saturating_add(shift).min(self.rows.len());
+            settled
+                .hidden
+                .extend(self.rows.get(at.max(limit)..end).unwrap_or_default().iter().cloned());
+        } else if before > at {
+            let shift = before - at;
+            let end = limit.min(self.rows.len());
+            let from = at.max(limit.saturating_sub(shift));
+            settled.shown.extend(self.rows.get(from..end).unwrap_or_default().iter().cloned());
+        }
+    }
+}
+
+/// Rows that left and did not return, rows that entered and did not leave again; both in order.
+/// The same position in the same version is the same row.
+fn net(
+    order: &Order,
+    mut removed: Vec<Arc<Row>>,
+    mut added: Vec<Arc<Row>>,
+) -> (Vec<Arc<Row>>, Vec<Arc<Row>>) {
+    if removed.is_empty() || added.is_empty() {
+        added.sort_by(|a, b| compare_rows(order, a, b));
+        removed.sort_by(|a, b| compare_rows(order, a, b));
+        return (removed, added);
+    }
+    let by_place = |a: &Arc<Row>, b: &Arc<Row>| {
+        compare_rows(order, a, b).then_with(|| a.version.cmp(&b.version))
+    };
+    removed.sort_by(by_place);
+    added.sort_by(by_place);
+    let (mut left, mut entered) = (Vec::new(), Vec::new());
+    let (mut r, mut a) = (removed.into_iter().peekable(), added.into_iter().peekable());
+    loop {
+        let order = match (r.peek(), a.peek()) {
+            (Some(x), Some(y)) => by_place(x, y),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => break,
+        };
+        match order {
+            Ordering::Less => left.extend(r.next()),
+            Ordering::Greater => entered.extend(a.next()),
+            Ordering::Equal => {
+                r.next();
+                a.next();
+            }
+        }
+    }
+    (left, entered)
+}

@@ -1,0 +1,434 @@
+//! Plans, instances and what leads changed rows to them.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+
+use super::engine::{Budget, EngineConfig, InstanceId};
+use super::error::EngineError;
+use super::instance::{Instance, Phase, routed_by_join};
+use super::intern::Interner;
+use super::plan::{NodeId, Param, Plan};
+use super::route::{RouteTableId, Router, Target, Who};
+use super::settle::Work;
+use super::shape::{Kind, NodeShape, Shape};
+use super::source::Source;
+use super::stats::{Counters, EngineStats};
+
+/// No group: the node is routed by join keys, or not at all.
+const NO_GROUP: u32 = u32::MAX;
+
+/// Bits of an [`InstanceId`] that are its slot; also bounds the number of instances.
+const SLOT_BITS: u32 = 24;
+
+/// A plan in use.
+#[derive(Debug)]
+pub(super) struct PlanEntry {
+    /// As it was subscribed.
+    pub(super) plan: Arc<Plan>,
+    pub(super) shape: Arc<Shape>,
+    /// Router numbers of the nodes' tables.
+    pub(super) tables: Arc<[RouteTableId]>,
+    groups: Box<[NodeGroups]>,
+    by_params: HashMap<Arc<[Param]>, InstanceId, FxBuildHasher>,
+    pub(super) instances: usize,
+    pub(super) counters: Counters,
+}
+
+/// Instances of a plan by the parameters that one node reads.
+#[derive(Debug, Default)]
+struct NodeGroups {
+    by_params: HashMap<Box<[Param]>, u32, FxBuildHasher>,
+    groups: Vec<Group>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    params: Box<[Param]>,
+    /// Slots, ascending.
+    members: Vec<u32>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    plans: Vec<Option<PlanEntry>>,
+    free_plans: Vec<u32>,
+    by_plan: HashMap<Arc<Plan>, u32, FxBuildHasher>,
+    instances: Vec<Option<Box<Instance>>>,
+    free_slots: Vec<u32>,
+    serial: u64,
+    live: usize,
+    subscriptions: usize,
+    pub(super) router: Router,
+    pub(super) interner: Interner,
+    /// Work of plans that are gone.
+    retired: Counters,
+}
+
+/// Instances that a target stands for.
+pub(super) struct Interested<'a> {
+    pub(super) plan: &'a mut PlanEntry,
+    pub(super) instances: &'a [Option<Box<Instance>>],
+}
+
+impl Registry {
+    pub(super) fn get(&self, id: InstanceId) -> Option<&Instance> {
+        self.instances.get(slot(id) as usize)?.as_deref().filter(|i| i.id == id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: InstanceId) -> Option<&mut Instance> {
+        self.instances.get_mut(slot(id) as usize)?.as_deref_mut().filter(|i| i.id == id)
+    }
+
+    pub(super) fn plan(&self, number: u32) -> Option<&PlanEntry> {
+        self.plans.get(number as usize)?.as_ref()
+    }
+
+    pub(super) fn counters(&mut self, plan: u32) -> &mut Counters {
+        match self.plans.get_mut(plan as usize) {
+            Some(Some(entry)) => &mut entry.counters,
+            _ => &mut self.retired,
+        }
+    }
+
+    pub(super) fn plans(&self) -> impl Iterator<Item = (u32, &PlanEntry)> {
+        self.plans.iter().enumerate().filter_map(|(i, p)| Some((i as u32, p.as_ref()?)))
+    }
+
+    pub(super) fn instances(&self) -> impl Iterator<Item = &Instance> {
+        self.instances.iter().filter_map(|i| i.as_deref())
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        config: &EngineConfig,
+        plan: &Arc<Plan>,
+        params: Arc<[Param]>,
+    ) -> Result<InstanceId, EngineError> {
+        let known = self.by_plan.get(plan).and_then(|&p| self.plan(p)?.by_params.get(&params));
+        if let Some(&id) = known
+            && let Some(instance) = self.get_mut(id)
+            && !matches!(instance.phase, Phase::Failed(_))
+        {
+            instance.subscriptions += 1;
+            self.subscriptions += 1;
+            return Ok(id);
+        }
+        let most = config.max_instances.min(1 << SLOT_BITS);
+        if self.live >= most {
+            return Err(EngineError::TooManyInstances(most));
+        }
+        let slot = self.free_slots.pop().unwrap_or(self.instances.len() as u32);
+        self.serial += 1;
+        let id = InstanceId((self.serial << SLOT_BITS) | u64::from(slot));
+        let mut instance = Box::new(Instance::new(id, 0, params));
+        instance.subscriptions = 1;
+        if self.instances.len() == slot as usize {
+            self.instances.push(None);
+        }
+        self.instances[slot as usize] = Some(instance);
+        self.live += 1;
+        self.subscriptions += 1;
+        self.attach(config, id, plan);
+        Ok(id)
+    }
+
+    pub(super) fn unsubscribe(&mut self, id: InstanceId) {
+        let Some(instance) = self.get_mut(id) else { return };
+        instance.subscriptions = instance.subscriptions.saturating_sub(1);
+        let gone = instance.subscriptions == 0;
+        self.subscriptions -= 1;
+        if gone {
+            self.detach(id);
+            self.instances[slot(id) as usize] = None;
+            self.free_slots.push(slot(id));
+            self.live -= 1;
+            if self.live == 0 {
+                self.interner.sweep();
+            }
+        }
+    }
+
+    /// Gives an instance its plan, an unread state and its routes.
+    pub(super) fn attach(&mut self, config: &EngineConfig, id: InstanceId, plan: &Arc<Plan>) {
+        let number = self.intern_plan(config, plan);
+        let slot = slot(id);
+        let Some(mut instance) = self.instances[slot as usize].take() else { return };
+        if let Some(entry) = &mut self.plans[number as usize] {
+            instance.plan = number;
+            let shape = Arc::clone(&entry.shape);
+            instance.restart(&shape);
+            entry.instances += 1;
+            // A second instance with the same key (after a rebind) stays without one.
+            entry.by_params.entry(Arc::clone(&instance.params)).or_insert(id);
+            let router = &mut self.router;
+            instance.groups = shape
+                .nodes
+                .iter()
+                .map(|n| entry.join_group(n, number, slot, &instance.params, router))
+                .collect();
+        }
+        self.instances[slot as usize] = Some(instance);
+    }
+
+    fn intern_plan(&mut self, config: &EngineConfig, plan: &Arc<Plan>) -> u32 {
+        if let Some(&number) = self.by_plan.get(plan) {
+            return number;
+        }
+        let shape = Arc::new(Shape::new(plan, config.overshoot));
+        let router = &mut self.router;
+        let entry = PlanEntry {
+            plan: Arc::clone(plan),
+            tables: shape
+                .nodes
+                .iter()
+                .map(|n| router.table(n.table.id, &n.table.primary_key))
+                .collect(),
+            groups: shape.nodes.iter().map(|_| NodeGroups::default()).collect(),
+            shape,
+            by_params: HashMap::default(),
+            instances: 0,
+            counters: Counters::default(),
+        };
+        let number = self.free_plans.pop().unwrap_or(self.plans.len() as u32);
+        if self.plans.len() == number as usize {
+            self.plans.push(None);
+        }
+        self.plans[number as usize] = Some(entry);
+        self.by_plan.insert(Arc::clone(plan), number);
+        number
+    }
+
+    /// Takes an instance's state, routes and plan away; drops a plan that nobody uses.
+    pub(super) fn detach(&mut self, id: InstanceId) {
+        self.release_state(id);
+        let slot = slot(id);
+        let Some(instance) = self.instances[slot as usize].as_deref_mut() else { return };
+        let number = instance.plan;
+        let groups = std::mem::take(&mut instance.groups);
+        instance.nodes = Box::default();
+        let Some(entry) = self.plans.get_mut(number as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        if groups.is_empty() {
+            // Detached before.
+            return;
+        }
+        for (n, group) in groups.into_iter().enumerate() {
+            if group != NO_GROUP {
+                entry.leave_group(NodeId(n as u16), number, slot, group, &mut self.router);
+            }
+        }
+        if entry.by_params.get(&instance.params) == Some(&id) {
+            entry.by_params.remove(&instance.params);
+        }
+        entry.instances -= 1;
+        if entry.instances == 0
+            && let Some(entry) = self.plans[number as usize].take()
+        {
+            self.retired.add(&entry.counters);
+            self.by_plan.remove(&entry.plan);
+            self.free_plans.push(number);
+        }
+    }
+
+    /// Drops an instance's partitions, their routes and rows; it stays attached.
+    pub(super) fn release_state(&mut self, id: InstanceId) {
+        let slot = slot(id);
+        let Some(instance) = self.instances[slot as usize].as_deref_mut() else { return };
+        let Some(entry) = self.plans.get(instance.plan as usize).and_then(Option::as_ref) else {
+            return;
+        };
+        let nodes = std::mem::take(&mut instance.nodes);
+        for (node, state) in entry.shape.nodes.iter().zip(nodes) {
+            for (key, partition) in state.partitions {
+                if routed_by_join(node) {
+                    let who = Who::Instance(slot);
+                    let to = Target { plan: instance.plan, node: node.id, who };
+                    let table = entry.tables[usize::from(node.id.0)];
+                    self.router.remove(table, &node.join, &key, to);
+                }
+                for row in partition.into_rows() {
+                    self.interner.release(node.table.id, row);
+                }
+            }
+        }
+    }
+
+    /// Starts an instance over, keeping its plan.
+    pub(super) fn restart(&mut self, id: InstanceId) {
+        self.release_state(id);
+        let Some(instance) = self.instances[slot(id) as usize].as_deref_mut() else { return };
+        if let Some(entry) = self.plans.get(instance.plan as usize).and_then(Option::as_ref) {
+            instance.restart(&entry.shape);
+        }
+    }
+
+    /// An instance gives up: its memory goes, the error stays until it is unsubscribed.
+    pub(super) fn fail(&mut self, id: InstanceId, error: EngineError) {
+        self.detach(id);
+        if let Some(instance) = self.get_mut(id) {
+            instance.known = None;
+            instance.unbound = false;
+            instance.phase = Phase::Failed(error);
+        }
+    }
+
+    /// Works on one instance with everything it needs.
+    pub(super) fn work<T>(
+        &mut self,
+        id: InstanceId,
+        source: &mut dyn Source,
+        budget: &mut Budget,
+        run: impl FnOnce(&mut Instance, &mut Work<'_>) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let slot = slot(id);
+        let mut instance = self
+            .instances
+            .get_mut(slot as usize)
+            .and_then(|i| i.take_if(|i| i.id == id))
+            .ok_or(EngineError::UnknownInstance)?;
+        let result = match self.plans.get_mut(instance.plan as usize) {
+            Some(Some(entry)) => {
+                let mut work = Work {
+                    shape: &entry.shape,
+                    tables: &entry.tables,
+                    plan: instance.plan,
+                    slot,
+                    router: &mut self.router,
+                    interner: &mut self.interner,
+                    source,
+                    budget,
+                    counters: &mut entry.counters,
+                };
+                run(&mut instance, &mut work)
+            }
+            _ => Err(EngineError::Invariant("an instance has no plan")),
+        };
+        self.instances[slot as usize] = Some(instance);
+        result
+    }
+
+    /// The plan of a target and all instances.
+    pub(super) fn interested(&mut self, plan: u32) -> Option<Interested<'_>> {
+        let plan = self.plans.get_mut(plan as usize)?.as_mut()?;
+        Some(Interested { plan, instances: &self.instances })
+    }
+
+    pub(super) fn stats(&self) -> EngineStats {
+        let mut stats = EngineStats {
+            plans: self.by_plan.len(),
+            instances: self.live,
+            subscriptions: self.subscriptions,
+            interned_rows: self.interner.len(),
+            routes: self.router.len(),
+            counters: self.retired,
+            ..EngineStats::default()
+        };
+        for instance in self.instances() {
+            let (partitions, rows) = instance.size();
+            stats.partitions += partitions;
+            stats.resident_rows += rows;
+        }
+        self.plans().for_each(|(_, p)| stats.counters.add(&p.counters));
+        stats
+    }
+}
+
+impl PlanEntry {
+    /// Slots of a group.
+    pub(super) fn members(&self, node: NodeId, group: u32) -> &[u32] {
+        &self.groups[usize::from(node.0)].groups[group as usize].members
+    }
+
+    /// Groups of a node that have members.
+    pub(super) fn groups(&self, node: NodeId) -> impl Iterator<Item = &[u32]> {
+        self.groups[usize::from(node.0)]
+            .groups
+            .iter()
+            .map(|g| &*g.members)
+            .filter(|m| !m.is_empty())
+    }
+
+    fn join_group(
+        &mut self,
+        node: &NodeShape,
+        plan: u32,
+        slot: u32,
+        params: &[Param],
+        router: &mut Router,
+    ) -> u32 {
+        if routed_by_join(node) || node.kind == Kind::Dead {
+            return NO_GROUP;
+        }
+        let own: Box<[Param]> =
+            node.own_params.iter().map(|p| params[usize::from(p.0)].clone()).collect();
+        let table = self.tables[usize::from(node.id.0)];
+        let groups = &mut self.groups[usize::from(node.id.0)];
+        if let Some(&group) = groups.by_params.get(&own) {
+            let members = &mut groups.groups[group as usize].members;
+            if let Err(at) = members.binary_search(&slot) {
+                members.insert(at, slot);
+            }
+            return group;
+        }
+        if groups.by_params.is_empty() && node.access.columns.is_empty() {
+            router.add_rest(table, plan, node.id);
+        }
+        let group = groups.free.pop().unwrap_or(groups.groups.len() as u32);
+        let made = Group { params: own.clone(), members: vec![slot] };
+        match groups.groups.get_mut(group as usize) {
+            Some(free) => *free = made,
+            None => groups.groups.push(made),
+        }
+        groups.by_params.insert(own, group);
+        if !node.access.columns.is_empty() {
+            for key in node.access.keys(params) {
+                let to = Target { plan, node: node.id, who: Who::Group(group) };
+                router.add(table, &node.access.columns, key, to);
+            }
+        }
+        group
+    }
+
+    fn leave_group(&mut self, node: NodeId, plan: u32, slot: u32, group: u32, router: &mut Router) {
+        let shape = Arc::clone(&self.shape);
+        let node = shape.node(node);
+        let table = self.tables[usize::from(node.id.0)];
+        let groups = &mut self.groups[usize::from(node.id.0)];
+        let members = &mut groups.groups[group as usize].members;
+        if let Ok(at) = members.binary_search(&slot) {
+            members.remove(at);
+        }
+        if !members.is_empty() {
+            return;
+        }
+        let own = std::mem::take(&mut groups.groups[group as usize].params);
+        groups.by_params.remove(&own);
+        groups.free.push(group);
+        if node.access.columns.is_empty() {
+            if groups.by_params.is_empty() {
+                router.remove_rest(table, plan, node.id);
+            }
+            return;
+        }
+        // The group's own parameters, put back where the access path looks for them.
+        let mut params =
+            vec![Param::Value(crate::value::Value::Null); usize::from(shape.plan.params)];
+        for (id, param) in node.own_params.iter().zip(own) {
+            params[usize::from(id.0)] = param;
+        }
+        for key in node.access.keys(&params) {
+            let to = Target { plan, node: node.id, who: Who::Group(group) };
+            router.remove(table, &node.access.columns, &key, to);
+        }
+    }
+}
+
+/// Where an instance lives.
+pub(super) fn slot(id: InstanceId) -> u32 {
+    (id.0 & ((1 << SLOT_BITS) - 1)) as u32
+}

@@ -1,0 +1,142 @@
+//! From a changed row to the instances that it may touch: cost follows what is affected.
+//!
+//! Per table and identity key, indexes over column sets lead from a row's values to targets: a
+//! *group* (instances of a plan that agree on a node's own parameters, found by its equality
+//! conjuncts) or an *instance* (that holds the partition of a related node for this join key).
+//! Nodes without an equality conjunct are in a rest list, where each group is evaluated.
+
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+use smallvec::SmallVec;
+
+use super::plan::NodeId;
+use crate::row::{Key, Row};
+use crate::schema::TableId;
+
+/// Number of a (table, identity key) in the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct RouteTableId(pub(super) u32);
+
+/// Who is interested in a row, for which node of which plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Target {
+    pub(super) plan: u32,
+    pub(super) node: NodeId,
+    pub(super) who: Who,
+}
+
+/// One instance, or all instances of a node's parameter group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Who {
+    Instance(u32),
+    Group(u32),
+}
+
+#[derive(Debug)]
+struct RouteTable {
+    table: TableId,
+    identity: Vec<usize>,
+    indexes: Vec<ColumnIndex>,
+    /// Nodes whose groups must each be evaluated.
+    rest: Vec<(u32, NodeId)>,
+}
+
+#[derive(Debug)]
+struct ColumnIndex {
+    columns: Box<[usize]>,
+    /// Sorted targets.
+    targets: HashMap<Key, SmallVec<[Target; 1]>, FxBuildHasher>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Router {
+    tables: Vec<RouteTable>,
+    numbers: HashMap<(TableId, Vec<usize>), RouteTableId, FxBuildHasher>,
+}
+
+impl Router {
+    /// The number of a table under an identity key. Numbers are never given back: there are as
+    /// many as tables and client schemas name keys for.
+    pub(super) fn table(&mut self, table: TableId, identity: &[usize]) -> RouteTableId {
+        let next = RouteTableId(self.tables.len() as u32);
+        let id = *self.numbers.entry((table, identity.to_vec())).or_insert(next);
+        if id == next {
+            let identity = identity.to_vec();
+            self.tables.push(RouteTable { table, identity, indexes: vec![], rest: vec![] });
+        }
+        id
+    }
+
+    /// All numbers, with what they stand for.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (RouteTableId, TableId, &[usize])> {
+        self.tables.iter().enumerate().map(|(i, t)| (RouteTableId(i as u32), t.table, &*t.identity))
+    }
+
+    /// Leads rows whose `columns` equal `key` to `target`.
+    pub(super) fn add(&mut self, table: RouteTableId, columns: &[usize], key: Key, to: Target) {
+        let table = &mut self.tables[table.0 as usize];
+        let index = match table.indexes.iter().position(|i| *i.columns == *columns) {
+            Some(i) => &mut table.indexes[i],
+            None => {
+                let targets = HashMap::default();
+                table.indexes.push(ColumnIndex { columns: columns.into(), targets });
+                let last = table.indexes.len() - 1;
+                &mut table.indexes[last]
+            }
+        };
+        let targets = index.targets.entry(key).or_default();
+        if let Err(at) = targets.binary_search(&to) {
+            targets.insert(at, to);
+        }
+    }
+
+    /// Takes back [`Router::add`].
+    pub(super) fn remove(&mut self, table: RouteTableId, columns: &[usize], key: &Key, to: Target) {
+        let table = &mut self.tables[table.0 as usize];
+        let Some(i) = table.indexes.iter().position(|i| *i.columns == *columns) else { return };
+        let index = &mut table.indexes[i];
+        let Some(targets) = index.targets.get_mut(key) else { return };
+        if let Ok(at) = targets.binary_search(&to) {
+            targets.remove(at);
+        }
+        if targets.is_empty() {
+            index.targets.remove(key);
+        }
+        if index.targets.is_empty() {
+            table.indexes.swap_remove(i);
+        }
+    }
+
+    /// Puts a node on the rest list.
+    pub(super) fn add_rest(&mut self, table: RouteTableId, plan: u32, node: NodeId) {
+        self.tables[table.0 as usize].rest.push((plan, node));
+    }
+
+    /// Takes a node off the rest list.
+    pub(super) fn remove_rest(&mut self, table: RouteTableId, plan: u32, node: NodeId) {
+        self.tables[table.0 as usize].rest.retain(|&r| r != (plan, node));
+    }
+
+    /// The rest list of a table.
+    pub(super) fn rest(&self, table: RouteTableId) -> &[(u32, NodeId)] {
+        &self.tables[table.0 as usize].rest
+    }
+
+    /// Appends the targets that the indexes give for a row.
+    pub(super) fn find(&self, table: RouteTableId, row: &Row, out: &mut Vec<Target>) {
+        for index in &self.tables[table.0 as usize].indexes {
+            if let Some(targets) = index.targets.get(&row.project(&index.columns)) {
+                out.extend_from_slice(targets);
+            }
+        }
+    }
+
+    /// Number of entries.
+    pub(super) fn len(&self) -> usize {
+        let of = |t: &RouteTable| {
+            t.rest.len() + t.indexes.iter().map(|i| i.targets.len()).sum::<usize>()
+        };
+        self.tables.iter().map(of).sum()
+    }
+}

@@ -1,0 +1,420 @@
+//! Bringing an instance to rest, from the root down: read the rows that partitions are short of,
+//! then tell the child nodes which keys their parents want now. Hydration is settling an instance
+//! of which only the unread root exists; an advance settles what [`super::update`] touched.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::emit::{Emission, join_key};
+use super::engine::Budget;
+use super::error::EngineError;
+use super::instance::{Instance, routed_by_join};
+use super::intern::Interner;
+use super::partition::{Bound, Partition, Settled};
+use super::plan::NodeId;
+use super::route::{RouteTableId, Router, Target, Who};
+use super::shape::{Edge, Kind, NodeShape, Shape};
+use super::source::{self, Fetch, Filter, Keys, Source};
+use super::stats::Counters;
+use crate::row::{Key, Row};
+use crate::zql::order::position;
+
+/// Keys read by one statement when many partitions without a limit are new. Bounds the length of
+/// the statement's key list.
+const FILL_BATCH: usize = 128;
+
+/// What working on one instance needs of the engine.
+pub(super) struct Work<'a> {
+    pub(super) shape: &'a Shape,
+    /// Router numbers of the nodes' tables.
+    pub(super) tables: &'a [RouteTableId],
+    pub(super) plan: u32,
+    pub(super) slot: u32,
+    pub(super) router: &'a mut Router,
+    pub(super) interner: &'a mut Interner,
+    pub(super) source: &'a mut dyn Source,
+    pub(super) budget: &'a mut Budget,
+    pub(super) counters: &'a mut Counters,
+}
+
+impl Budget {
+    pub(super) fn spend(&mut self, units: u64) {
+        self.0 = self.0.saturating_sub(units);
+    }
+}
+
+impl Instance {
+    /// Goes on until everything is settled (true) or the budget is spent.
+    pub(super) fn settle(
+        &mut self,
+        w: &mut Work<'_>,
+        mut emission: Option<&mut Emission>,
+    ) -> Result<bool, EngineError> {
+        let shape = w.shape;
+        for node in shape.nodes.iter().filter(|n| n.is_held()) {
+            if !self.fill(node, w)? {
+                return Ok(false);
+            }
+            self.propagate(node, w, emission.as_deref_mut())?;
+        }
+        Ok(true)
+    }
+
+    /// Reads what partitions of a node are short of.
+    fn fill(&mut self, node: &NodeShape, w: &mut Work<'_>) -> Result<bool, EngineError> {
+        let n = usize::from(node.id.0);
+        let mut worked = false;
+        while let Some(key) = self.nodes[n].unfilled.pop() {
+            if !self.needs_rows(node, &key) {
+                continue;
+            }
+            if worked && w.budget.is_spent() {
+                self.nodes[n].unfilled.push(key);
+                return Ok(false);
+            }
+            worked = true;
+            let batch = self.take_batch(node, key);
+            match &*batch {
+                [key] => {
+                    if !self.fill_one(node, key, w)? {
+                        self.nodes[n].unfilled.push(key.clone());
+                        return Ok(false);
+                    }
+                }
+                _ => self.fill_batch(node, &batch, w)?,
+            }
+        }
+        Ok(true)
+    }
+
+    fn needs_rows(&self, node: &NodeShape, key: &Key) -> bool {
+        self.nodes[usize::from(node.id.0)]
+            .partitions
+            .get(key)
+            .is_some_and(|p| p.wanted > 0 && p.is_short(node.window))
+    }
+
+    /// `first`, with further unread partitions if they can be read together.
+    fn take_batch(&mut self, node: &NodeShape, first: Key) -> Vec<Key> {
+        let state = &mut self.nodes[usize::from(node.id.0)];
+        let unread = |key: &Key, state: &super::instance::NodeState| {
+            state.partitions.get(key).is_some_and(|p| p.wanted > 0 && p.bound == Bound::Start)
+        };
+        let together = node.kind == Kind::Related && node.window.limit.is_none();
+        let mut batch = vec![first];
+        if !together || !unread(&batch[0], state) {
+            return batch;
+        }
+        while batch.len() < FILL_BATCH
+            && let Some(key) = state.unfilled.pop()
+        {
+            if unread(&key, state) {
+                if !batch.contains(&key) {
+                    batch.push(key);
+                }
+            } else {
+                state.unfilled.push(key);
+                break;
+            }
+        }
+        batch
+    }
+
+    /// Reads one partition from its bound on. False if the budget ended before the window was
+    /// full; at least one row was taken then.
+    fn fill_one(
+        &mut self,
+        node: &NodeShape,
+        key: &Key,
+        w: &mut Work<'_>,
+    ) -> Result<bool, EngineError> {
+        let state = &mut self.nodes[usize::from(node.id.0)];
+        let Some(partition) = state.partitions.get_mut(key) else { return Ok(true) };
+        let room = node.window.capacity().map(|c| c.saturating_sub(partition.rows().len()));
+        let keys = [key.clone()];
+        let from = match &partition.bound {
+            Bound::At(position) => Some(source::Bound { position, inclusive: true }),
+            Bound::Start | Bound::End => None,
+        };
+        let fetch = Fetch {
+            plan: &w.shape.plan,
+            node: node.id,
+            params: &self.params,
+            keys: (node.kind != Kind::Root).then_some(Keys { columns: &node.join, keys: &keys }),
+            filter: Filter::Whole,
+            from,
+            before: None,
+            limit: room.map(|r| r.saturating_add(1)),
+            ordered: true,
+        };
+        if from.is_some() {
+            w.counters.refills += 1
+        } else {
+            w.counters.fills += 1
+        }
+        w.budget.spend(Budget::STATEMENT);
+        let mut rows: Vec<Arc<Row>> = Vec::new();
+        let mut bound = Bound::End;
+        let mut cut_short = false;
+        w.source.fetch(&fetch, &mut |row| {
+            cut_short = !rows.is_empty() && w.budget.is_spent();
+            if cut_short || room.is_some_and(|room| rows.len() >= room) {
+                bound = Bound::At(position(&node.order, &row).into_iter().collect());
+                return ControlFlow::Break(());
+            }
+            w.budget.spend(1);
+            rows.push(w.interner.intern(&node.table, row));
+            ControlFlow::Continue(())
+        })?;
+        if partition.touch() {
+            state.touched.push(key.clone());
+        }
+        if !partition.append(&node.order, rows, bound) {
+            return Err(EngineError::Invariant("rows behind a bound were resident"));
+        }
+        Ok(!cut_short || !partition.is_short(node.window))
+    }
+
+    /// Reads many unread partitions without a limit by one statement. If it turns out to be too
+    /// much for the budget, they are left unread, to be read one by one.
+    fn fill_batch(
+        &mut self,
+        node: &NodeShape,
+        keys: &[Key],
+        w: &mut Work<'_>,
+    ) -> Result<(), EngineError> {
+        let state = &mut self.nodes[usize::from(node.id.0)];
+        let fetch = Fetch {
+            plan: &w.shape.plan,
+            node: node.id,
+            params: &self.params,
+            keys: Some(Keys { columns: &node.join, keys }),
+            filter: Filter::Whole,
+            from: None,
+            before: None,
+            limit: None,
+            ordered: false,
+        };
+        w.counters.fills += 1;
+        w.budget.spend(Budget::STATEMENT);
+        // A slice may be overrun by this factor before a batch is given up.
+        let allowed = (w.budget.0 / 4).max(keys.len() as u64).saturating_mul(8);
+        let mut rows: Vec<Arc<Row>> = Vec::new();
+        let mut too_many = false;
+        w.source.fetch(&fetch, &mut |row| {
+            if rows.len() as u64 >= allowed {
+                too_many = true;
+                return ControlFlow::Break(());
+            }
+            rows.push(w.interner.intern(&node.table, row));
+            ControlFlow::Continue(())
+        })?;
+        w.budget.spend(rows.len() as u64);
+        if too_many {
+            for key in keys {
+                // One at a time: not in a row with another unread key.
+                self.fill_one_fully(node, key, w)?;
+            }
+            return Ok(());
+        }
+        rows.sort_by(|a, b| crate::zql::order::compare_rows(&node.order, a, b));
+        let mut by_key: hashbrown::HashMap<Key, Vec<Arc<Row>>, rustc_hash::FxBuildHasher> =
+            hashbrown::HashMap::default();
+        for row in rows {
+            by_key.entry(row.project(&node.join)).or_default().push(row);
+        }
+        for key in keys {
+            let Some(partition) = state.partitions.get_mut(key) else { continue };
+            if partition.touch() {
+                state.touched.push(key.clone());
+            }
+            let mut rows = by_key.remove(key).unwrap_or_default();
+            rows.shrink_to_fit();
+            if !partition.append(&node.order, rows, Bound::End) {
+                return Err(EngineError::Invariant("an unread partition had rows"));
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_one_fully(
+        &mut self,
+        node: &NodeShape,
+        key: &Key,
+        w: &mut Work<'_>,
+    ) -> Result<(), EngineError> {
+        if !self.fill_one(node, key, w)? {
+            self.nodes[usize::from(node.id.0)].unfilled.push(key.clone());
+        }
+        Ok(())
+    }
+
+    /// Settles the touched partitions of a node: emits what changed in view, drops what nobody
+    /// wants, and passes the changes of keys and multiplicities on to the child nodes.
+    fn propagate(
+        &mut self,
+        node: &NodeShape,
+        w: &mut Work<'_>,
+        mut emission: Option<&mut Emission>,
+    ) -> Result<(), EngineError> {
+        let n = usize::from(node.id.0);
+        let (above, below) = self.nodes.split_at_mut(n + 1);
+        let state = &mut above[n];
+        for key in std::mem::take(&mut state.touched) {
+            let Some(partition) = state.partitions.get_mut(&key) else { continue };
+            if partition.wanted < 0 || partition.mult < 0 {
+                return Err(EngineError::Invariant("a partition is wanted less than never"));
+            }
+            let dropped = partition.wanted == 0;
+            if dropped {
+                partition.clear();
+            }
+            let Some(settled) = partition.settle(&node.order, node.window) else { continue };
+            let mult = partition.mult;
+            let change =
+                Change { settled: &settled, mult, kept: kept(partition, node, &settled, mult) };
+            change.emit(node, emission.as_deref_mut(), &mut self.signature);
+            let work = change.units();
+            for edge in &node.related {
+                change.pass_on(edge, w, &mut below[usize::from(edge.child.0) - n - 1], true);
+            }
+            for edge in &node.leaves {
+                if w.shape.node(edge.child).is_held() {
+                    change.pass_on(edge, w, &mut below[usize::from(edge.child.0) - n - 1], false);
+                }
+            }
+            w.budget.spend(work);
+            if dropped {
+                state.partitions.remove(&key);
+                if routed_by_join(node) {
+                    let to = Target { plan: self.plan, node: node.id, who: Who::Instance(w.slot) };
+                    w.router.remove(w.tables[n], &node.join, &key, to);
+                }
+            }
+            for row in settled.hidden.into_iter().chain(settled.shown) {
+                drop(row);
+            }
+            for row in settled.left {
+                w.interner.release(node.table.id, row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows in view before and now, if their multiplicity changed.
+fn kept(partition: &Partition, node: &NodeShape, settled: &Settled, mult: i64) -> Vec<Arc<Row>> {
+    if mult == settled.mult_before {
+        return Vec::new();
+    }
+    let shown = |row: &Arc<Row>| {
+        settled
+            .shown
+            .binary_search_by(|s| crate::zql::order::compare_rows(&node.order, s, row))
+            .is_ok()
+    };
+    partition.visible(node.window).iter().filter(|row| !shown(row)).cloned().collect()
+}
+
+/// The change of one partition.
+struct Change<'a> {
+    settled: &'a Settled,
+    mult: i64,
+    kept: Vec<Arc<Row>>,
+}
+
+impl Change<'_> {
+    fn units(&self) -> u64 {
+        let s = self.settled;
+        (s.left.len() + s.entered.len() + self.kept.len()) as u64 / 4
+    }
+
+    /// Each row in view with the change of its count.
+    fn visible(&self) -> impl Iterator<Item = (&Arc<Row>, i64)> {
+        let before = self.settled.mult_before;
+        let hidden = self.settled.hidden.iter().map(move |r| (r, -before));
+        let shown = self.settled.shown.iter().map(move |r| (r, self.mult));
+        hidden.chain(shown).chain(self.kept.iter().map(move |r| (r, self.mult - before)))
+    }
+
+    fn emit(&self, node: &NodeShape, emission: Option<&mut Emission>, signature: &mut u64) {
+        match emission {
+            Some(emission) => {
+                self.visible().for_each(|(row, delta)| emission.add(node, row, delta));
+            }
+            None => {
+                for (row, delta) in self.visible() {
+                    if delta & 1 == 1 {
+                        *signature ^= node.row_name.hash(row);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells a child node. Partitions of related edges are wanted by visible parents, those of
+    /// EXISTS edges by resident ones; only visible parents give multiplicity.
+    fn pass_on(
+        &self,
+        edge: &Edge,
+        w: &mut Work<'_>,
+        child: &mut super::instance::NodeState,
+        related: bool,
+    ) {
+        let s = self.settled;
+        let mut tell = |row: &Row, mult: i64, wanted: i64| {
+            let Some(key) = join_key(row, &edge.parent_columns) else { return };
+            want(edge.child, key, mult, wanted, child, w);
+        };
+        if related {
+            s.shown.iter().for_each(|r| tell(r, self.mult, 1));
+            s.hidden.iter().for_each(|r| tell(r, -s.mult_before, -1));
+        } else {
+            s.entered.iter().for_each(|r| tell(r, 0, 1));
+            s.left.iter().for_each(|r| tell(r, 0, -1));
+            s.shown.iter().for_each(|r| tell(r, self.mult, 0));
+            s.hidden.iter().for_each(|r| tell(r, -s.mult_before, 0));
+        }
+        let delta = self.mult - s.mult_before;
+        self.kept.iter().for_each(|r| tell(r, delta, 0));
+    }
+}
+
+/// Changes how much a partition is wanted; makes it if it is new.
+fn want(
+    node: NodeId,
+    key: Key,
+    mult: i64,
+    wanted: i64,
+    state: &mut super::instance::NodeState,
+    w: &mut Work<'_>,
+) {
+    if mult == 0 && wanted == 0 {
+        return;
+    }
+    let shape = w.shape.node(node);
+    if let Some(partition) = state.partitions.get_mut(&key) {
+        if partition.touch() {
+            state.touched.push(key.clone());
+        }
+        partition.mult += mult;
+        let wanted_anew = partition.wanted == 0;
+        partition.wanted += wanted;
+        if wanted_anew && partition.is_short(shape.window) {
+            // Filling passed it over while nobody wanted it.
+            state.unfilled.push(key);
+        }
+        return;
+    }
+    if routed_by_join(shape) {
+        let plan = w.plan;
+        let to = Target { plan, node, who: Who::Instance(w.slot) };
+        w.router.add(w.tables[usize::from(node.0)], &shape.join, key.clone(), to);
+    }
+    let mut partition = Partition::new();
+    partition.mult = mult;
+    partition.wanted = wanted;
+    state.unfilled.push(key.clone());
+    state.touched.push(key.clone());
+    state.partitions.insert(key, partition);
+}

@@ -1,0 +1,275 @@
+//! What the engine derives from a plan once: how each node is kept, searched and routed.
+
+use std::sync::Arc;
+
+use super::engine::Overshoot;
+use super::partition::Window;
+use super::plan::{Condition, Direction, Node, NodeId, Op, Param, ParamId, Plan, Role};
+use super::signature::RowName;
+use crate::row::Key;
+use crate::schema::TableSpec;
+use crate::value::Value;
+
+/// Evidence rows per join key of an EXISTS leaf (decisions.md 6).
+pub(super) const EVIDENCE: usize = 3;
+
+/// A plan with what the engine knows about it.
+#[derive(Debug)]
+pub(super) struct Shape {
+    /// The plan as executed: nodes whose order nobody can observe are ordered by identity key,
+    /// so that reading them in slices follows an index.
+    pub(super) plan: Arc<Plan>,
+    pub(super) nodes: Box<[NodeShape]>,
+}
+
+/// How a node is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// One partition, always wanted.
+    Root,
+    /// One partition per key of a visible parent.
+    Related,
+    /// EXISTS body: up to [`EVIDENCE`] rows per key of a resident parent.
+    Evidence,
+    /// Body of a NOT EXISTS or of a permissions EXISTS, or anything below one: nothing is kept,
+    /// nothing emitted; truth comes from point queries.
+    Bare,
+    /// A related node below a bare one: decides nothing, is read by nobody.
+    Dead,
+}
+
+/// An edge to a child node.
+#[derive(Debug, Clone)]
+pub(super) struct Edge {
+    pub(super) child: NodeId,
+    pub(super) parent_columns: Box<[usize]>,
+    pub(super) child_columns: Box<[usize]>,
+}
+
+/// A node.
+#[derive(Debug)]
+pub(super) struct NodeShape {
+    pub(super) id: NodeId,
+    pub(super) table: Arc<TableSpec>,
+    pub(super) kind: Kind,
+    /// Child columns of the edge into this node; empty for the root.
+    pub(super) join: Box<[usize]>,
+    pub(super) order: Box<[(usize, Direction)]>,
+    pub(super) window: Window,
+    /// EXISTS and NOT EXISTS leaves of its condition.
+    pub(super) leaves: Box<[Edge]>,
+    pub(super) related: Box<[Edge]>,
+    /// Body of an EXISTS or NOT EXISTS: rows that nobody holds matter when they stop qualifying
+    /// too, and are searched with the weak predicate.
+    pub(super) below_leaf: bool,
+    pub(super) access: Access,
+    /// How the signature names a row of this node.
+    pub(super) row_name: RowName,
+    /// Parameters that the node's weak predicate reads, ascending: instances that agree on them
+    /// are routed as one.
+    pub(super) own_params: Box<[ParamId]>,
+}
+
+/// Equality conjuncts by which a changed row finds the instances that may want it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Access {
+    /// Columns, ascending; empty if there is no such conjunct.
+    pub(super) columns: Box<[usize]>,
+    parts: Box<[Part]>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Null,
+    Value(ParamId),
+    List(ParamId),
+}
+
+impl NodeShape {
+    /// Whether partitions of this node exist.
+    pub(super) fn is_held(&self) -> bool {
+        !matches!(self.kind, Kind::Bare | Kind::Dead)
+    }
+}
+
+impl Shape {
+    pub(super) fn new(plan: &Plan, overshoot: Overshoot) -> Shape {
+        let nodes: Vec<Node> = plan.nodes.iter().map(executed).collect();
+        let plan = Arc::new(Plan { nodes, params: plan.params });
+        let mut shapes: Vec<NodeShape> = Vec::with_capacity(plan.nodes.len());
+        for (i, node) in plan.nodes.iter().enumerate() {
+            let id = NodeId(i as u16);
+            let shape = NodeShape::new(id, node, overshoot, &shapes);
+            shapes.push(shape);
+        }
+        Shape { plan, nodes: shapes.into() }
+    }
+
+    pub(super) fn node(&self, id: NodeId) -> &NodeShape {
+        &self.nodes[usize::from(id.0)]
+    }
+}
+
+/// The node as the engine executes it.
+fn executed(node: &Node) -> Node {
+    let identity = || node.table.primary_key.iter().map(|&c| (c, Direction::Asc)).collect();
+    Node {
+        table: Arc::clone(&node.table),
+        condition: node.condition.clone(),
+        order: if node.limit.is_none() { identity() } else { node.order.clone() },
+        start: node.start.clone(),
+        limit: node.limit,
+        related: node.related.clone(),
+        role: node.role,
+        silent: node.silent,
+        below_not_exists: node.below_not_exists,
+    }
+}
+
+impl NodeShape {
+    fn new(id: NodeId, node: &Node, overshoot: Overshoot, above: &[NodeShape]) -> NodeShape {
+        let (parent, kind) = match node.role {
+            Role::Root => (None, Kind::Root),
+            Role::Related { parent } => (Some(parent), Kind::Related),
+            Role::Exists { parent, negated: true } => (Some(parent), Kind::Bare),
+            Role::Exists { parent, .. } => (Some(parent), Kind::Evidence),
+        };
+        let parent = parent.map(|p| &above[usize::from(p.0)]);
+        let dead = parent.is_some_and(|p| p.kind == Kind::Dead);
+        let bare = node.silent || parent.is_some_and(|p| p.kind == Kind::Bare);
+        let kind = match kind {
+            Kind::Root => Kind::Root,
+            _ if dead => Kind::Dead,
+            Kind::Related if bare => Kind::Dead,
+            _ if bare => Kind::Bare,
+            kind => kind,
+        };
+        let exists = matches!(node.role, Role::Exists { .. });
+        let join = parent
+            .and_then(|p| p.leaves.iter().chain(&*p.related).find(|e| e.child == id))
+            .map(|e| e.child_columns.clone())
+            .unwrap_or_default();
+        let window = if exists {
+            Window { limit: Some(EVIDENCE), overshoot: 0 }
+        } else {
+            window(node.limit, overshoot)
+        };
+        let mut leaves = Vec::new();
+        collect_leaves(&node.condition, &mut leaves);
+        let related = node.related.iter().map(|e| Edge {
+            child: e.child,
+            parent_columns: e.parent_columns.clone().into(),
+            child_columns: e.child_columns.clone().into(),
+        });
+        let mut own_params = Vec::new();
+        collect_params(&node.condition, &mut own_params);
+        own_params.extend(node.start.iter().flat_map(|s| &s.position));
+        own_params.sort_unstable();
+        own_params.dedup();
+        NodeShape {
+            id,
+            table: Arc::clone(&node.table),
+            kind,
+            join,
+            order: node.order.clone().into(),
+            window,
+            leaves: leaves.into(),
+            related: related.collect(),
+            below_leaf: exists,
+            access: Access::of(&node.condition),
+            row_name: RowName::new(&node.table),
+            own_params: own_params.into(),
+        }
+    }
+}
+
+fn window(limit: Option<u64>, overshoot: Overshoot) -> Window {
+    let Some(limit) = limit else { return Window { limit: None, overshoot: 0 } };
+    let overshoot = match overshoot {
+        Overshoot::Fixed(n) => n,
+        Overshoot::Proportional { min, divisor } => min.max(limit / divisor.max(1)),
+    };
+    let size = |n| usize::try_from(n).unwrap_or(usize::MAX);
+    Window { limit: Some(size(limit)), overshoot: size(overshoot) }
+}
+
+fn collect_leaves(condition: &Condition, out: &mut Vec<Edge>) {
+    match condition {
+        Condition::And(all) | Condition::Or(all) => {
+            all.iter().for_each(|c| collect_leaves(c, out));
+        }
+        Condition::Exists(e) => out.push(Edge {
+            child: e.child,
+            parent_columns: e.parent_columns.clone().into(),
+            child_columns: e.child_columns.clone().into(),
+        }),
+        Condition::Const(_) | Condition::Simple(_) => {}
+    }
+}
+
+fn collect_params(condition: &Condition, out: &mut Vec<ParamId>) {
+    match condition {
+        Condition::And(all) | Condition::Or(all) => {
+            all.iter().for_each(|c| collect_params(c, out));
+        }
+        Condition::Simple(s) => out.push(s.param),
+        Condition::Const(_) | Condition::Exists(_) => {}
+    }
+}
+
+impl Access {
+    /// All equality conjuncts together; without any, one IN list.
+    fn of(condition: &Condition) -> Access {
+        let mut conjuncts = Vec::new();
+        collect_conjuncts(condition, &mut conjuncts);
+        let mut parts: Vec<(usize, Part)> = Vec::new();
+        for &(column, part) in &conjuncts {
+            let list = matches!(part, Part::List(_));
+            if !list && !parts.iter().any(|p| p.0 == column) {
+                parts.push((column, part));
+            }
+        }
+        if parts.is_empty() {
+            parts.extend(conjuncts.first());
+        }
+        parts.sort_unstable_by_key(|p| p.0);
+        let (columns, parts): (Vec<usize>, Vec<Part>) = parts.into_iter().unzip();
+        Access { columns: columns.into(), parts: parts.into() }
+    }
+
+    /// The values of [`Access::columns`] that an instance wants.
+    pub(super) fn keys(&self, params: &[Param]) -> Vec<Key> {
+        let list = match &*self.parts {
+            [Part::List(id)] => match &params[usize::from(id.0)] {
+                Param::List(values) => Some(values),
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some(values) = list {
+            return values.iter().map(|v| Key::from_iter([v.clone()])).collect();
+        }
+        let value = |part: &Part| match part {
+            Part::Null => Value::Null,
+            Part::Value(id) | Part::List(id) => match &params[usize::from(id.0)] {
+                Param::Value(v) => v.clone(),
+                Param::List(_) | Param::Like(_) => Value::Null,
+            },
+        };
+        vec![self.parts.iter().map(value).collect()]
+    }
+}
+
+fn collect_conjuncts(condition: &Condition, out: &mut Vec<(usize, Part)>) {
+    match condition {
+        Condition::And(all) => all.iter().for_each(|c| collect_conjuncts(c, out)),
+        Condition::Simple(s) => match s.op {
+            Op::Eq | Op::Is => out.push((s.column, Part::Value(s.param))),
+            Op::IsNull => out.push((s.column, Part::Null)),
+            Op::In => out.push((s.column, Part::List(s.param))),
+            _ => {}
+        },
+        Condition::Or(one) if one.len() == 1 => collect_conjuncts(&one[0], out),
+        Condition::Const(_) | Condition::Or(_) | Condition::Exists(_) => {}
+    }
+}

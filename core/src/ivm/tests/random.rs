@@ -1,0 +1,60 @@
+//! Random histories. `ZERORING_HISTORIES` and `ZERORING_SEED` make a fuzzer of it:
+//! `ZERORING_HISTORIES=1000000 cargo test --profile fuzz -p zeroring-core ivm::tests::random`.
+
+use super::history;
+
+/// Histories of the normal test run, over all slices.
+const HISTORIES: u64 = 20_000;
+/// Tests that share them, so that a test runner can run them side by side.
+const SLICES: u64 = 4;
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+fn slice(number: u64) {
+    let count = env("ZERORING_HISTORIES").unwrap_or(HISTORIES) / SLICES;
+    let first = env("ZERORING_SEED").unwrap_or(0) + number * count;
+    println!("seeds {first}..{}", first + count);
+    for seed in first..first + count {
+        if let Err(error) = history::run(seed) {
+            panic!("{error}");
+        }
+    }
+}
+
+#[test]
+fn histories_agree_with_the_oracle_0() {
+    slice(0);
+}
+
+#[test]
+fn histories_agree_with_the_oracle_1() {
+    slice(1);
+}
+
+#[test]
+fn histories_agree_with_the_oracle_2() {
+    slice(2);
+}
+
+#[test]
+fn histories_agree_with_the_oracle_3() {
+    slice(3);
+}
+
+/// Seeds of histories that were wrong once, with what was wrong.
+const REGRESSIONS: [(u64, &str); 3] = [
+    (81_776, "a partition unwanted when hydration passed it, and wanted again after an advance"),
+    (176_735, "the same"),
+    (247_071, "the same"),
+];
+
+#[test]
+fn histories_that_were_wrong_once_stay_right() {
+    for (seed, what) in REGRESSIONS {
+        if let Err(error) = history::run(seed) {
+            panic!("{what}: {error}");
+        }
+    }
+}

@@ -1,3 +1,0 @@
-//! Start-up, life and end of the process: who starts whom.
-
-pub mod logging;
