@@ -1,3 +1,7 @@
 //! The server: roles, replication core, executors, endpoints. See `docs/architecture.md`.
 
+pub mod demo;
+pub mod node;
+pub mod ops;
+pub mod options;
 pub mod replication;

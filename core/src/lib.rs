@@ -5,7 +5,10 @@
 //! seeded simulator drive groups and engines millions of steps a minute. Data enters as
 //! [`change::Commit`]s and protocol messages, and leaves as patches and effects.
 
+pub mod auth;
 pub mod change;
+pub mod cvr;
+pub mod group;
 pub mod ivm;
 pub mod json;
 pub mod protocol;

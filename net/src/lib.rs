@@ -3,4 +3,5 @@
 //! Nothing else in the project names the runtime, an HTTP library or a TLS library.
 
 pub mod pg;
+pub mod rt;
 pub mod tls;

@@ -4,4 +4,5 @@
 //! `Commit`s, as rows of a snapshot (an `ivm::source::Source`), and as loaded CVRs.
 
 pub mod changelog;
+pub mod cvr_store;
 pub mod replica;

@@ -13,7 +13,8 @@ use crate::support::server::Server;
 /// Kills in a run; `ZERORING_CRASHES` makes it longer.
 const CRASHES: u64 = 4;
 
-fn write(db: &mut Database, rng: &mut StdRng) {
+/// One random write to the tables of [`DDL`].
+pub fn write(db: &mut Database, rng: &mut StdRng) {
     let i = rng.random_range(1..60);
     let statement = match rng.random_range(0..5) {
         0 => {

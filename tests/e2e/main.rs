@@ -4,6 +4,9 @@
 //! tests run against the original `zero-cache` of that package: that is how the harness itself
 //! is checked, and how a doubt about behaviour is settled.
 
+// A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
 mod support;
 
 mod crash;
@@ -11,3 +14,4 @@ mod fuzz;
 mod generate;
 mod groups;
 mod hydrate;
+mod soak;

@@ -11,4 +11,7 @@ mod raw;
 pub mod row;
 pub mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use raw::RawJson;

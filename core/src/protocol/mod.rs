@@ -16,6 +16,8 @@ pub mod custom_query;
 pub mod down;
 pub mod error;
 pub mod poke;
+#[cfg(test)]
+mod tests;
 pub mod up;
 
 /// The newest sync protocol that this server speaks. It becomes [`BINARY_POKES_SINCE`] once the

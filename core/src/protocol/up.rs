@@ -23,6 +23,9 @@ pub const MAX_ID_BYTES: usize = 1_024;
 /// Most custom headers that a client may ask for.
 pub const MAX_USER_HEADERS: usize = 100;
 
+/// Deepest nesting of a message. Arguments are only passed on, but to parsers that recurse.
+pub const MAX_DEPTH: usize = 128;
+
 /// A parsed message from a client.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Upstream {
@@ -321,7 +324,10 @@ pub struct AnalyzeOptions {
 /// # Errors
 /// `InvalidMessage` with a text that says what is wrong and where.
 pub fn parse(text: &str) -> Result<Upstream, ErrorBody> {
-    // The parser refuses more than 128 levels of nesting.
+    if is_deeper_than(text, MAX_DEPTH) {
+        let why = format!("SyntaxError: nested more than {MAX_DEPTH} levels deep");
+        return Err(ErrorBody::invalid_message(why));
+    }
     let (kind, body): (String, &RawValue) = serde_json::from_str(text).map_err(|e| {
         // The texts of the original begin with the class of the exception.
         let class = if e.is_data() { "TypeError" } else { "SyntaxError" };
@@ -457,6 +463,27 @@ fn check_id(what: &str, id: &str) -> Result<(), String> {
         return Err(format!("{what} contains a NUL character"));
     }
     Ok(())
+}
+
+/// Whether brackets outside of strings nest deeper than `limit`.
+fn is_deeper_than(text: &str, limit: usize) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
 }
 
 fn check_count(what: &str, count: usize, limit: usize) -> Result<(), String> {

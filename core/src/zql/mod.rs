@@ -8,6 +8,11 @@
 
 pub mod ast;
 pub mod compile;
+#[cfg(any(test, feature = "testing"))]
+pub mod gen_world;
+pub mod hash;
+pub mod js;
 pub mod like;
+pub mod normalize;
 pub mod order;
 pub mod predicate;

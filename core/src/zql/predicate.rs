@@ -11,8 +11,8 @@ use crate::value::Value;
 pub fn simple(s: &Simple, row: &Row, params: &Params) -> bool {
     let value = &row.values[s.column];
     match s.op {
-        Op::IsNull => return value.is_null(),
-        Op::IsNotNull => return !value.is_null(),
+        Op::IsNull => return is_null(value),
+        Op::IsNotNull => return !is_null(value),
         Op::IsNot if value.is_null() => return true,
         _ if value.is_null() => return false,
         _ => {}
@@ -26,6 +26,14 @@ pub fn simple(s: &Simple, row: &Row, params: &Params) -> bool {
         (Op::NotLike, Some(Param::Like(p))) => text(value).is_some_and(|t| !p.matches(t)),
         (op, Some(Param::Value(v))) => compare(op, value, v),
         _ => false,
+    }
+}
+
+/// A JSON `null` is null to every client, and only null tests compile for json columns.
+fn is_null(v: &Value) -> bool {
+    match v {
+        Value::Json(text) => text.trim_matches([' ', '\t', '\n', '\r']) == "null",
+        other => other.is_null(),
     }
 }
 
@@ -131,6 +139,11 @@ mod tests {
         assert!(holds(Value::Null, Op::IsNot, one()));
         assert!(holds(Value::Null, Op::IsNull, Param::Value(Value::Null)));
         assert!(!holds(Value::Null, Op::IsNotNull, Param::Value(Value::Null)));
+        for (json, null) in [(" null\n", true), ("\"null\"", false), ("[null]", false)] {
+            let value = || Value::Json(json.into());
+            assert_eq!(holds(value(), Op::IsNull, Param::Value(Value::Null)), null, "{json}");
+            assert_eq!(holds(value(), Op::IsNotNull, Param::Value(Value::Null)), !null, "{json}");
+        }
     }
 
     #[test]

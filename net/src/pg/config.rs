@@ -7,21 +7,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 
 use super::error::PgError;
-
-/// How a connection is protected (spec: replication §1.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    /// Plain TCP.
-    Disable,
-    /// TLS without verification if the server has it, else plain.
-    Prefer,
-    /// TLS, certificate not verified (`require`, `allow`, `no-verify`).
-    NoVerify,
-    /// TLS with verification of chain and host name (`verify-full` and anything unknown).
-    Verify,
-    /// TLS with verification of the chain, but not of the host name.
-    VerifyCa,
-}
+use crate::tls::TlsMode;
 
 /// How long a TCP connection plus log-in may take.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -40,7 +26,7 @@ pub struct PgConfig {
     /// Database.
     pub database: String,
     /// Protection.
-    pub ssl: SslMode,
+    pub ssl: TlsMode,
     /// PEM file with the root certificates to trust instead of the system's.
     pub ssl_root_cert: Option<String>,
     /// `application_name`.
@@ -211,7 +197,7 @@ fn from_settings(settings: &mut BTreeMap<String, String>) -> Result<PgConfig, Pg
     let database = take("dbname").or_else(|| take("database")).unwrap_or_else(|| user.clone());
     let ssl = take("ssl");
     let ssl_mode = take("sslmode");
-    let ssl = ssl_mode_of(ssl.or(ssl_mode).as_deref().unwrap_or("prefer"));
+    let ssl = TlsMode::from_url_value(ssl.or(ssl_mode).as_deref().unwrap_or("prefer"));
     let ssl_root_cert = take("sslrootcert").filter(|p| p != "system");
     let application_name = take("application_name").unwrap_or_else(|| "zeroring".to_owned());
     let connect_timeout = match take("connect_timeout") {
@@ -264,16 +250,6 @@ const CLIENT_ONLY: [&str; 17] = [
     "idle_timeout",
 ];
 
-fn ssl_mode_of(text: &str) -> SslMode {
-    match text {
-        "disable" | "false" => SslMode::Disable,
-        "prefer" => SslMode::Prefer,
-        "require" | "allow" | "no-verify" => SslMode::NoVerify,
-        "verify-ca" => SslMode::VerifyCa,
-        _ => SslMode::Verify,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,7 +265,7 @@ mod tests {
         );
         assert_eq!((c.user.as_str(), c.password.as_deref()), ("us@er", Some("p/w:")));
         assert_eq!((c.host.as_str(), c.port, c.database.as_str()), ("db.example", 6432, "my db"));
-        assert_eq!((c.ssl, c.application_name.as_str()), (SslMode::Verify, "x y"));
+        assert_eq!((c.ssl, c.application_name.as_str()), (TlsMode::VerifyFull, "x y"));
         assert_eq!(c.parameters["options"], "-c geqo=off");
     }
 
@@ -298,7 +274,7 @@ mod tests {
         let c = parse("postgres://u@[::1]");
         assert_eq!((c.host.as_str(), c.port, c.database.as_str()), ("::1", 5432, "u"));
         assert_eq!(c.address(), "[::1]:5432");
-        assert_eq!(c.ssl, SslMode::Prefer);
+        assert_eq!(c.ssl, TlsMode::Prefer);
     }
 
     #[test]
@@ -311,14 +287,14 @@ mod tests {
     #[test]
     fn the_ssl_parameter_wins_over_sslmode_and_unknown_modes_verify() {
         for (query, mode) in [
-            ("ssl=false&sslmode=require", SslMode::Disable),
-            ("sslmode=disable", SslMode::Disable),
-            ("sslmode=require", SslMode::NoVerify),
-            ("sslmode=allow", SslMode::NoVerify),
-            ("ssl=no-verify", SslMode::NoVerify),
-            ("ssl=true", SslMode::Verify),
-            ("sslmode=verify-ca", SslMode::VerifyCa),
-            ("", SslMode::Prefer),
+            ("ssl=false&sslmode=require", TlsMode::Disable),
+            ("sslmode=disable", TlsMode::Disable),
+            ("sslmode=require", TlsMode::Require),
+            ("sslmode=allow", TlsMode::Require),
+            ("ssl=no-verify", TlsMode::Require),
+            ("ssl=true", TlsMode::VerifyFull),
+            ("sslmode=verify-ca", TlsMode::VerifyCa),
+            ("", TlsMode::Prefer),
         ] {
             assert_eq!(parse(&format!("postgres://u@h/d?{query}")).ssl, mode, "{query}");
         }

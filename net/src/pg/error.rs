@@ -166,7 +166,6 @@ impl PgError {
         self.code() == Some(code)
     }
 
-    #[allow(dead_code, reason = "first used by the client, which lands next")]
     pub(crate) fn protocol(what: impl Into<String>) -> PgError {
         PgError::Protocol(what.into())
     }

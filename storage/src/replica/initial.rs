@@ -197,7 +197,7 @@ impl InitialSync {
         if plan.columns == 0 {
             return Ok(());
         }
-        if rows.cells.len() % plan.columns != 0 {
+        if !rows.cells.len().is_multiple_of(plan.columns) {
             let problem = format!("{} values for {} columns", rows.cells.len(), plan.columns);
             return Err(mismatch(&plan.name, problem));
         }

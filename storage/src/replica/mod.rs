@@ -21,10 +21,12 @@
 //!
 //! [`Commit`]: zeroring_core::change::Commit
 
+mod apply;
 pub mod checkpoint;
 pub mod error;
 pub mod initial;
 mod netting;
+mod plan;
 pub mod reader;
 pub mod schema;
 pub mod snapshot;

@@ -239,33 +239,29 @@ impl<'t> RowDecoder<'t> {
     /// # Errors
     /// [`SourceError::UnsupportedValue`] naming table and column.
     pub fn decode(&mut self, row: &rusqlite::Row<'_>) -> Result<Arc<Row>, SourceError> {
-        self.decode_at(row, 0).map_err(source_error)
+        decode_row(self.table, &mut self.versions, row, 0).map_err(source_error)
     }
+}
 
-    /// As [`RowDecoder::decode`]; the version is column `first` of the result.
-    pub(crate) fn decode_at(
-        &mut self,
-        row: &rusqlite::Row<'_>,
-        first: usize,
-    ) -> Result<Arc<Row>, ReplicaError> {
-        let get = |i: usize| {
-            row.get_ref(first + i).map_err(|e| ReplicaError::UnsupportedValue(e.to_string()))
-        };
-        let mut version = self.versions.get(get(0)?, &self.table.name)?;
-        if version < self.table.min_row_version {
-            version = self.table.min_row_version.clone();
-        }
-        let mut values = Vec::with_capacity(self.table.columns.len());
-        for (i, column) in self.table.columns.iter().enumerate() {
-            values.push(value_from_sql(
-                get(i + 1)?,
-                column.value_type,
-                &self.table.name,
-                &column.name,
-            )?);
-        }
-        Ok(Row::new(version, values))
+/// Decodes a row of [`select_list`] that starts at column `first` of the result.
+pub(crate) fn decode_row(
+    table: &TableSpec,
+    versions: &mut VersionCache,
+    row: &rusqlite::Row<'_>,
+    first: usize,
+) -> Result<Arc<Row>, ReplicaError> {
+    let get = |i: usize| {
+        row.get_ref(first + i).map_err(|e| ReplicaError::UnsupportedValue(e.to_string()))
+    };
+    let mut version = versions.get(get(0)?, &table.name)?;
+    if version < table.min_row_version {
+        version = table.min_row_version.clone();
     }
+    let mut values = Vec::with_capacity(table.columns.len());
+    for (i, column) in table.columns.iter().enumerate() {
+        values.push(value_from_sql(get(i + 1)?, column.value_type, &table.name, &column.name)?);
+    }
+    Ok(Row::new(version, values))
 }
 
 /// An SQLite error as a failed read.

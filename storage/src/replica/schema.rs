@@ -162,11 +162,11 @@ fn scalar_value_type(upstream_type: &str) -> Option<ValueType> {
     let lower = upstream_type.to_ascii_lowercase();
     let mut name = lower.as_str();
     let stripped;
-    if let (Some(open), Some(close)) = (name.find('('), name.find(')')) {
-        if open < close {
-            stripped = format!("{}{}", name[..open].trim_end(), &name[close + 1..]);
-            name = &stripped;
-        }
+    if let (Some(open), Some(close)) = (name.find('('), name.find(')'))
+        && open < close
+    {
+        stripped = format!("{}{}", name[..open].trim_end(), &name[close + 1..]);
+        name = &stripped;
     }
     match name {
         "smallint"

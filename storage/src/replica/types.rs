@@ -184,10 +184,10 @@ impl VersionCache {
                 )));
             }
         };
-        if let Some(last) = &self.last {
-            if last.as_str() == text {
-                return Ok(last.clone());
-            }
+        if let Some(last) = &self.last
+            && last.as_str() == text
+        {
+            return Ok(last.clone());
         }
         let version = zeroring_core::version::StateVersion::parse(text).map_err(|e| {
             ReplicaError::UnsupportedValue(format!("value (in {table}._0_version): {e}"))

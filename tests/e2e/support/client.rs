@@ -39,7 +39,7 @@ impl Clients {
     pub fn start() -> Clients {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/client");
         let node = dir.join("node_modules/node/bin/node");
-        assert!(node.exists(), "the test client is not installed: run `make test-client`");
+        assert!(node.exists(), "the test client is not installed: run `scripts/setup.sh test`");
         let mut child = Command::new(node)
             .arg(dir.join("driver.mjs"))
             .stdin(Stdio::piped())

@@ -25,11 +25,6 @@ impl Database {
         self.server.url("postgres")
     }
 
-    /// Connects again, after the server was restarted.
-    pub fn reconnect(&mut self) {
-        self.sql = Client::connect(&self.url(), NoTls).unwrap();
-    }
-
     /// What `zero-deploy-permissions` would do for rules that allow every read.
     /// Spec: replication §1.3, operations §6.2.
     fn deploy_permissions(&mut self, tables: &[&str]) {

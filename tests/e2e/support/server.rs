@@ -46,10 +46,6 @@ impl Server {
         self.dir.path().join(file).to_string_lossy().into_owned()
     }
 
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

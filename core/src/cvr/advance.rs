@@ -1,0 +1,177 @@
+//! Plain advancement of a group at the head, without reading row records.
+//!
+//! The engine gives, per query and row, how often the row occurred before and after. Together with
+//! whether other queries of the group reference the row, that says all that the clients and the
+//! CVR need: a row referenced before and after has a live record, and its patch version is known
+//! by rule (see [`RowChange::Adjust`]).
+//!
+//! *Who else references the row?* Only asked where the queries with deltas do not reference it on
+//! one of the two sides ([`AdvancedRow::needs_others`]). A query without a delta references the
+//! row as often as before, so ask its instance (at B), or, if it has no instance in memory, read
+//! the record ([`AdvancedRow::others_of_record`]).
+//!
+//! [`RowDeltas`] merges the deltas of several queries, and of several advances that were not yet
+//! flushed, per row.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use super::store::RowChange;
+use super::{Patch, QueryHash, QueryUpdater, RowIdentity, RowRecord, UpdateError, VersionedPatch};
+use crate::row::Row;
+use crate::version::StateVersion;
+
+/// How often a row occurs in one query's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountChange {
+    /// The query.
+    pub query: QueryHash,
+    /// Before.
+    pub before: i64,
+    /// After.
+    pub after: i64,
+}
+
+/// A row that changed in at least one query of the group.
+#[derive(Debug, Clone)]
+pub struct AdvancedRow {
+    /// The row.
+    pub id: Arc<RowIdentity>,
+    /// Its contents after; may be absent if it only left queries.
+    pub row: Option<Arc<Row>>,
+    /// Per query with a delta, each at most once. Counts may be equal: the contents changed.
+    pub counts: SmallVec<[CountChange; 1]>,
+    /// Some query of the group that is not in `counts` references the row. Only looked at if
+    /// [`AdvancedRow::needs_others`].
+    pub others: bool,
+}
+
+impl AdvancedRow {
+    /// `others` matters: on one side no query in `counts` references the row.
+    pub fn needs_others(&self) -> bool {
+        !(self.counts.iter().any(|c| c.before > 0) && self.counts.iter().any(|c| c.after > 0))
+    }
+
+    /// What a record says about `others`.
+    pub fn others_of_record(&self, record: Option<&RowRecord>) -> bool {
+        record.and_then(|r| r.ref_counts.as_ref()).is_some_and(|counts| {
+            counts.iter().any(|(q, n)| n > 0 && !self.counts.iter().any(|c| c.query == *q))
+        })
+    }
+}
+
+/// Deltas of a group's queries, merged per row.
+#[derive(Debug, Clone, Default)]
+pub struct RowDeltas {
+    rows: Vec<AdvancedRow>,
+    at: FxHashMap<Arc<RowIdentity>, usize>,
+}
+
+impl RowDeltas {
+    /// Adds one query's delta. Deltas of a query must be added in the order of its advances.
+    /// `row`: contents after, if the query still has the row.
+    pub fn add(&mut self, id: &Arc<RowIdentity>, change: CountChange, row: Option<&Arc<Row>>) {
+        let at = *self.at.entry(id.clone()).or_insert_with(|| {
+            self.rows.push(AdvancedRow {
+                id: id.clone(),
+                row: None,
+                counts: SmallVec::new(),
+                others: false,
+            });
+            self.rows.len() - 1
+        });
+        let merged = &mut self.rows[at];
+        match merged.counts.iter_mut().find(|c| c.query == change.query) {
+            Some(known) => known.after = change.after,
+            None => merged.counts.push(change),
+        }
+        if let Some(row) = row
+            && merged.row.as_ref().is_none_or(|known| known.version <= row.version)
+        {
+            merged.row = Some(row.clone());
+        }
+    }
+
+    /// Nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The rows in the order in which they were first added, for answering `others`.
+    pub fn rows_mut(&mut self) -> &mut [AdvancedRow] {
+        &mut self.rows
+    }
+
+    /// The rows.
+    pub fn into_rows(self) -> Vec<AdvancedRow> {
+        self.rows
+    }
+}
+
+impl QueryUpdater {
+    /// Takes the net deltas of the group's queries from `since` (the engine version up to which
+    /// the group had got everything) to this update's state. Not to be mixed with
+    /// [`QueryUpdater::track_queries`].
+    ///
+    /// # Errors
+    /// [`UpdateError::VersionNotBumped`] if this update's state is the CVR's.
+    pub fn advanced(
+        &mut self,
+        rows: impl IntoIterator<Item = AdvancedRow>,
+        since: &StateVersion,
+    ) -> Result<Vec<VersionedPatch>, UpdateError> {
+        let to_version = self.new_version()?;
+        let mut patches = Vec::new();
+        for row in rows {
+            let others = row.needs_others() && row.others;
+            let before = others || row.counts.iter().any(|c| c.before > 0);
+            let after = others || row.counts.iter().any(|c| c.after > 0);
+            let changed = row.row.as_ref().filter(|r| r.version > *since);
+            let patch = match (before, after) {
+                (false, false) => None,
+                (true, false) => Some(Patch::RowDel(row.id.clone())),
+                (false, true) => row.row.clone().map(|r| Patch::RowPut(row.id.clone(), r)),
+                (true, true) => changed.map(|r| Patch::RowPut(row.id.clone(), r.clone())),
+            };
+            let entered = row.counts.iter().any(|c| c.after > c.before);
+            let change = match (before, after) {
+                (false, false) => continue,
+                (true, false) => RowChange::Tombstone {
+                    row_version: row.row.as_ref().map(|r| r.version.clone()),
+                    patch_version: to_version.clone(),
+                },
+                (false, true) => match &row.row {
+                    Some(r) => RowChange::Put {
+                        row_version: r.version.clone(),
+                        patch_version: to_version.clone(),
+                        ref_counts: counts_after(&row).filter(|(_, n)| *n != 0).collect(),
+                    },
+                    None => return Err(UpdateError::RowWithoutContents(row.id.to_string())),
+                },
+                (true, true) => RowChange::Adjust {
+                    counts: counts_after(&row).collect(),
+                    // A row that only left a query (a window, say) comes without contents: its
+                    // record gets the new patch version, its row version stays (checklist 59).
+                    row_version: row
+                        .row
+                        .as_ref()
+                        .filter(|_| entered || changed.is_some())
+                        .map(|r| r.version.clone()),
+                    patch_version: to_version.clone(),
+                    keep_patch_version: entered && changed.is_none(),
+                },
+            };
+            self.write_unread_row(row.id, change);
+            patches.extend(
+                patch.map(|patch| VersionedPatch { patch, to_version: to_version.clone() }),
+            );
+        }
+        Ok(patches)
+    }
+}
+
+fn counts_after(row: &AdvancedRow) -> impl Iterator<Item = (QueryHash, i64)> {
+    row.counts.iter().map(|c| (c.query.clone(), c.after))
+}

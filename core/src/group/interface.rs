@@ -1,0 +1,243 @@
+//! What goes into a group and what comes out of it.
+
+use std::sync::Arc;
+
+use super::ConnId;
+use super::context::{Connection, Credentials};
+use super::pending::SharedDelta;
+use super::poke::Frame;
+use crate::cvr::store::{CatchupRange, ConfigChange, CvrStoreError, Flushed, GroupFlush, Loaded};
+use crate::cvr::{ClientSchema, QueryHash, RowIdentity, RowRecord, TtlClock};
+use crate::ivm::engine::InstanceId;
+use crate::json::RawJson;
+use crate::protocol::custom_query::{TransformRequest, TransformResponse};
+use crate::protocol::error::{ApiFailure, ErrorBody};
+use crate::protocol::up::Upstream;
+use crate::row::Row;
+use crate::schema::{Schema, TableSpec};
+use crate::version::StateVersion;
+
+/// Something happened. The answers (`Loaded` … `Hydrated`) must come once per request, in any
+/// order with the rest.
+#[derive(Debug)]
+pub enum Event {
+    /// A socket passed its handshake and [`super::Group::admit`], and was told `connected`.
+    Connected(Box<Connection>),
+    /// Its next message (not `ping`, which never waits). The next one is read after
+    /// [`Effect::MessageDone`].
+    Message(ConnId, Box<Upstream>),
+    /// The socket is gone, whoever closed it.
+    Disconnected(ConnId),
+    /// Answer to [`Effect::Load`].
+    Loaded(Result<Box<Loaded>, CvrStoreError>),
+    /// Answer to [`Effect::ReadRows`]: every row record of the group that is no tombstone.
+    Rows(Result<Vec<RowRecord>, CvrStoreError>),
+    /// Answer to [`Effect::CatchUp`].
+    CaughtUp(Result<Missed, CvrStoreError>),
+    /// Answer to [`Effect::Flush`].
+    Flushed(Result<Flushed, CvrStoreError>),
+    /// Answer to [`Effect::Transform`].
+    Transformed(Result<TransformResponse, ApiFailure>),
+    /// Answer to [`Effect::Hydrate`]: one entry per query, delivered between two advances, when
+    /// every instance is at [`World::version`] and all its deltas before were delivered.
+    Hydrated(Vec<(QueryHash, Result<InstanceId, String>)>),
+    /// An advance changed an instance that the group is subscribed to. Followed by
+    /// [`Event::Advanced`] when all of the advance were delivered.
+    Delta(Arc<SharedDelta>),
+    /// An instance failed for good (a value that cannot be delivered, say).
+    InstanceFailed(InstanceId, String),
+    /// The engine is at a new version. Only needed by groups with deltas or failures, and by those
+    /// that [`super::Group::waits_for_version`].
+    Advanced,
+    /// Plans or permissions are void: rebuild and compare (spec: view-syncer-cvr §5.7).
+    Reset(ResetReason),
+    /// A timer of [`Effect::SetTimer`] is due.
+    Timer(Timer),
+    /// Close the clients (without error) and stop, after the operation in flight.
+    Drain,
+}
+
+/// Why queries are made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResetReason {
+    /// A table's schema changed.
+    SchemaChange,
+    /// The deployed permissions changed.
+    PermissionsChange,
+    /// The replica was replaced by another one.
+    ReplicaReplaced,
+}
+
+impl ResetReason {
+    /// The `reason` of logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            ResetReason::SchemaChange => "schema-change",
+            ResetReason::PermissionsChange => "permissions-change",
+            ResetReason::ReplicaReplaced => "replica-replaced",
+        }
+    }
+}
+
+/// Patches that late clients missed.
+#[derive(Debug, Clone, Default)]
+pub struct Missed {
+    /// Row records in the range, tombstones included.
+    pub rows: Vec<RowRecord>,
+    /// Configuration changes in the range, queries before desires.
+    pub config: Vec<ConfigChange>,
+}
+
+/// One-shot timers; setting one again replaces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Timer {
+    /// A query's TTL ends.
+    Expiry,
+    /// The TTL clock is to be stored.
+    TtlClock,
+    /// Credentials are to be validated again, or queries transformed again.
+    Maintenance,
+    /// Nobody is connected: stop?
+    Idle,
+}
+
+/// Something to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send these frames, in order. A socket that is gone or too slow is the executor's business.
+    Send(ConnId, Vec<Frame>),
+    /// Send the error, ahead of everything that still waits for this socket, then close it.
+    Fail(ConnId, Box<ErrorBody>),
+    /// Close the socket without an error; the reason is for the log.
+    Close(ConnId, &'static str),
+    /// The connection's message was handled: its next one may come.
+    MessageDone(ConnId),
+    /// Load the group's CVR; `connect_ms` is the time of its latest connection.
+    Load {
+        /// See [`crate::cvr::store::FlushTimes::connect_ms`].
+        connect_ms: f64,
+    },
+    /// Read all live row records.
+    ReadRows,
+    /// Read what late clients missed, without the rows that mention one of `except`.
+    CatchUp {
+        /// The range.
+        range: CatchupRange,
+        /// Queries whose rows come with the same poke anyway.
+        except: Vec<QueryHash>,
+    },
+    /// Make an update durable.
+    Flush(Box<GroupFlush>),
+    /// Store the TTL clock; failures are logged only, nothing answers.
+    StoreTtlClock {
+        /// The clock.
+        clock: TtlClock,
+        /// Wall time.
+        now_ms: f64,
+    },
+    /// Ask the query endpoint with these credentials. Without queries: validate them.
+    Transform {
+        /// Whose.
+        credentials: Arc<Credentials>,
+        /// What.
+        queries: Vec<TransformRequest>,
+    },
+    /// Subscribe to the instances of these queries and hydrate them.
+    Hydrate(Vec<Hydrate>),
+    /// Take a subscription back.
+    Release(InstanceId),
+    /// Send [`Event::Timer`] after this many milliseconds; `None` cancels.
+    SetTimer(Timer, Option<f64>),
+    /// The group is finished: forget it.
+    Stop,
+    /// Worth a line in the log.
+    Note(Note),
+}
+
+/// A query to be executed.
+#[derive(Debug, Clone)]
+pub struct Hydrate {
+    /// The group's id for it.
+    pub query: QueryHash,
+    /// What to run.
+    pub transformed: Transformed,
+    /// Names the identity keys of rows.
+    pub client_schema: Option<Arc<ClientSchema>>,
+}
+
+/// An executable query.
+#[derive(Debug, Clone)]
+pub struct Transformed {
+    /// The query with permissions and parameters.
+    pub ast: Arc<crate::zql::ast::Ast>,
+    /// Its hash.
+    pub hash: Arc<str>,
+}
+
+/// Log lines of a group, by level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// Ordinary events.
+    Info(String),
+    /// Somebody should look.
+    Warn(String),
+    /// A bug or a broken store.
+    Error(String),
+}
+
+/// Takes a row of an instance: its table under the identity key, the row, its count.
+pub type VisitRow<'a> = dyn FnMut(&Arc<TableSpec>, &Arc<Row>, u64) + 'a;
+
+/// What a group sees of its executor, at one version of the engine.
+pub trait World {
+    /// The version that every hydrated instance is at.
+    fn version(&self) -> &StateVersion;
+
+    /// The initial sync that the replica comes from.
+    fn replica_version(&self) -> &StateVersion;
+
+    /// The replica's tables at [`World::version`].
+    fn schema(&self) -> &Arc<Schema>;
+
+    /// Makes a client's or internal query executable: read permissions and claims for the one,
+    /// nothing for the other.
+    ///
+    /// # Errors
+    /// What is wrong with the query, for its `transformError`.
+    fn transform(
+        &self,
+        ast: &crate::cvr::Ast,
+        internal: bool,
+        credentials: Option<&Credentials>,
+    ) -> Result<Transformed, String>;
+
+    /// Makes the endpoint's answer for a custom query executable: no permissions are added.
+    ///
+    /// # Errors
+    /// What is wrong with the AST, for the query's `transformError`.
+    fn custom(&self, ast: &RawJson) -> Result<Transformed, String>;
+
+    /// Every row of an instance once, with the table under its identity key and its count.
+    ///
+    /// # Errors
+    /// The instance failed or is unknown.
+    fn rows(&self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String>;
+
+    /// Occurrences of a row (as it is at [`World::version`]) in an instance.
+    ///
+    /// # Errors
+    /// As [`World::rows`].
+    fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String>;
+
+    /// The row-set signature of an instance.
+    ///
+    /// # Errors
+    /// As [`World::rows`].
+    fn signature(&self, instance: InstanceId) -> Result<u64, String>;
+
+    /// A row as it is at [`World::version`], by its identity.
+    ///
+    /// # Errors
+    /// The table or a key column is gone, or the replica cannot be read.
+    fn read_row(&mut self, id: &RowIdentity) -> Result<Option<Arc<Row>>, String>;
+}

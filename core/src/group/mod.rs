@@ -1,0 +1,77 @@
+//! A client group as a state machine: events in, effects out.
+//!
+//! A group is the unit of everything clients can see: one CVR, one sequence of versions, one set
+//! of subscriptions to shared query instances, any number of live connections (tabs). The executor
+//! that owns it feeds [`Event`]s and carries out [`Effect`]s; what the group has to look at
+//! meanwhile (the engine's version, schema, instance rows) it sees through [`World`].
+//! Nothing here does I/O, reads a clock or blocks.
+//!
+//! ```text
+//!  sockets ── Connected, Message, Disconnected ─┐         ┌─ Send, Fail, Close, MessageDone ─▶ sockets
+//!  engine ─── Deltas, Advanced, Hydrated ───────┤  Group  ├─ Hydrate, Release ──────────────▶ engine
+//!  CVR store ─ Loaded, Rows, CaughtUp, Flushed ─┤         ├─ Load, ReadRows, CatchUp, Flush ▶ CVR store
+//!  endpoint ── Transformed ─────────────────────┤         ├─ Transform ─────────────────────▶ query endpoint
+//!  clock ───── Timer, Drain ────────────────────┘         └─ SetTimer, Stop ────────────────▶ executor
+//! ```
+//!
+//! Invariants (spec: sync-protocol §4.4, §5; view-syncer-cvr §4, §5):
+//! - **At most one operation is in flight** ([`op`]): bringing the group up, a client's message, an
+//!   advance, an eviction, maintenance. It may wait for the store, the endpoint or the engine in
+//!   turn; everything else waits in the queue, which holds at most one message per connection.
+//! - **Durable before visible**: every poke goes out whole, after the store's verdict about the
+//!   flush that it belongs to. No poke is ever open while something can still fail, so none is ever
+//!   cancelled.
+//! - **An update is computed in one go at the engine's version**: rows of new instances and the
+//!   deltas of the old ones belong to one version, so last mutation ids, mutation results and rows
+//!   of a transaction are never apart. Whatever else is needed (row records, catch-up patches) is
+//!   fetched before.
+//! - **Per client**: `baseCookie` of a poke is the cookie of the poke before; only clients that are
+//!   exactly at the CVR's version get advances; a client gets nothing before its `initConnection`
+//!   was validated, then at least one poke.
+//! - **Scope of an error**: what a client's message asks for fails that client; shared work fails
+//!   the group. After a failed flush nothing in memory is trusted: the CVR is loaded and the
+//!   queries are compared anew.
+
+mod config;
+mod context;
+mod interface;
+mod machine;
+mod maintenance;
+mod op;
+mod pending;
+mod poke;
+mod sync;
+mod transform_cache;
+
+use std::sync::Arc;
+
+pub use context::{Connection, Credentials, ServerUser};
+pub use interface::{Effect, Event, Hydrate, Missed, Note, ResetReason, Timer, Transformed, World};
+pub use machine::{Group, KEEP_ALIVE_MS};
+pub use pending::{SharedDelta, SharedRow};
+pub use poke::Frame;
+
+use crate::cvr::internal::ShardTables;
+
+/// Number of a socket: unique on its executor for the life of the process, rising.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// Settings that all groups of a server share.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `ZERO_APP_ID`.
+    pub app_id: Arc<str>,
+    /// `ZERO_SHARD_NUM`.
+    pub shard_num: u32,
+    /// The shard's internal tables.
+    pub tables: ShardTables,
+    /// A query endpoint is configured.
+    pub has_query_endpoint: bool,
+    /// A mutate endpoint is configured.
+    pub has_mutate_endpoint: bool,
+    /// `ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS`, as milliseconds.
+    pub revalidate_ms: f64,
+    /// `ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS`, as milliseconds.
+    pub retransform_ms: f64,
+}

@@ -1,0 +1,222 @@
+//! The operation in flight: what asked for it, and what it waits for.
+
+use std::sync::Arc;
+
+use super::ConnId;
+use super::context::Credentials;
+use super::interface::{Missed, Transformed};
+use super::poke::Poke;
+use crate::cvr::store::CvrStoreError;
+use crate::cvr::{ClientId, Cvr, QueryHash, RowRecords, UpdateError};
+use crate::protocol::custom_query::ErroredQuery;
+use crate::protocol::error::{ErrorBody, ErrorKind};
+use crate::protocol::up::{InitConnection, QueryOp};
+
+/// Whose error a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trigger {
+    /// A client's message: that client's.
+    Message(ConnId),
+    /// Periodic check of a connection's credentials.
+    Revalidate(ConnId),
+    /// Periodic transform of all queries with this connection's credentials.
+    Retransform(ConnId),
+    /// Shared work: the group's.
+    Shared,
+}
+
+impl Trigger {
+    /// The connection whose credentials count, if one in particular.
+    pub(super) fn conn(self) -> Option<ConnId> {
+        match self {
+            Trigger::Message(c) | Trigger::Revalidate(c) | Trigger::Retransform(c) => Some(c),
+            Trigger::Shared => None,
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Task {
+    Init { conn: ConnId, init: Box<InitConnection> },
+    Change { conn: ConnId, ops: Vec<QueryOp> },
+    Delete { conn: ConnId, clients: Vec<String> },
+    UpdateAuth { conn: ConnId, token: String },
+    BringUp,
+    Advance,
+    Evict,
+    Revalidate { conn: ConnId },
+    Retransform,
+}
+
+/// An operation that waits.
+#[derive(Debug)]
+pub(super) struct Op {
+    pub(super) trigger: Trigger,
+    pub(super) stage: Stage,
+}
+
+/// What for.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The CVR; then the task begins.
+    Loading(Task),
+    /// The endpoint's opinion about credentials.
+    Validating { revision: u32, then: AfterValidation },
+    /// The store, for a change of configuration.
+    FlushingConfig(Box<FlushingConfig>),
+    /// The endpoint, for queries that might be attached without any work.
+    TransformingUnchanged { asked: Asked },
+    /// The engine, for these.
+    HydratingUnchanged { wanted: Vec<(QueryHash, Transformed)> },
+    /// The endpoint, for custom queries.
+    Transforming { sync: Box<Sync>, asked: Asked },
+    /// The store: all live row records.
+    ReadingRows(Box<Sync>),
+    /// The store: what late clients missed.
+    CatchingUp(Box<Sync>),
+    /// The engine: the rows of added queries.
+    Hydrating(Box<Sync>),
+    /// The store, for results.
+    Flushing(Box<Flushing>),
+}
+
+/// What comes after credentials were found good.
+#[derive(Debug)]
+pub(super) enum AfterValidation {
+    Init(Box<InitConnection>),
+    /// Transform everything anew with the credentials.
+    Sync,
+    Nothing,
+}
+
+/// A request to the endpoint under way.
+#[derive(Debug)]
+pub(super) struct Asked {
+    /// Whose credentials, and their revision then.
+    pub(super) conn: ConnId,
+    pub(super) revision: u32,
+    pub(super) credentials: Arc<Credentials>,
+    pub(super) queries: Vec<QueryHash>,
+}
+
+#[derive(Debug)]
+pub(super) struct FlushingConfig {
+    pub(super) cvr: Cvr,
+    pub(super) poke: Poke,
+    pub(super) then: AfterConfig,
+}
+
+/// What a configuration change is followed by.
+#[derive(Debug)]
+pub(super) struct AfterConfig {
+    pub(super) mode: Mode,
+    /// Clients to acknowledge as deleted.
+    pub(super) ack: Option<Vec<String>>,
+}
+
+/// Which custom queries are transformed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// All of them: the credentials are new, or may have changed meaning.
+    All,
+    /// Those that do not run.
+    Missing,
+}
+
+/// Bringing what runs in line with what the CVR wants (spec: view-syncer-cvr §5.6).
+#[derive(Debug)]
+pub(super) struct Sync {
+    pub(super) mode: Mode,
+    pub(super) ack: Option<Vec<String>>,
+    /// Queries that failed, for their clients; they are removed.
+    pub(super) errored: Vec<ErroredQuery>,
+    /// Executable queries, in the order in which they are executed.
+    pub(super) transformed: Vec<(QueryHash, Transformed)>,
+    pub(super) additions: Vec<(QueryHash, Transformed)>,
+    pub(super) removals: Vec<QueryHash>,
+    pub(super) missed: Missed,
+    pub(super) records: RowRecords,
+    pub(super) records_read: bool,
+    /// Ends the bring-up of the group.
+    pub(super) bring_up: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Flushing {
+    /// The snapshot after; `None` if nothing changed.
+    pub(super) cvr: Option<Cvr>,
+    pub(super) poke: Poke,
+    pub(super) recipients: Recipients,
+    pub(super) ack: Option<Vec<String>>,
+    pub(super) bring_up: bool,
+}
+
+/// Who gets a poke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recipients {
+    /// Every active client, late ones included; a first poke is forced.
+    All,
+    /// Active clients exactly at the CVR's version before.
+    AtHead,
+}
+
+/// What a step led to.
+#[derive(Debug)]
+pub(super) enum Step {
+    Wait(Stage),
+    Done,
+}
+
+/// Why an operation ended early.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Box<ErrorBody>,
+    /// Memory and store may disagree: load and compare anew.
+    pub(super) distrust: bool,
+}
+
+pub(super) type StepResult = Result<Step, Failure>;
+
+impl From<Box<ErrorBody>> for Failure {
+    fn from(error: Box<ErrorBody>) -> Failure {
+        Failure { error, distrust: false }
+    }
+}
+
+impl From<CvrStoreError> for Failure {
+    fn from(error: CvrStoreError) -> Failure {
+        let text = error.to_string();
+        let error = match error {
+            CvrStoreError::ClientNotFound(_) => ErrorBody::basic(ErrorKind::ClientNotFound, text),
+            CvrStoreError::Ownership { .. } => ErrorBody::rehome_now(text),
+            CvrStoreError::InvalidClientSchema(_) => {
+                ErrorBody::basic(ErrorKind::SchemaVersionNotSupported, text)
+            }
+            CvrStoreError::Damaged { .. } => ErrorBody::internal(text),
+            // `Internal` would stop clients for good; a store comes back.
+            CvrStoreError::ConcurrentModification { .. }
+            | CvrStoreError::Storage(_)
+            | CvrStoreError::Overloaded(_)
+            | CvrStoreError::Closed => ErrorBody::rehome(text),
+        };
+        Failure { error: Box::new(error), distrust: true }
+    }
+}
+
+impl From<UpdateError> for Failure {
+    fn from(error: UpdateError) -> Failure {
+        let text = error.to_string();
+        let kind = match error {
+            UpdateError::OlderReplica { .. } => ErrorKind::ClientNotFound,
+            UpdateError::ClientSchema(_) => ErrorKind::InvalidConnectionRequest,
+            _ => ErrorKind::Internal,
+        };
+        Failure { error: Box::new(ErrorBody::basic(kind, text)), distrust: false }
+    }
+}
+
+/// Client ids as the CVR names them.
+pub(super) fn client_ids(ids: &[String]) -> Vec<ClientId> {
+    ids.iter().map(|id| ClientId::from(id.as_str())).collect()
+}

@@ -1,0 +1,247 @@
+//! Advances: deltas of shared instances, collected until the group's turn
+//! (spec: view-syncer-cvr §5.7).
+//!
+//! However many advances pass while an operation is in flight, they become one update: per row
+//! the counts before the first and after the last.
+
+use std::sync::Arc;
+
+use super::config::bug;
+use super::interface::{Effect, Missed};
+use super::machine::{Cx, Group};
+use super::op::{Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger};
+use super::sync::failed_query;
+use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
+use crate::cvr::internal::ShardTables;
+use crate::cvr::{QueryHash, QueryUpdater, RowIdentity, RowRecords};
+use crate::ivm::delta::InstanceDelta;
+use crate::ivm::engine::InstanceId;
+use crate::json::row::wire_json;
+use crate::row::Row;
+use crate::schema::TableSpec;
+use crate::version::StateVersion;
+
+/// The row deltas of one instance in one advance, prepared once for all groups that subscribe.
+#[derive(Debug)]
+pub struct SharedDelta {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Changed rows.
+    pub rows: Vec<SharedRow>,
+}
+
+/// One changed row of a [`SharedDelta`].
+#[derive(Debug)]
+pub struct SharedRow {
+    /// The row.
+    pub id: Arc<RowIdentity>,
+    /// Occurrences before.
+    pub before: i64,
+    /// Occurrences after.
+    pub after: i64,
+    /// The row afterwards, if the query still has it.
+    pub row: Option<Arc<Row>>,
+}
+
+impl SharedDelta {
+    /// Prepares a delta: identities, and the JSON of rows that clients will get.
+    ///
+    /// # Errors
+    /// Why a row cannot be delivered: the instance has failed for its subscribers.
+    pub fn of(delta: &InstanceDelta, tables: &ShardTables) -> Result<SharedDelta, String> {
+        let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        let rows = delta
+            .rows
+            .iter()
+            .map(|d| {
+                if let Some(row) = &d.row
+                    && (d.count_before == 0 || d.content_changed)
+                {
+                    SharedDelta::check(tables, &d.table, row)?;
+                }
+                Ok(SharedRow {
+                    id: Arc::new(RowIdentity::with_key(&d.table, &d.id.key)),
+                    before: count(d.count_before),
+                    after: count(d.count_after),
+                    row: d.row.clone(),
+                })
+            })
+            .collect::<Result<_, String>>()?;
+        Ok(SharedDelta { instance: delta.instance, rows })
+    }
+
+    /// Makes the JSON of a row, once; a row that cannot be delivered is an error.
+    pub(super) fn check(tables: &ShardTables, table: &TableSpec, row: &Row) -> Result<(), String> {
+        if table.name == tables.clients || table.name == tables.mutations {
+            return Ok(());
+        }
+        wire_json(table, row).map(|_| ()).map_err(|e| e.to_string())
+    }
+}
+
+/// What the group has not taken in yet.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    /// The version up to which it has.
+    since: StateVersion,
+    rows: RowDeltas,
+    failed: Vec<(QueryHash, String)>,
+}
+
+impl Pending {
+    /// Nothing, from this version on.
+    pub(super) fn at(version: StateVersion) -> Pending {
+        Pending { since: version, ..Pending::default() }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Pending::default();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.failed.is_empty()
+    }
+
+    fn add(&mut self, query: &QueryHash, delta: &SharedDelta) {
+        for row in &delta.rows {
+            let change = CountChange { query: query.clone(), before: row.before, after: row.after };
+            self.rows.add(&row.id, change, row.row.as_ref());
+        }
+    }
+
+    pub(super) fn take_rows(&mut self) -> Vec<AdvancedRow> {
+        std::mem::take(&mut self.rows).into_rows()
+    }
+}
+
+impl Group {
+    fn queries_of(&self, instance: InstanceId) -> Vec<QueryHash> {
+        self.pipelines
+            .iter()
+            .filter(|(_, p)| p.instance == instance)
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    /// Collects a delta.
+    pub(super) fn delta(&mut self, delta: &SharedDelta) {
+        for query in self.queries_of(delta.instance) {
+            self.pending.add(&query, delta);
+        }
+    }
+
+    /// Remembers that an instance failed.
+    pub(super) fn instance_failed(&mut self, instance: InstanceId, why: &str) {
+        for query in self.queries_of(instance) {
+            self.pending.failed.push((query, why.to_owned()));
+        }
+    }
+
+    pub(super) fn begin_advance(&mut self, cx: &mut Cx<'_>) -> StepResult {
+        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
+        let failed = std::mem::take(&mut self.pending.failed);
+        if !failed.is_empty() {
+            return self.advance_without(failed, cx);
+        }
+        let unanswered = cvr
+            .queries
+            .values()
+            .any(|q| q.transformation_hash.is_some() && !self.pipelines.contains_key(&q.id));
+        if unanswered {
+            // Only the records know what that query references.
+            let sync = self.empty_sync();
+            return self.sync_read(Trigger::Shared, Box::new(sync), cx);
+        }
+        self.advance_unread(cx)
+    }
+
+    /// Queries whose instance failed leave the group; the others go on.
+    fn advance_without(&mut self, failed: Vec<(QueryHash, String)>, cx: &mut Cx<'_>) -> StepResult {
+        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
+        let mut sync = self.empty_sync();
+        for (id, why) in failed {
+            match cvr.query(&id) {
+                Some(query) if query.is_internal() => {
+                    return Err(bug(&format!("query {id}: {why}")));
+                }
+                Some(query) => sync.errored.push(failed_query(query, why)),
+                None => {}
+            }
+        }
+        self.sync_transform(Trigger::Shared, Box::new(sync), cx)
+    }
+
+    pub(super) fn empty_sync(&self) -> Sync {
+        Sync {
+            mode: Mode::Missing,
+            ack: None,
+            errored: Vec::new(),
+            transformed: Vec::new(),
+            additions: Vec::new(),
+            removals: Vec::new(),
+            missed: Missed::default(),
+            records: RowRecords::default(),
+            records_read: false,
+            bring_up: !self.synced,
+        }
+    }
+
+    /// The common advance: from deltas and instances alone.
+    fn advance_unread(&mut self, cx: &mut Cx<'_>) -> StepResult {
+        let times = self.flush_times(cx.now_ms);
+        let mut rows = self.pending.take_rows();
+        for row in rows.iter_mut().filter(|row| row.needs_others()) {
+            row.others = self.referenced_elsewhere(row, cx)?;
+        }
+        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
+        let version = cx.world.version().clone();
+        let mut update = QueryUpdater::new(cvr, &version, cx.world.replica_version())?;
+        // An instance that was re-hydrated and compared moves within a version.
+        update.ensure_new_version();
+        let patches = update.advanced(rows, &self.pending.since)?;
+        self.pending.since = version;
+        let pipelines = &self.pipelines;
+        let world = &*cx.world;
+        let prepared = update
+            .finish(times, |id| pipelines.get(id).and_then(|p| world.signature(p.instance).ok()));
+        let Some(prepared) = prepared else { return Ok(Step::Done) };
+        let poke = self.encode(&patches, cx)?;
+        cx.emit(Effect::Flush(Box::new(prepared.flush)));
+        Ok(Step::Wait(Stage::Flushing(Box::new(Flushing {
+            cvr: Some(prepared.cvr),
+            poke,
+            recipients: Recipients::AtHead,
+            ack: None,
+            bring_up: false,
+        }))))
+    }
+
+    /// Whether a query without a delta has the row.
+    fn referenced_elsewhere(&self, row: &AdvancedRow, cx: &mut Cx<'_>) -> Result<bool, Failure> {
+        let mut others = self
+            .pipelines
+            .iter()
+            .filter(|(id, _)| !row.counts.iter().any(|c| c.query == **id))
+            .peekable();
+        if others.peek().is_none() {
+            return Ok(false);
+        }
+        let here = row.row.clone().filter(|_| row.counts.iter().any(|c| c.after > 0));
+        let now = match here {
+            Some(row) => Some(row),
+            None => cx.world.read_row(&row.id).map_err(|why| bug(&why))?,
+        };
+        // A row that is gone is in no result.
+        let Some(now) = now else { return Ok(false) };
+        for (id, pipeline) in others {
+            let count = cx
+                .world
+                .count(pipeline.instance, &row.id, &now)
+                .map_err(|why| bug(&format!("query {id}: {why}")))?;
+            if count > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

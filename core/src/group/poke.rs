@@ -1,0 +1,319 @@
+//! From patches to frames (spec: sync-protocol §4, view-syncer-cvr §4).
+//!
+//! [`WirePatch`]es are made when an update is computed, while the rows' tables are at hand, so that
+//! nothing can fail once the update is durable. [`Poke::frames`] then encodes a poke once per
+//! distinct set of patches, not once per client: clients at the same base share every frame, and
+//! clients at different bases that miss the same patches share all parts.
+
+use std::sync::Arc;
+
+use crate::cvr::internal::ShardTables;
+use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch};
+use crate::json::{RawJson, row as row_json, write};
+use crate::protocol::error::MutationId;
+use crate::protocol::poke::{self, Chunks, PokePart, QueryPatch};
+use crate::row::Row;
+use crate::schema::Schema;
+use crate::value::Value;
+use crate::version::CvrVersion;
+
+/// One WebSocket message, shared by all connections that get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// A binary message; otherwise text.
+    pub binary: bool,
+    /// The payload.
+    pub payload: Arc<[u8]>,
+}
+
+impl Frame {
+    /// A text message.
+    pub fn text(payload: impl Into<Arc<[u8]>>) -> Frame {
+        Frame { binary: false, payload: payload.into() }
+    }
+}
+
+/// A patch as clients get it.
+#[derive(Debug, Clone)]
+pub(super) enum WirePatch {
+    Desired(Arc<str>, QueryPatch, QueryHash),
+    Got(QueryPatch, QueryHash),
+    /// The row's JSON is already made.
+    RowPut(Arc<str>, Arc<Row>),
+    RowDel(Arc<RowIdentity>),
+    LastMutationId(Arc<str>, i64),
+    MutationPut(MutationId, RawJson),
+    MutationDel(MutationId),
+}
+
+/// A row that cannot be delivered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum EncodeError {
+    #[error(transparent)]
+    Row(#[from] row_json::RowJsonError),
+    #[error("table \"{0}\" does not exist in the replica")]
+    NoTable(String),
+    #[error("row {row} of \"{table}\" is malformed: {why}")]
+    Malformed { table: String, row: String, why: &'static str },
+}
+
+/// Makes wire patches; knows the tables of last mutation ids and mutation results.
+pub(super) struct Encoder<'a> {
+    pub(super) tables: &'a ShardTables,
+    pub(super) group: &'a str,
+    pub(super) schema: &'a Schema,
+}
+
+impl Encoder<'_> {
+    /// The wire form of a patch; `None` for what is not sent.
+    ///
+    /// # Errors
+    /// The row cannot be delivered.
+    pub(super) fn encode(&self, patch: &Patch) -> Result<Option<WirePatch>, EncodeError> {
+        Ok(Some(match patch {
+            Patch::DesiredPut(client, query) => {
+                WirePatch::Desired(client.as_str().into(), QueryPatch::Put, query.clone())
+            }
+            Patch::DesiredDel(client, query) => {
+                WirePatch::Desired(client.as_str().into(), QueryPatch::Del, query.clone())
+            }
+            Patch::GotPut(query) => WirePatch::Got(QueryPatch::Put, query.clone()),
+            Patch::GotDel(query) => WirePatch::Got(QueryPatch::Del, query.clone()),
+            Patch::RowPut(id, row) => return self.encode_put(id, row),
+            Patch::RowDel(id) if *id.table() == self.tables.clients => return Ok(None),
+            Patch::RowDel(id) if *id.table() == self.tables.mutations => {
+                WirePatch::MutationDel(mutation_id(id, |c| id.key_value(c))?)
+            }
+            Patch::RowDel(id) => WirePatch::RowDel(id.clone()),
+        }))
+    }
+
+    fn encode_put(
+        &self,
+        id: &Arc<RowIdentity>,
+        row: &Arc<Row>,
+    ) -> Result<Option<WirePatch>, EncodeError> {
+        let name = id.table();
+        let table = self
+            .schema
+            .table(name)
+            .ok_or_else(|| EncodeError::NoTable(name.as_ref().to_owned()))?;
+        let value = |column: &str| table.column(column).and_then(|c| row.values.get(c));
+        if *name == self.tables.clients {
+            if string(value("clientGroupID")) != Some(self.group) {
+                return Ok(None);
+            }
+            let client = string(value("clientID")).ok_or_else(|| malformed(id, "no clientID"))?;
+            let lmid = integer(value("lastMutationID"))
+                .ok_or_else(|| malformed(id, "lastMutationID is no safe integer"))?;
+            return Ok(Some(WirePatch::LastMutationId(client.into(), lmid)));
+        }
+        if *name == self.tables.mutations {
+            let result = match value("result") {
+                Some(Value::Json(text) | Value::String(text)) => RawJson::parse(text)
+                    .map_err(|_| malformed(id, "the mutation's result is no JSON"))?,
+                _ => return Err(malformed(id, "the mutation has no result")),
+            };
+            return Ok(Some(WirePatch::MutationPut(mutation_id(id, value)?, result)));
+        }
+        row_json::wire_json(table, row)?;
+        Ok(Some(WirePatch::RowPut(name.clone(), row.clone())))
+    }
+}
+
+fn malformed(id: &RowIdentity, why: &'static str) -> EncodeError {
+    EncodeError::Malformed { table: id.table().to_string(), row: id.to_string(), why }
+}
+
+fn mutation_id<'a>(
+    id: &RowIdentity,
+    value: impl Fn(&str) -> Option<&'a Value>,
+) -> Result<MutationId, EncodeError> {
+    let client_id = string(value("clientID")).ok_or_else(|| malformed(id, "no clientID"))?;
+    let number = integer(value("mutationID")).filter(|n| *n >= 0);
+    let number = number.ok_or_else(|| malformed(id, "mutationID is no safe integer"))?;
+    Ok(MutationId { id: number, client_id: client_id.to_owned() })
+}
+
+fn string(value: Option<&Value>) -> Option<&str> {
+    match value {
+        Some(Value::String(s)) => Some(s),
+        _ => None,
+    }
+}
+
+fn integer(value: Option<&Value>) -> Option<i64> {
+    match value {
+        Some(Value::Number(n)) if n.fract() == 0.0 && n.abs() <= Value::MAX_SAFE_INTEGER as f64 => {
+            Some(*n as i64)
+        }
+        _ => None,
+    }
+}
+
+/// The patches of one poke, in order.
+#[derive(Debug, Default)]
+pub(super) struct Poke {
+    patches: Vec<(CvrVersion, WirePatch)>,
+}
+
+impl Poke {
+    /// Encodes versioned patches. Those of undeliverable rows are an error.
+    pub(super) fn extend(
+        &mut self,
+        encoder: &Encoder<'_>,
+        patches: &[VersionedPatch],
+    ) -> Result<(), EncodeError> {
+        self.patches.reserve(patches.len());
+        for VersionedPatch { patch, to_version } in patches {
+            if let Some(wire) = encoder.encode(patch)? {
+                self.patches.push((to_version.clone(), wire));
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts to hand out the frames of this poke, which ends at `last`.
+    pub(super) fn frames(&self, last: &CvrVersion) -> PokeFrames<'_> {
+        PokeFrames { poke: self, cookie: last.cookie(), last: last.clone(), made: Vec::new() }
+    }
+}
+
+/// Encoded forms of a poke.
+pub(super) struct PokeFrames<'a> {
+    poke: &'a Poke,
+    cookie: String,
+    last: CvrVersion,
+    /// Parts by (which patches apply, binary).
+    made: Vec<(Vec<bool>, bool, Arc<[Frame]>)>,
+}
+
+impl PokeFrames<'_> {
+    /// The frames for a client at `base`. `forced`: it gets a poke even if nothing applies and it
+    /// is at the poke's version already.
+    pub(super) fn of(
+        &mut self,
+        base: Option<&CvrVersion>,
+        binary: bool,
+        forced: bool,
+    ) -> Vec<Frame> {
+        // A patch above the poke's version belongs to an update that turned out to change nothing.
+        let applies: Vec<bool> = self
+            .poke
+            .patches
+            .iter()
+            .map(|(to, _)| base.is_none_or(|base| to > base) && *to <= self.last)
+            .collect();
+        let at_head = base == Some(&self.last);
+        debug_assert!(!at_head || !applies.contains(&true), "{base:?} {}", self.cookie);
+        if at_head && !forced {
+            return Vec::new();
+        }
+        let base_cookie = base.map(CvrVersion::cookie);
+        let parts = self.parts(applies, binary);
+        let mut frames = Vec::with_capacity(parts.len() + 2);
+        frames.push(Frame::text(poke::start(&self.cookie, base_cookie.as_deref())));
+        frames.extend(parts.iter().cloned());
+        frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
+        frames
+    }
+
+    fn parts(&mut self, applies: Vec<bool>, binary: bool) -> Arc<[Frame]> {
+        let known = self.made.iter().find(|(a, b, _)| *b == binary && *a == applies);
+        if let Some((_, _, frames)) = known {
+            return frames.clone();
+        }
+        let frames: Arc<[Frame]> = self.encode(&applies, binary).into();
+        self.made.push((applies, binary, frames.clone()));
+        frames
+    }
+
+    fn encode(&self, applies: &[bool], binary: bool) -> Vec<Frame> {
+        let mut out = PartWriter {
+            cookie: &self.cookie,
+            part: PokePart::new(),
+            chunks: binary.then(|| Chunks::new(&self.cookie)),
+            frames: Vec::new(),
+        };
+        for ((_, patch), applies) in self.poke.patches.iter().zip(applies) {
+            if *applies {
+                out.add(patch);
+            }
+        }
+        out.finish()
+    }
+}
+
+struct PartWriter<'a> {
+    cookie: &'a str,
+    part: PokePart,
+    chunks: Option<Chunks>,
+    frames: Vec<Frame>,
+}
+
+impl PartWriter<'_> {
+    fn add(&mut self, patch: &WirePatch) {
+        match patch {
+            WirePatch::Desired(client, op, query) => self.part.desired(client, *op, query.as_str()),
+            WirePatch::Got(op, query) => self.part.got(*op, query.as_str()),
+            WirePatch::RowPut(table, row) => {
+                let json = row.wire_json.get();
+                debug_assert!(json.is_some(), "made when the patch was");
+                if let Some(json) = json {
+                    self.part.put_row(table, json);
+                }
+            }
+            WirePatch::RowDel(id) => self.part.del_row(id.table(), &key_object(id)),
+            WirePatch::LastMutationId(client, id) => self.part.last_mutation_id(client, *id),
+            WirePatch::MutationPut(id, result) => self.part.put_mutation(id, result),
+            WirePatch::MutationDel(id) => self.part.del_mutation(id),
+        }
+        if self.part.is_full() {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let part = std::mem::take(&mut self.part);
+        if part.is_empty() {
+            return;
+        }
+        match &mut self.chunks {
+            Some(chunks) => {
+                chunks.push(&part);
+                self.frames.extend(chunks.take_frames().into_iter().map(binary));
+            }
+            None => self.frames.push(Frame::text(part.message(self.cookie))),
+        }
+    }
+
+    fn finish(mut self) -> Vec<Frame> {
+        self.flush();
+        if let Some(chunks) = self.chunks.take() {
+            self.frames.extend(chunks.finish().into_iter().map(binary));
+        }
+        self.frames
+    }
+}
+
+fn binary(payload: Vec<u8>) -> Frame {
+    Frame { binary: true, payload: payload.into() }
+}
+
+/// The `id` of a row `del`: the identity key as an object.
+fn key_object(id: &RowIdentity) -> Vec<u8> {
+    let mut out = vec![b'{'];
+    for (i, (column, value)) in id.key().iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        write::string(&mut out, column);
+        out.push(b':');
+        if let Err(unsafe_integer) = write::value(&mut out, value) {
+            // The row was delivered under this key, so a double held it: the nearest one.
+            write::number(&mut out, unsafe_integer as f64);
+        }
+    }
+    out.push(b'}');
+    out
+}

@@ -1,0 +1,3 @@
+//! Start-up, life and end of the process: who starts whom.
+
+pub mod logging;

@@ -1,0 +1,161 @@
+//! The repository checks itself: floors, bans, sizes. A rule that must be broken is changed here,
+//! with its reason.
+
+// A failed unwrap is a failed test.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Files longer than this are asking to be two.
+const MAX_FILE_LINES: usize = 800;
+
+/// Crates by floor: a crate may only import from lower floors (design: imports point down).
+const FLOORS: [(&str, &[&str]); 4] = [
+    ("core/src", &["zeroring_net", "zeroring_storage", "zeroring::"]),
+    ("net/src", &["zeroring_core", "zeroring_storage", "zeroring::"]),
+    ("storage/src", &["zeroring_net", "zeroring::"]),
+    ("src", &["zeroring_bench", "zeroring_loadtest"]),
+];
+
+/// (where, text, what to do instead)
+const BANS: [(&str, &str, &str); 8] = [
+    ("core/src", "std::time::Instant", "take the time as an argument: core is pure"),
+    ("core/src", "SystemTime", "take the time as an argument: core is pure"),
+    ("core/src", "std::thread", "core is pure"),
+    ("core/src", "std::fs", "core is pure"),
+    ("core/src", "std::net", "core is pure"),
+    ("storage/src", "monoio", "only net::rt names the runtime"),
+    ("src", "monoio", "only net::rt names the runtime"),
+    ("", concat!("to", "do!("), "return a typed error"),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_below(dir: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let path = entry.path();
+        let name = entry.file_name();
+        if path.is_dir() {
+            if !matches!(name.to_str(), Some("target" | "node_modules" | ".git")) {
+                files_below(&path, extension, found);
+            }
+        } else if path.extension().is_some_and(|e| e == extension) {
+            found.push(path);
+        }
+    }
+}
+
+fn files(dir: &str, extension: &str) -> Vec<(String, String)> {
+    let mut paths = Vec::new();
+    files_below(&root().join(dir), extension, &mut paths);
+    assert!(!paths.is_empty(), "no .{extension} file below `{dir}`");
+    paths
+        .into_iter()
+        .map(|p| {
+            let name = p.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+            let text = fs::read_to_string(&p).unwrap();
+            (name, text)
+        })
+        .collect()
+}
+
+/// Test modules may do what they like; by custom they are last in a file.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod ").next().unwrap_or(text)
+}
+
+fn assert_none(rule: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{rule}:\n  {}", found.join("\n  "));
+}
+
+#[test]
+fn imports_point_down() {
+    let mut found = Vec::new();
+    for (dir, banned) in FLOORS {
+        for (name, text) in files(dir, "rs") {
+            for b in banned {
+                found.extend(without_tests(&text).contains(b).then(|| format!("{name}: {b}")));
+            }
+        }
+    }
+    assert_none("a floor imports from a higher one", found);
+}
+
+#[test]
+fn banned_calls_do_not_occur() {
+    let mut found = Vec::new();
+    for (dir, banned, instead) in BANS {
+        for (name, text) in files(dir, "rs") {
+            if without_tests(&text).contains(banned) {
+                found.push(format!("{name}: `{banned}`: {instead}"));
+            }
+        }
+    }
+    assert_none("banned", found);
+}
+
+#[test]
+fn only_the_runtime_facade_names_the_runtime() {
+    let found = files("net/src", "rs")
+        .into_iter()
+        .filter(|(name, text)| {
+            !name.starts_with("net/src/rt") && without_tests(text).contains("monoio::")
+        })
+        .map(|(name, _)| name)
+        .collect();
+    assert_none("monoio outside net::rt", found);
+}
+
+#[test]
+fn files_stay_short() {
+    let found = files("", "rs")
+        .into_iter()
+        .map(|(name, text)| (name, text.lines().count()))
+        .filter(|(_, lines)| *lines > MAX_FILE_LINES)
+        .map(|(name, lines)| format!("{name}: {lines} lines"))
+        .collect();
+    assert_none("split these", found);
+}
+
+#[test]
+fn every_module_says_what_it_is() {
+    let found = files("", "rs")
+        .into_iter()
+        .filter(|(_, text)| !text.starts_with("//!"))
+        .map(|(name, _)| name)
+        .collect();
+    assert_none("no module documentation on the first line", found);
+}
+
+#[test]
+fn documents_have_one_title() {
+    let found = files("docs", "md")
+        .into_iter()
+        .filter(|(_, text)| !text.starts_with("# "))
+        .map(|(name, _)| name)
+        .collect();
+    assert_none("no title on the first line", found);
+}
+
+#[test]
+fn nothing_names_a_machine() {
+    let mut found = Vec::new();
+    for extension in ["rs", "md", "toml", "sh", "mjs", "json"] {
+        let mut paths = Vec::new();
+        files_below(root(), extension, &mut paths);
+        for path in paths {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            for leak in [
+                concat!("/wo", "rk/"),
+                concat!("registry.", "npmjs"),
+                concat!("static.", "crates.io"),
+            ] {
+                found.extend(text.contains(leak).then(|| format!("{}: {leak}", path.display())));
+            }
+        }
+    }
+    assert_none("machine paths or registry hosts", found);
+}
