@@ -13,7 +13,9 @@
 //!   is the expected one (ownership is looked at first);
 //! - reads of rows answer only if the group is at the version that the asker believes in.
 //!
-//! The embedded one (one local SQLite file) comes next.
+//! [`embedded`] is one local SQLite file.
+
+pub mod embedded;
 
 use std::sync::Arc;
 

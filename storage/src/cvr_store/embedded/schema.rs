@@ -1,0 +1,143 @@
+//! The file: tables, format version, connections. Described in `docs/cvr-embedded-format.md`.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::OpenError;
+
+/// Version of the file format, in `PRAGMA user_version`.
+pub const FORMAT_VERSION: i64 = 1;
+
+/// `zrCV`, in `PRAGMA application_id`.
+const APPLICATION_ID: i64 = 0x7a72_4356;
+
+/// How long to wait for another process that writes to the file, ms.
+const BUSY_TIMEOUT_MS: u64 = 10_000;
+
+/// Prepared statements kept per connection: more than there are.
+const STATEMENTS: usize = 64;
+
+/// A connection's page cache, KiB.
+const CACHE_KIB: i64 = 16 * 1_024;
+
+const TABLES: &str = "
+CREATE TABLE groups (
+  num INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  version TEXT NOT NULL,
+  last_active REAL NOT NULL,
+  ttl_clock REAL NOT NULL,
+  replica_version TEXT,
+  owner TEXT,
+  granted REAL,
+  client_schema INTEGER,
+  profile TEXT,
+  next_query INTEGER NOT NULL DEFAULT 0,
+  deleted INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX groups_by_activity ON groups (deleted, last_active);
+CREATE TABLE schemas (num INTEGER PRIMARY KEY, json TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE clients (
+  grp INTEGER NOT NULL,
+  id TEXT NOT NULL,
+  PRIMARY KEY (grp, id)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE queries (
+  grp INTEGER NOT NULL,
+  hash TEXT NOT NULL,
+  num INTEGER NOT NULL,
+  kind INTEGER NOT NULL,
+  body TEXT NOT NULL,
+  args TEXT,
+  patch TEXT,
+  transformation_hash TEXT,
+  transformation_version TEXT,
+  signature INTEGER,
+  deleted INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (grp, hash)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE desires (
+  grp INTEGER NOT NULL,
+  client TEXT NOT NULL,
+  query TEXT NOT NULL,
+  patch TEXT NOT NULL,
+  deleted INTEGER NOT NULL,
+  ttl REAL,
+  inactivated REAL,
+  PRIMARY KEY (grp, client, query)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE rows (
+  grp INTEGER NOT NULL,
+  id TEXT NOT NULL,
+  row_version TEXT NOT NULL,
+  patch TEXT NOT NULL,
+  refs BLOB,
+  PRIMARY KEY (grp, id)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Opens the file for writing; makes or checks its tables.
+pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let mut connection = Connection::open(path).map_err(failed)?;
+    set_up(&connection).map_err(failed)?;
+    // A failed sync must not be mistaken for a commit, hence FULL; checkpoints are ours.
+    connection
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;",
+        )
+        .map_err(failed)?;
+    migrate(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// Opens the file for reading. The writer must have been opened before.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    set_up(&connection).map_err(failed)?;
+    connection
+        .execute_batch("PRAGMA query_only = 1; PRAGMA wal_autocheckpoint = 0;")
+        .map_err(failed)?;
+    Ok(connection)
+}
+
+fn set_up(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}"))
+}
+
+/// Makes the tables of an empty file; refuses files that are not ours or newer.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
+    // Immediate: two servers that start at once make the tables once.
+    let tx =
+        connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    let number = |sql: &str| tx.query_row(sql, [], |r| r.get::<_, i64>(0)).map_err(failed);
+    let application_id = number("PRAGMA application_id")?;
+    let found = number("PRAGMA user_version")?;
+    if application_id == 0 && found == 0 && number("SELECT count(*) FROM sqlite_schema")? == 0 {
+        tx.execute_batch(TABLES).map_err(failed)?;
+        tx.execute_batch(&format!(
+            "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION};"
+        ))
+        .map_err(failed)?;
+        return tx.commit().map_err(failed);
+    }
+    if application_id != APPLICATION_ID {
+        return Err(OpenError::NotOurs { path: path.to_owned() });
+    }
+    if found > FORMAT_VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT_VERSION });
+    }
+    Ok(())
+}
+
+/// Copies what it can from the WAL into the file, without stopping anybody. Returns how many
+/// frames the WAL holds (copied or not: SQLite starts it over at the next write after all were).
+pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))
+}
