@@ -12,7 +12,10 @@
 //! through the replica file.
 
 pub mod config;
+pub mod published;
 pub mod status;
+pub mod types;
+pub mod upstream;
 
 use std::path::Path;
 use std::sync::Arc;
