@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use rusqlite::{Connection, ffi};
 use smallvec::SmallVec;
-use zeroring_core::change::message::{LiteValue, Tuple, TupleValue};
+use zeroring_core::change::message::{LiteValue, ReplicaIdentity, Tuple, TupleValue};
 use zeroring_core::row::Row;
 use zeroring_core::schema::TableSpec;
 use zeroring_core::value::Value;
@@ -86,6 +86,15 @@ enum Seen {
     Hidden,
 }
 
+/// Whether an old row of the stream is an evicted one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Evicted {
+    No,
+    Yes,
+    /// And another row has its key.
+    AndReplaced,
+}
+
 /// Why a statement failed.
 enum WriteError {
     /// A unique index has the values already.
@@ -139,39 +148,48 @@ impl Apply<'_> {
         let new_value = |c: usize| given(new, c).or_else(|| old.and_then(|o| given(o, c)));
         let old_key = key_json(plan, old_value);
         let new_key = key_json(plan, new_value);
-        let Some(found) = self.find(plan, &old_value, Some(new), "update")? else {
-            return self.update_absent(plan, old.is_some(), old_key, new_key, &new_value, new);
+        let evicted = self.names_evicted(plan, old_key.as_deref(), old)?;
+        let found = match evicted {
+            Evicted::No => self.find(plan, &old_value, Some(new), "update")?,
+            Evicted::Yes | Evicted::AndReplaced => None,
         };
-        self.update_row(plan, &found, new)?;
-        self.log_update(plan, old.is_some(), old_key, new_key)
+        match found {
+            Some(found) => self.update_row(plan, &found, new)?,
+            None => self.update_absent(plan, &old_key, &new_key, &new_value, new)?,
+        }
+        // The old key's entry is that of the row that has taken it over.
+        let old_key_logged = old.is_some() && evicted != Evicted::AndReplaced;
+        self.log_update(plan, old_key_logged, old_key, new_key)
     }
 
     /// An update of a row that is not there: brings an evicted row back, or inserts what is given.
     fn update_absent<'v>(
         &mut self,
         plan: &RelationPlan,
-        has_old: bool,
-        old_key: Option<Vec<u8>>,
-        new_key: Option<Vec<u8>>,
+        old_key: &Option<Vec<u8>>,
+        new_key: &Option<Vec<u8>>,
         new_value: &dyn Fn(usize) -> Option<&'v LiteValue>,
         new: &Tuple,
     ) -> Result<()> {
-        let evicted = old_key.clone().and_then(|key| self.take_evicted(plan, key));
-        match evicted {
+        match old_key.clone().and_then(|key| self.take_evicted(plan, key)) {
             Some(cells) => {
                 let value = |c: usize| given(new, c).or(Some(&cells[plan.positions[c]]));
-                self.insert_row(plan, &value, new_key.as_deref())?;
+                self.insert_row(plan, &value, new_key.as_deref())
             }
-            None => self.insert_row(plan, new_value, new_key.as_deref())?,
+            None => self.insert_row(plan, new_value, new_key.as_deref()),
         }
-        self.log_update(plan, has_old, old_key, new_key)
     }
 
     pub(super) fn delete(&mut self, plan: &RelationPlan, old: &Tuple) -> Result<()> {
         check_width(plan, old)?;
         let value = |c: usize| given(old, c);
         let key = key_json(plan, value);
-        match self.find(plan, &value, None, "delete")? {
+        let evicted = self.names_evicted(plan, key.as_deref(), Some(old))?;
+        let found = match evicted {
+            Evicted::No => self.find(plan, &value, None, "delete")?,
+            Evicted::Yes | Evicted::AndReplaced => None,
+        };
+        match found {
             Some(found) => {
                 self.execute(&plan.table.delete_by_rowid, &[], None, Some(found.rowid))
                     .map_err(unexpected)?;
@@ -183,7 +201,7 @@ impl Apply<'_> {
                 }
             }
         }
-        if let Some(key) = key {
+        if let (Some(key), Evicted::No | Evicted::Yes) = (key, evicted) {
             self.tx.log.row(self.connection, &plan.table.name, &key, LogOp::Delete)?;
         }
         Ok(())
@@ -228,9 +246,9 @@ impl Apply<'_> {
         let whole: Vec<usize>;
         let (select, columns) = match &plan.key {
             RowKey::Columns { select, relation_columns, .. } => (select, relation_columns),
-            RowKey::WholeRow { select } => {
+            RowKey::WholeRow => {
                 whole = (0..plan.positions.len()).collect();
-                (select, &whole)
+                (&plan.select_whole_row, &whole)
             }
             RowKey::None => return Err(no_key().into()),
         };
@@ -371,6 +389,44 @@ impl Apply<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether `old`, a whole row, is an evicted row rather than the one that took over its key:
+    /// under REPLICA IDENTITY FULL the key may be a deferrable one, and two rows may swap it.
+    fn names_evicted(
+        &self,
+        plan: &RelationPlan,
+        key: Option<&[u8]>,
+        old: Option<&Tuple>,
+    ) -> Result<Evicted> {
+        let (Some(key), Some(old)) = (key, old) else { return Ok(Evicted::No) };
+        if self.tx.evicted.is_empty()
+            || plan.relation.identity != ReplicaIdentity::Full
+            || !self.tx.evicted.contains_key(&(plan.table.name.clone(), key.to_vec()))
+        {
+            return Ok(Evicted::No);
+        }
+        // The row that took the key over was written by this transaction, so it compares equal to
+        // what the stream says of it. SQLite compares: it knows what affinity did to the values.
+        let find = |sql: &str, columns: &[usize]| -> Result<bool> {
+            let mut statement = self.connection.prepare_cached(sql)?;
+            for (i, &column) in columns.iter().enumerate() {
+                let value = given(old, column).unwrap_or(&LiteValue::Null);
+                statement.raw_bind_parameter(i + 1, LiteParam(value))?;
+            }
+            Ok(statement.raw_query().next()?.is_some())
+        };
+        let RowKey::Columns { select, relation_columns, .. } = &plan.key else {
+            return Ok(Evicted::No);
+        };
+        let all: Vec<usize> = (0..plan.positions.len()).collect();
+        Ok(if find(&plan.select_whole_row, &all)? {
+            Evicted::No
+        } else if find(select, relation_columns)? {
+            Evicted::AndReplaced
+        } else {
+            Evicted::Yes
+        })
     }
 
     fn take_evicted(&mut self, plan: &RelationPlan, key: Vec<u8>) -> Option<Vec<LiteValue>> {

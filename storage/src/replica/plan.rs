@@ -143,7 +143,7 @@ pub(super) enum RowKey {
         json_names: Vec<String>,
     },
     /// The table has no usable key, but Postgres sends whole old rows: by all columns.
-    WholeRow { select: String },
+    WholeRow,
     /// Rows can only be inserted.
     None,
 }
@@ -156,6 +156,8 @@ pub(super) struct RelationPlan {
     /// Relation column → position.
     pub(super) positions: Vec<usize>,
     pub(super) key: RowKey,
+    /// Finds a row by all columns of the relation.
+    pub(super) select_whole_row: String,
     /// Inserts all columns of the relation.
     pub(super) insert_all: String,
 }
@@ -198,12 +200,13 @@ impl RelationPlan {
                 relation_columns: keys,
             }
         } else if relation.identity == ReplicaIdentity::Full && !positions.is_empty() {
-            RowKey::WholeRow { select: table.select_where(&positions, "IS") + " LIMIT 1" }
+            RowKey::WholeRow
         } else {
             RowKey::None
         };
         let insert_all = table.insert(&positions);
-        Ok(RelationPlan { relation, table, positions, key, insert_all })
+        let select_whole_row = table.select_where(&positions, "IS") + " LIMIT 1";
+        Ok(RelationPlan { relation, table, positions, key, select_whole_row, insert_all })
     }
 }
 
