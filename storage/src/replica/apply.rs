@@ -400,32 +400,32 @@ impl Apply<'_> {
         old: Option<&Tuple>,
     ) -> Result<Evicted> {
         let (Some(key), Some(old)) = (key, old) else { return Ok(Evicted::No) };
-        if self.tx.evicted.is_empty()
-            || plan.relation.identity != ReplicaIdentity::Full
-            || !self.tx.evicted.contains_key(&(plan.table.name.clone(), key.to_vec()))
-        {
+        if self.tx.evicted.is_empty() || plan.relation.identity != ReplicaIdentity::Full {
             return Ok(Evicted::No);
         }
-        // The row that took the key over was written by this transaction, so it compares equal to
-        // what the stream says of it. SQLite compares: it knows what affinity did to the values.
-        let find = |sql: &str, columns: &[usize]| -> Result<bool> {
+        let Some(evicted) = self.tx.evicted.get(&(plan.table.name.clone(), key.to_vec())) else {
+            return Ok(Evicted::No);
+        };
+        let find = |sql: &str, columns: &[usize]| -> Result<Option<Vec<LiteValue>>> {
             let mut statement = self.connection.prepare_cached(sql)?;
             for (i, &column) in columns.iter().enumerate() {
                 let value = given(old, column).unwrap_or(&LiteValue::Null);
                 statement.raw_bind_parameter(i + 1, LiteParam(value))?;
             }
-            Ok(statement.raw_query().next()?.is_some())
+            statement.raw_query().next()?.map(|row| cells_of(&plan.table, row)).transpose()
         };
         let RowKey::Columns { select, relation_columns, .. } = &plan.key else {
             return Ok(Evicted::No);
         };
+        // The row that took the key over was written by this transaction, so it compares equal to
+        // what the stream says of it. SQLite compares: it knows what affinity did to the values.
         let all: Vec<usize> = (0..plan.positions.len()).collect();
-        Ok(if find(&plan.select_whole_row, &all)? {
-            Evicted::No
-        } else if find(select, relation_columns)? {
-            Evicted::AndReplaced
-        } else {
-            Evicted::Yes
+        Ok(match find(&plan.select_whole_row, &all)? {
+            // Twins: one of them goes, one stays.
+            Some(cells) if cells == *evicted => Evicted::AndReplaced,
+            Some(_) => Evicted::No,
+            None if find(select, relation_columns)?.is_some() => Evicted::AndReplaced,
+            None => Evicted::Yes,
         })
     }
 
