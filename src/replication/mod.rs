@@ -11,6 +11,7 @@
 //! Data comes in from `zeroring_net::pg`; it leaves through a [`CommitSink`] (the commit bus) and
 //! through the replica file.
 
+pub mod commit_bus;
 pub mod config;
 pub mod published;
 pub mod status;

@@ -204,8 +204,8 @@ fn check_commit(before: &Contents, after: &Contents, commit: &Commit, seed: u64)
                 "seed {seed}: old {old:?} was not there"
             );
         }
-        if row.old.is_some() && row.new.is_none() {
-            now.remove(&row.old.as_ref().unwrap().values[0]);
+        if let (Some(old), None) = (&row.old, &row.new) {
+            now.remove(&old.values[0]);
         }
     }
     let mut keys = std::collections::BTreeSet::new();
