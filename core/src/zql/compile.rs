@@ -23,12 +23,13 @@ use crate::ivm::plan::{Param, Plan};
 use crate::schema::Schema;
 
 /// Deepest nesting of query nodes (related and EXISTS). Real queries stay below ten; every level
-/// costs stack in each recursion over a plan, and a level of SQL nesting.
-pub const MAX_DEPTH: usize = 32;
+/// costs stack in each recursion over a plan. SQLite adds up the heights of nested expressions,
+/// and refuses a sum above 1,000: that fails the query, too.
+pub const MAX_DEPTH: usize = 16;
 /// Most query nodes of a query: bounds the size of its SQL, and of the state of one instance.
 pub const MAX_NODES: usize = 256;
 /// Deepest nesting of AND and OR inside one `where`: bounds recursion.
-pub const MAX_CONDITION_DEPTH: usize = 64;
+pub const MAX_CONDITION_DEPTH: usize = 32;
 /// Most conditions and cursor columns of a query: bounds its parameters and its SQL text.
 pub const MAX_CONDITIONS: usize = 2_000;
 /// Most elements of one IN list, before duplicates are dropped.

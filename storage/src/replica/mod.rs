@@ -30,6 +30,8 @@ mod plan;
 pub mod reader;
 pub mod schema;
 pub mod snapshot;
+pub mod source;
+pub mod sql;
 pub mod startup;
 pub mod types;
 pub mod writer;

@@ -1,0 +1,212 @@
+//! [`Source`] over a reader's snapshot: each fetch is one prepared statement.
+
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rusqlite::CachedStatement;
+use rusqlite::types::{ToSql, ToSqlOutput, Value as SqlValue};
+use rusqlite::vtab::array::Array;
+use zeroring_core::ivm::source::{Fetch, Source, SourceError};
+use zeroring_core::row::{Key, Row};
+use zeroring_core::value::Value;
+use zeroring_core::version::StateVersion;
+use zeroring_core::zql::order;
+
+use super::ReplicaError;
+use super::reader::{ReplicaReader, RowDecoder, store_error};
+use super::sql::{self, Bind, MAX_COMPOUND_KEYS, Select, Statement};
+use super::types::ValueParam;
+
+/// The rows of a replica, at the version of a reader's snapshot.
+#[derive(Debug)]
+pub struct ReplicaSource {
+    reader: ReplicaReader,
+    version: StateVersion,
+    statements: u64,
+}
+
+impl ReplicaSource {
+    /// A source over a reader. No snapshot is open until [`ReplicaSource::refresh`].
+    ///
+    /// # Errors
+    /// [`ReplicaError`] if SQLite refuses the functions that statements need.
+    pub fn new(reader: ReplicaReader) -> Result<ReplicaSource, ReplicaError> {
+        sql::register(reader.connection())
+            .map_err(ReplicaError::sqlite(reader.path(), "adding functions"))?;
+        Ok(ReplicaSource { reader, version: StateVersion::zero(), statements: 0 })
+    }
+
+    /// Moves to the newest version.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; then no snapshot is open, and every fetch fails.
+    pub fn refresh(&mut self) -> Result<&StateVersion, ReplicaError> {
+        self.version = self.reader.refresh()?.clone();
+        Ok(&self.version)
+    }
+
+    /// Gives the snapshot up, so that a checkpoint can pass.
+    ///
+    /// # Errors
+    /// [`ReplicaError`].
+    pub fn release(&mut self) -> Result<(), ReplicaError> {
+        self.reader.release()
+    }
+
+    /// The reader, for anything but moving it.
+    pub fn reader(&self) -> &ReplicaReader {
+        &self.reader
+    }
+
+    /// Statements run so far.
+    pub fn statements(&self) -> u64 {
+        self.statements
+    }
+
+    fn run(
+        &mut self,
+        fetch: &Fetch<'_>,
+        keys: Option<&[Key]>,
+        visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
+    ) -> Result<ControlFlow<()>, SourceError> {
+        let sql = sql::compile(fetch, keys, Select::Rows)?;
+        self.statements += 1;
+        let mut statement = self.prepare(&sql)?;
+        let mut rows = statement.raw_query();
+        let mut decoder = RowDecoder::new(&fetch.plan.node(fetch.node).table);
+        while let Some(row) = rows.next().map_err(store_error)? {
+            if visit(decoder.decode(row)?)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn prepare(&self, sql: &Statement<'_>) -> Result<CachedStatement<'_>, SourceError> {
+        if self.reader.version().is_none() {
+            return Err(SourceError::Store("no snapshot is open".into()));
+        }
+        let mut statement = self.reader.prepare(&sql.text)?;
+        let mut owned = sql.owned.iter().peekable();
+        for (i, bind) in sql.binds.iter().enumerate() {
+            let param = match owned.next_if(|(at, _)| *at == i) {
+                Some((_, text)) => BindParam(Bind::Text(text)),
+                None => BindParam(*bind),
+            };
+            statement.raw_bind_parameter(i + 1, param).map_err(store_error)?;
+        }
+        Ok(statement)
+    }
+
+    /// More compound keys than one statement takes: in parts; an order over all parts is made
+    /// here.
+    fn run_in_parts(
+        &mut self,
+        fetch: &Fetch<'_>,
+        keys: &[Key],
+        visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
+    ) -> Result<(), SourceError> {
+        let sorted = fetch.ordered || fetch.limit.is_some();
+        let mut all = Vec::new();
+        for part in keys.chunks(MAX_COMPOUND_KEYS) {
+            let flow = self.run(fetch, Some(part), &mut |row| {
+                if sorted {
+                    all.push(row);
+                    Ok(ControlFlow::Continue(()))
+                } else {
+                    visit(row)
+                }
+            })?;
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+        let by = &fetch.plan.node(fetch.node).order;
+        all.sort_by(|a, b| order::compare_rows(by, a, b));
+        for row in all.into_iter().take(fetch.limit.unwrap_or(usize::MAX)) {
+            if visit(row)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Source for ReplicaSource {
+    fn version(&self) -> &StateVersion {
+        &self.version
+    }
+
+    fn fetch(
+        &mut self,
+        fetch: &Fetch<'_>,
+        visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
+    ) -> Result<(), SourceError> {
+        if fetch.limit == Some(0) || fetch.keys.is_some_and(|k| k.keys.is_empty()) {
+            return Ok(());
+        }
+        let table = &fetch.plan.node(fetch.node).table;
+        let delivers = fetch.delivers();
+        let mut visit = |row: Arc<Row>| {
+            if delivers {
+                SourceError::check_deliverable(table, &row)?;
+            }
+            Ok(visit(row))
+        };
+        match &fetch.keys {
+            Some(k) if k.columns.len() > 1 && k.keys.len() > MAX_COMPOUND_KEYS => {
+                self.run_in_parts(fetch, k.keys, &mut visit)
+            }
+            _ => self.run(fetch, None, &mut visit).map(drop),
+        }
+    }
+
+    fn exists(&mut self, fetch: &Fetch<'_>) -> Result<bool, SourceError> {
+        let keys = fetch.keys.map_or(&[][..], |k| k.keys);
+        if fetch.limit == Some(0) || fetch.keys.is_some() && keys.is_empty() {
+            return Ok(false);
+        }
+        let parts: Vec<Option<&[Key]>> = match &fetch.keys {
+            Some(k) if k.columns.len() > 1 => keys.chunks(MAX_COMPOUND_KEYS).map(Some).collect(),
+            _ => vec![None],
+        };
+        for part in parts {
+            let sql = sql::compile(fetch, part, Select::Exists)?;
+            self.statements += 1;
+            let mut statement = self.prepare(&sql)?;
+            if statement.raw_query().next().map_err(store_error)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+struct BindParam<'a>(Bind<'a>);
+
+impl ToSql for BindParam<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self.0 {
+            Bind::Value(Value::String(s) | Value::Json(s)) => Ok(ToSqlOutput::from(&**s)),
+            Bind::Value(v) => Ok(ToSqlOutput::Owned(owned(v))),
+            Bind::Text(t) => Ok(ToSqlOutput::from(t)),
+            Bind::Integer(n) => Ok(ToSqlOutput::from(n)),
+            Bind::List(values) => array(values.iter()),
+            Bind::Keys(keys) => array(keys.iter().filter_map(|k| k.first())),
+        }
+    }
+}
+
+fn array<'v>(values: impl Iterator<Item = &'v Value>) -> rusqlite::Result<ToSqlOutput<'static>> {
+    let values: Array = Rc::new(values.map(owned).collect());
+    Ok(ToSqlOutput::from_rc(values, c"rarray"))
+}
+
+fn owned(value: &Value) -> SqlValue {
+    match ValueParam(value).to_sql() {
+        Ok(ToSqlOutput::Owned(v)) => v,
+        Ok(ToSqlOutput::Borrowed(v)) => v.try_into().unwrap_or(SqlValue::Null),
+        _ => SqlValue::Null,
+    }
+}

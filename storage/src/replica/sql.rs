@@ -1,0 +1,647 @@
+//! A [`Fetch`] as one SQLite statement: the whole `where` with its nested EXISTS, cursor, keys,
+//! bounds, order and limit. Literals are always bound, never part of the text, so equal shapes
+//! share a prepared statement.
+//!
+//! The statement must answer exactly what `core::zql::predicate` and `order` answer. What would
+//! come between them:
+//! - LIKE is a function that calls the very matcher of the predicate ([`register`]);
+//! - a string column whose declared type has numeric affinity may hold numbers (`upc`, an enum
+//!   named `point`): it is read through `zr_text`, see [`text_is_kept`];
+//! - JSON `null` is null;
+//! - lists are bound as arrays of values, not as JSON text, so that no number is re-parsed.
+//!
+//! Everything else follows from plans being well typed (`core::zql::compile`).
+
+use std::fmt::Write as _;
+
+use rusqlite::Connection;
+use rusqlite::functions::{Context, FunctionFlags};
+use rusqlite::types::ValueRef;
+use zeroring_core::ivm::plan::{
+    Condition, Direction, ExistsEdge, Node, Op, Param, ParamId, Params, Plan, Simple, Start,
+};
+use zeroring_core::ivm::source::{Fetch, Filter, SourceError};
+use zeroring_core::row::Key;
+use zeroring_core::schema::{TableSpec, ValueType};
+use zeroring_core::value::Value;
+use zeroring_core::zql::like::LikePattern;
+
+use super::schema::{Affinity, VERSION_COLUMN, quote_ident};
+use super::types::number_text;
+
+/// Most keys of several columns in one statement; more are read in several (SQLite takes 32,766
+/// parameters). Keys of one column are bound as one array, any number of them.
+pub const MAX_COMPOUND_KEYS: usize = 4_000;
+
+/// A parameter of a [`Statement`], in the order of its text.
+#[derive(Debug, Clone, Copy)]
+pub enum Bind<'a> {
+    /// A value.
+    Value(&'a Value),
+    /// Text.
+    Text(&'a str),
+    /// An integer.
+    Integer(i64),
+    /// The list of an IN.
+    List(&'a [Value]),
+    /// The keys of one column.
+    Keys(&'a [Key]),
+}
+
+/// What a statement returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Select {
+    /// `_0_version` and all visible columns, for a `RowDecoder`.
+    Rows,
+    /// A row if there is any.
+    Exists,
+}
+
+/// SQL text and its parameters.
+#[derive(Debug)]
+pub struct Statement<'a> {
+    /// The text.
+    pub text: String,
+    /// The parameters.
+    pub binds: Vec<Bind<'a>>,
+    /// Texts made for this statement (prefix bounds of LIKE), by position in `binds`.
+    pub owned: Vec<(usize, String)>,
+}
+
+/// Adds the functions and the table of arrays that statements use.
+///
+/// # Errors
+/// SQLite refuses.
+pub fn register(connection: &Connection) -> rusqlite::Result<()> {
+    rusqlite::vtab::array::load_module(connection)?;
+    let flags = FunctionFlags::SQLITE_UTF8
+        | FunctionFlags::SQLITE_DETERMINISTIC
+        | FunctionFlags::SQLITE_INNOCUOUS;
+    connection.create_scalar_function("zr_like", 2, flags, |c| like(c, false))?;
+    connection.create_scalar_function("zr_ilike", 2, flags, |c| like(c, true))?;
+    connection.create_scalar_function("zr_text", 1, flags, |c| {
+        Ok(match c.get_raw(0) {
+            ValueRef::Integer(n) => rusqlite::types::Value::Text(n.to_string()),
+            ValueRef::Real(n) => rusqlite::types::Value::Text(number_text(n)),
+            other => other.try_into()?,
+        })
+    })
+}
+
+/// `zr_like(pattern, text)`: null for a null text; the pattern is compiled once per statement run.
+fn like(c: &Context<'_>, ignore_case: bool) -> rusqlite::Result<Option<bool>> {
+    let pattern = c.get_or_create_aux(
+        0,
+        |v| -> Result<LikePattern, Box<dyn std::error::Error + Send + Sync>> {
+            Ok(LikePattern::new(v.as_str()?, ignore_case)?)
+        },
+    )?;
+    Ok(match c.get_raw(1) {
+        ValueRef::Null => None,
+        ValueRef::Integer(n) => Some(pattern.matches(&n.to_string())),
+        ValueRef::Real(n) => Some(pattern.matches(&number_text(n))),
+        text => Some(pattern.matches(text.as_str()?)),
+    })
+}
+
+/// Whether a string column's values are certainly stored as text. Columns with TEXT affinity are;
+/// uuid and the network types have numeric affinity, but none of their texts is a number. Names
+/// that no Postgres type has are enums, declared with the attribute `|TEXT_ENUM`, which gives
+/// TEXT affinity unless the name contains `INT`.
+pub fn text_is_kept(upstream_type: &str) -> bool {
+    match upstream_type.to_ascii_lowercase().as_str() {
+        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "pg_lsn" => true,
+        "ean13" | "isbn" | "isbn13" | "ismn" | "ismn13" | "issn" | "issn13" | "upc" => false,
+        name => Affinity::of_declared(&format!("{name}|TEXT_ENUM")) == Affinity::Text,
+    }
+}
+
+/// Compiles a fetch. `keys` replaces the fetch's own keys (a part of them).
+///
+/// # Errors
+/// [`SourceError::Store`] if a plan and its parameters do not fit together.
+pub fn compile<'a>(
+    fetch: &Fetch<'a>,
+    keys: Option<&'a [Key]>,
+    select: Select,
+) -> Result<Statement<'a>, SourceError> {
+    let mut b = Builder {
+        plan: fetch.plan,
+        params: fetch.params,
+        statement: Statement { text: String::with_capacity(256), binds: vec![], owned: vec![] },
+        aliases: 1,
+    };
+    b.statement(fetch, keys, select)?;
+    Ok(b.statement)
+}
+
+struct Builder<'a> {
+    plan: &'a Plan,
+    params: &'a Params,
+    statement: Statement<'a>,
+    /// Table aliases given out; the outermost is `t0`.
+    aliases: usize,
+}
+
+/// A column of a table under an alias.
+#[derive(Clone, Copy)]
+struct Column<'t> {
+    alias: usize,
+    table: &'t TableSpec,
+    column: usize,
+}
+
+impl Column<'_> {
+    /// The column as stored.
+    fn stored(self) -> String {
+        format!("t{}.{}", self.alias, quote_ident(&self.table.columns[self.column].name))
+    }
+
+    /// The column as read: text columns that may hold numbers as text.
+    fn read(self) -> String {
+        if self.is_kept() { self.stored() } else { format!("zr_text({})", self.stored()) }
+    }
+
+    fn is_kept(self) -> bool {
+        let c = &self.table.columns[self.column];
+        c.value_type != ValueType::String || text_is_kept(&c.upstream_type)
+    }
+
+    fn nullable(self) -> bool {
+        self.table.columns[self.column].nullable
+    }
+}
+
+/// Which side of a position.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    AtOrAfter,
+    After,
+    Before,
+}
+
+impl<'a> Builder<'a> {
+    fn push(&mut self, text: &str) {
+        self.statement.text.push_str(text);
+    }
+
+    fn bind(&mut self, bind: Bind<'a>) {
+        self.push("?");
+        self.statement.binds.push(bind);
+    }
+
+    fn bind_owned(&mut self, text: String) {
+        self.statement.owned.push((self.statement.binds.len(), text));
+        self.bind(Bind::Integer(0));
+    }
+
+    fn statement(
+        &mut self,
+        fetch: &Fetch<'a>,
+        keys: Option<&'a [Key]>,
+        select: Select,
+    ) -> Result<(), SourceError> {
+        let node = self.plan.node(fetch.node);
+        let table = &*node.table;
+        match select {
+            Select::Exists => self.push("SELECT 1"),
+            Select::Rows => {
+                self.push("SELECT t0.");
+                self.push(&quote_ident(VERSION_COLUMN));
+                for column in &table.columns {
+                    self.push(",t0.");
+                    self.push(&quote_ident(&column.name));
+                }
+            }
+        }
+        self.push(" FROM ");
+        self.push(&quote_ident(&table.name));
+        self.push(" AS t0 WHERE 1");
+        if let Some(k) = &fetch.keys {
+            self.push(" AND ");
+            self.keys(table, k.columns, keys.unwrap_or(k.keys));
+        }
+        self.node_filter(node, 0, fetch.filter)?;
+        if let Some(bound) = &fetch.from {
+            self.push(" AND ");
+            let side = if bound.inclusive { Side::AtOrAfter } else { Side::After };
+            self.position(table, 0, &node.order, bound.position, side);
+        }
+        if let Some(position) = fetch.before {
+            self.push(" AND ");
+            self.position(table, 0, &node.order, position, Side::Before);
+        }
+        match select {
+            Select::Exists => self.push(" LIMIT 1"),
+            Select::Rows => {
+                if fetch.ordered || fetch.limit.is_some() {
+                    self.order_by(table, &node.order);
+                }
+                if let Some(limit) = fetch.limit {
+                    self.push(" LIMIT ");
+                    self.bind(Bind::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// ` AND condition AND start`, as far as the filter asks for.
+    fn node_filter(
+        &mut self,
+        node: &'a Node,
+        alias: usize,
+        filter: Filter,
+    ) -> Result<(), SourceError> {
+        if filter == Filter::Any {
+            return Ok(());
+        }
+        if let Some(start) = &node.start {
+            self.push(" AND ");
+            self.start(&node.table, alias, start)?;
+        }
+        if node.condition != Condition::Const(true) {
+            self.push(" AND ");
+            self.condition(node, &node.condition, alias, filter)?;
+        }
+        Ok(())
+    }
+
+    fn keys(&mut self, table: &'a TableSpec, columns: &[usize], keys: &'a [Key]) {
+        let column = |column: usize| Column { alias: 0, table, column };
+        match (columns, keys) {
+            (_, []) => self.push("0"),
+            (columns, [key]) => {
+                for (i, (&c, v)) in columns.iter().zip(key).enumerate() {
+                    self.push(if i > 0 { " AND " } else { "(" });
+                    self.equal(column(c), v);
+                }
+                self.push(")");
+            }
+            ([one], keys) => self.member(column(*one), Bind::Keys(keys)),
+            (columns, keys) => {
+                let list: Vec<String> = columns.iter().map(|&c| column(c).read()).collect();
+                let _ = write!(self.statement.text, "({}) IN (VALUES ", list.join(","));
+                // Padded with the last key, so that few texts are ever prepared.
+                let padded = keys.len().next_power_of_two();
+                let last = keys.last().into_iter().cycle();
+                for (i, key) in keys.iter().chain(last).take(padded).enumerate() {
+                    self.push(if i > 0 { ",(" } else { "(" });
+                    for (j, v) in key.iter().enumerate() {
+                        if j > 0 {
+                            self.push(",");
+                        }
+                        self.bind(Bind::Value(v));
+                    }
+                    self.push(")");
+                }
+                self.push(")");
+            }
+        }
+    }
+
+    /// `column = value`, in a form that an index serves.
+    fn equal(&mut self, c: Column<'_>, value: &'a Value) {
+        if value.is_null() {
+            self.push(&c.stored());
+            return self.push(" IS NULL");
+        }
+        self.push("(");
+        self.push(&c.stored());
+        self.push("=");
+        self.bind(Bind::Value(value));
+        if !c.is_kept() {
+            self.push(" AND ");
+            self.push(&c.read());
+            self.push("=");
+            self.bind(Bind::Value(value));
+        }
+        self.push(")");
+    }
+
+    /// `column IN list`, in a form that an index serves.
+    fn member(&mut self, c: Column<'_>, list: Bind<'a>) {
+        let one = |b: &mut Self, column: String| {
+            b.push(&column);
+            b.push(" IN (SELECT value FROM rarray(");
+            b.bind(list);
+            b.push("))");
+        };
+        self.push("(");
+        one(self, c.stored());
+        if !c.is_kept() {
+            self.push(" AND ");
+            one(self, c.read());
+        }
+        self.push(")");
+    }
+
+    fn order_by(&mut self, table: &'a TableSpec, order: &[(usize, Direction)]) {
+        for (i, &(column, direction)) in order.iter().enumerate() {
+            self.push(if i > 0 { "," } else { " ORDER BY " });
+            self.push(&Column { alias: 0, table, column }.read());
+            if direction == Direction::Desc {
+                self.push(" DESC");
+            }
+        }
+    }
+
+    fn start(&mut self, table: &'a TableSpec, alias: usize, s: &Start) -> Result<(), SourceError> {
+        let position = s.position.iter().map(|p| self.value(*p)).collect::<Result<Vec<_>, _>>()?;
+        let side = if s.exclusive { Side::After } else { Side::AtOrAfter };
+        self.position(table, alias, &s.order, position, side);
+        Ok(())
+    }
+
+    /// Rows on one side of a position: for each element, equal up to it and beyond at it. A range
+    /// on the first column stands in front for an index to use.
+    fn position<I>(
+        &mut self,
+        table: &'a TableSpec,
+        alias: usize,
+        order: &[(usize, Direction)],
+        position: I,
+        side: Side,
+    ) where
+        I: IntoIterator<Item = &'a Value>,
+    {
+        let at: Vec<(Column<'a>, bool, &'a Value)> = order
+            .iter()
+            .zip(position)
+            .map(|(&(column, d), v)| {
+                let ascending = (d == Direction::Asc) != (side == Side::Before);
+                (Column { alias, table, column }, ascending, v)
+            })
+            .collect();
+        self.push("(");
+        if let Some(&(c, ascending, v)) = at.first()
+            && !v.is_null()
+            && (ascending || !c.nullable())
+        {
+            self.push(&c.read());
+            self.push(if ascending { ">=" } else { "<=" });
+            self.bind(Bind::Value(v));
+            self.push(" AND ");
+        }
+        self.push("(");
+        for i in 0..at.len() {
+            if i > 0 {
+                self.push(" OR ");
+            }
+            for &(c, _, v) in &at[..i] {
+                self.equal(c, v);
+                self.push(" AND ");
+            }
+            let (c, ascending, v) = at[i];
+            self.beyond(c, ascending, v);
+        }
+        if side == Side::AtOrAfter {
+            for (i, &(c, _, v)) in at.iter().enumerate() {
+                self.push(if i > 0 { " AND " } else { " OR " });
+                self.equal(c, v);
+            }
+        }
+        self.push("))");
+    }
+
+    /// The column is greater (ascending) or less than the value; null is lowest.
+    fn beyond(&mut self, c: Column<'_>, ascending: bool, value: &'a Value) {
+        let column = c.read();
+        match (value.is_null(), ascending) {
+            (true, true) => {
+                self.push(&column);
+                self.push(" IS NOT NULL");
+            }
+            (true, false) => self.push("0"),
+            (false, true) => {
+                self.push(&column);
+                self.push(">");
+                self.bind(Bind::Value(value));
+            }
+            (false, false) if c.nullable() => {
+                let _ = write!(self.statement.text, "({column} IS NULL OR {column}<");
+                self.bind(Bind::Value(value));
+                self.push(")");
+            }
+            (false, false) => {
+                self.push(&column);
+                self.push("<");
+                self.bind(Bind::Value(value));
+            }
+        }
+    }
+
+    fn condition(
+        &mut self,
+        node: &'a Node,
+        c: &'a Condition,
+        alias: usize,
+        filter: Filter,
+    ) -> Result<(), SourceError> {
+        match c {
+            Condition::Const(true) => self.push("1"),
+            Condition::Const(false) => self.push("0"),
+            Condition::And(all) => self.balanced(node, all, " AND ", "1", alias, filter)?,
+            Condition::Or(any) => self.balanced(node, any, " OR ", "0", alias, filter)?,
+            Condition::Simple(s) => self.simple(&node.table, s, alias)?,
+            Condition::Exists(_) if filter == Filter::Weak => self.push("1"),
+            Condition::Exists(e) => self.exists(&node.table, e, alias)?,
+        }
+        Ok(())
+    }
+
+    /// Operands as a balanced tree: SQLite's expressions nest at most 1,000 deep, and a chain of
+    /// n operands counts as n.
+    fn balanced(
+        &mut self,
+        node: &'a Node,
+        operands: &'a [Condition],
+        operator: &str,
+        empty: &str,
+        alias: usize,
+        filter: Filter,
+    ) -> Result<(), SourceError> {
+        match operands {
+            [] => self.push(empty),
+            [one] => self.condition(node, one, alias, filter)?,
+            many => {
+                let (left, right) = many.split_at(many.len() / 2);
+                self.push("(");
+                self.balanced(node, left, operator, empty, alias, filter)?;
+                self.push(operator);
+                self.balanced(node, right, operator, empty, alias, filter)?;
+                self.push(")");
+            }
+        }
+        Ok(())
+    }
+
+    fn exists(
+        &mut self,
+        parent: &'a TableSpec,
+        e: &'a ExistsEdge,
+        alias: usize,
+    ) -> Result<(), SourceError> {
+        let child = self.plan.node(e.child);
+        let inner = self.aliases;
+        self.aliases += 1;
+        self.push(if e.negated { "NOT EXISTS(SELECT 1 FROM " } else { "EXISTS(SELECT 1 FROM " });
+        self.push(&quote_ident(&child.table.name));
+        let _ = write!(self.statement.text, " AS t{inner} WHERE ");
+        for (i, (&p, &c)) in e.parent_columns.iter().zip(&e.child_columns).enumerate() {
+            if i > 0 {
+                self.push(" AND ");
+            }
+            self.push(&Column { alias: inner, table: &child.table, column: c }.read());
+            self.push("=");
+            self.push(&Column { alias, table: parent, column: p }.read());
+        }
+        self.node_filter(child, inner, Filter::Whole)?;
+        self.push(")");
+        Ok(())
+    }
+
+    fn simple(
+        &mut self,
+        table: &'a TableSpec,
+        s: &'a Simple,
+        alias: usize,
+    ) -> Result<(), SourceError> {
+        let c = Column { alias, table, column: s.column };
+        let operator = match s.op {
+            Op::Eq | Op::Is => {
+                let value = self.value(s.param)?;
+                self.equal(c, value);
+                return Ok(());
+            }
+            Op::IsNull | Op::IsNotNull => {
+                self.null_test(c, s.op == Op::IsNull);
+                return Ok(());
+            }
+            Op::In => {
+                match self.list(s.param)? {
+                    [one] => self.equal(c, one),
+                    list => self.member(c, Bind::List(list)),
+                }
+                return Ok(());
+            }
+            Op::NotIn => {
+                let list = self.list(s.param)?;
+                let column = c.read();
+                let _ = write!(self.statement.text, "({0} IS NOT NULL AND {0}", column);
+                self.push(" NOT IN (SELECT value FROM rarray(");
+                self.bind(Bind::List(list));
+                self.push(")))");
+                return Ok(());
+            }
+            Op::Like | Op::NotLike => return self.like(c, s),
+            Op::Ne => "<>",
+            Op::IsNot => " IS NOT ",
+            Op::Lt => "<",
+            Op::Gt => ">",
+            Op::Le => "<=",
+            Op::Ge => ">=",
+        };
+        let value = self.value(s.param)?;
+        self.push(&c.read());
+        self.push(operator);
+        self.bind(Bind::Value(value));
+        Ok(())
+    }
+
+    fn null_test(&mut self, c: Column<'_>, null: bool) {
+        let column = c.stored();
+        let text = &mut self.statement.text;
+        let json = c.table.columns[c.column].value_type == ValueType::Json;
+        let _ = match (json, null) {
+            (false, true) => write!(text, "{column} IS NULL"),
+            (false, false) => write!(text, "{column} IS NOT NULL"),
+            // The blanks of JSON: tab, line feed, carriage return, space.
+            (true, true) => {
+                write!(text, "ifnull(trim({column},char(9,10,13,32)),'null')='null'")
+            }
+            (true, false) => {
+                write!(text, "ifnull(trim({column},char(9,10,13,32)),'null')<>'null'")
+            }
+        };
+    }
+
+    fn like(&mut self, c: Column<'_>, s: &'a Simple) -> Result<(), SourceError> {
+        let Some(Param::Like(pattern)) = self.params.get(usize::from(s.param.0)) else {
+            return Err(mismatch(s.param));
+        };
+        if s.op == Op::NotLike {
+            self.push("NOT ");
+        }
+        self.push(if pattern.ignore_case() { "zr_ilike(" } else { "zr_like(" });
+        self.bind(Bind::Text(pattern.pattern()));
+        self.push(",");
+        self.push(&c.stored());
+        self.push(")");
+        // What has the pattern's prefix lies between the prefix and its successor.
+        if let (Op::Like, Some(prefix), true) = (s.op, pattern.prefix(), c.is_kept()) {
+            let _ = write!(self.statement.text, " AND {}>=", c.stored());
+            self.bind_owned(prefix.to_owned());
+            if let Some(end) = successor(prefix) {
+                let _ = write!(self.statement.text, " AND {}<", c.stored());
+                self.bind_owned(end);
+            }
+        }
+        Ok(())
+    }
+
+    fn value(&self, p: ParamId) -> Result<&'a Value, SourceError> {
+        match self.params.get(usize::from(p.0)) {
+            Some(Param::Value(v)) => Ok(v),
+            _ => Err(mismatch(p)),
+        }
+    }
+
+    fn list(&self, p: ParamId) -> Result<&'a [Value], SourceError> {
+        match self.params.get(usize::from(p.0)) {
+            Some(Param::List(l)) => Ok(l),
+            _ => Err(mismatch(p)),
+        }
+    }
+}
+
+fn mismatch(p: ParamId) -> SourceError {
+    SourceError::Store(format!("parameter {} does not fit the plan", p.0))
+}
+
+/// The least text that is greater than every text with this prefix; `None` if there is none.
+fn successor(prefix: &str) -> Option<String> {
+    let mut text = prefix.to_owned();
+    while let Some(last) = text.pop() {
+        // The next code point; surrogates are none.
+        let next = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32);
+        if let Some(next) = next {
+            text.push(next);
+            return Some(text);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_that_may_hold_numbers_are_known() {
+        for kept in ["text", "varchar", "bpchar", "character varying", "uuid", "inet", "mood"] {
+            assert!(text_is_kept(kept), "{kept}");
+        }
+        for converted in ["upc", "isbn13", "point_kind", "PRINTER"] {
+            assert!(!text_is_kept(converted), "{converted}");
+        }
+    }
+
+    #[test]
+    fn the_successor_bounds_a_prefix() {
+        assert_eq!(successor("ab").as_deref(), Some("ac"));
+        assert_eq!(successor("a\u{D7FF}").as_deref(), Some("a\u{E000}"));
+        assert_eq!(successor("a\u{10FFFF}").as_deref(), Some("b"));
+        assert_eq!(successor("\u{10FFFF}"), None);
+    }
+}

@@ -1,0 +1,419 @@
+//! SQL and predicate are the same function: every fetch of a random plan answers the same over
+//! SQLite as over plain vectors, whatever the declared types' affinities.
+//!
+//! `ZR_SEEDS=from..to` runs other seeds than the default ones.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use rusqlite::types::{ToSql, Value as SqlValue};
+use zeroring_core::ivm::brute;
+use zeroring_core::ivm::memory_source::{Database, MemorySource};
+use zeroring_core::ivm::plan::{Condition, NodeId, Plan};
+use zeroring_core::ivm::source::{Bound, Fetch, Filter, Keys, Source, SourceError};
+use zeroring_core::row::{Key, Row};
+use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
+use zeroring_core::value::Value;
+use zeroring_core::version::StateVersion;
+use zeroring_core::zql::ast::Ast;
+use zeroring_core::zql::compile::{IdentityKeys, MAX_DEPTH, compile};
+use zeroring_core::zql::gen_world::{self, Choices, Shape};
+use zeroring_storage::replica::reader::{ReaderOptions, ReplicaReader};
+use zeroring_storage::replica::source::ReplicaSource;
+use zeroring_storage::replica::types::ValueParam;
+
+/// A replica file with the rows of `db`.
+fn replica(dir: &tempfile::TempDir, schema: &Schema, db: &Database) -> ReplicaSource {
+    let path = dir.path().join("replica.db");
+    let c = Connection::open(&path).unwrap();
+    c.execute_batch(
+        r#"PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; BEGIN;
+           CREATE TABLE "_zero.replicationState" (stateVersion TEXT);
+           INSERT INTO "_zero.replicationState" VALUES ('01');"#,
+    )
+    .unwrap();
+    for t in schema.tables.values() {
+        let columns: Vec<String> = t
+            .columns
+            .iter()
+            .map(|c| {
+                let not_null = if c.nullable { "" } else { "|NOT_NULL" };
+                format!("\"{}\" \"{}{not_null}\"", c.name, c.upstream_type)
+            })
+            .collect();
+        c.execute_batch(&format!(
+            "CREATE TABLE \"{}\" ({}, \"_0_version\" \"text\")",
+            t.name,
+            columns.join(",")
+        ))
+        .unwrap();
+        for (i, k) in t.indexes.iter().chain(t.unique_keys.iter().map(|k| &k.columns)).enumerate() {
+            let names: Vec<String> =
+                k.iter().map(|&c| format!("\"{}\"", t.columns[c].name)).collect();
+            c.execute_batch(&format!(
+                "CREATE INDEX \"{}_{i}\" ON \"{}\" ({})",
+                t.name,
+                t.name,
+                names.join(",")
+            ))
+            .unwrap();
+        }
+        let holes = vec!["?"; t.columns.len() + 1].join(",");
+        let mut insert =
+            c.prepare(&format!("INSERT INTO \"{}\" VALUES ({holes})", t.name)).unwrap();
+        for row in db.rows(t.id) {
+            let version = row.version.as_str().to_owned();
+            let mut params: Vec<Box<dyn ToSql + '_>> = Vec::new();
+            for (v, column) in row.values.iter().zip(&t.columns) {
+                match v {
+                    Value::Number(n) if &*column.upstream_type == "float8" => {
+                        params.push(Box::new(SqlValue::Real(*n)));
+                    }
+                    v => params.push(Box::new(ValueParam(v))),
+                }
+            }
+            params.push(Box::new(version));
+            insert.execute(rusqlite::params_from_iter(params.iter())).unwrap();
+        }
+    }
+    c.execute_batch("COMMIT").unwrap();
+    let reader = ReplicaReader::open(&path, &ReaderOptions::default()).unwrap();
+    let mut source = ReplicaSource::new(reader).unwrap();
+    source.refresh().unwrap();
+    source
+}
+
+fn collect(source: &mut dyn Source, fetch: &Fetch<'_>) -> Result<Vec<Arc<Row>>, SourceError> {
+    let mut rows = Vec::new();
+    source.fetch(fetch, &mut |r| {
+        rows.push(r);
+        ControlFlow::Continue(())
+    })?;
+    Ok(rows)
+}
+
+/// Rows as comparable text; sorted unless the order counts.
+fn shown(rows: &[Arc<Row>], ordered: bool) -> Vec<String> {
+    let mut all: Vec<String> =
+        rows.iter().map(|r| format!("{} {:?}", r.version, normal(&r.values))).collect();
+    if !ordered {
+        all.sort();
+    }
+    all
+}
+
+/// -0 and 0 are one value.
+fn normal(values: &[Value]) -> Vec<Value> {
+    values
+        .iter()
+        .map(|v| match v {
+            Value::Number(0.0) => Value::Number(0.0),
+            v => v.clone(),
+        })
+        .collect()
+}
+
+fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let text = std::env::var("ZR_SEEDS").unwrap_or_default();
+    let mut parts = text.split("..").map(str::parse);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(from)), Some(Ok(to))) => from..to,
+        _ => default,
+    }
+}
+
+/// A random fetch of a node.
+struct Wanted {
+    node: NodeId,
+    columns: Vec<usize>,
+    keys: Option<Vec<Key>>,
+    filter: Filter,
+    from: Option<(Key, bool)>,
+    before: Option<Key>,
+    limit: Option<usize>,
+    ordered: bool,
+}
+
+impl Wanted {
+    fn random(c: &mut Choices, plan: &Plan, shape: &Shape) -> Wanted {
+        let node = NodeId(c.below(plan.nodes.len()) as u16);
+        let n = plan.node(node);
+        let value = |c: &mut Choices, column: usize| {
+            let spec = &n.table.columns[column];
+            if column < 2 && spec.value_type == ValueType::Number {
+                Value::Number(c.below(shape.rows) as f64)
+            } else if column < 2 {
+                Value::string(format!("k{}", c.below(shape.rows)))
+            } else {
+                gen_world::value(c, spec)
+            }
+        };
+        let position = |c: &mut Choices| -> Key { n.order.iter().map(|o| value(c, o.0)).collect() };
+        let mut columns: Vec<usize> = Vec::new();
+        for _ in 0..1 + c.below(2) {
+            let column = c.below(n.table.columns.len());
+            if n.table.columns[column].value_type != ValueType::Json && !columns.contains(&column) {
+                columns.push(column);
+            }
+        }
+        let keys = (c.chance(50) && !columns.is_empty()).then(|| {
+            let mut keys: Vec<Key> = (0..c.below(5))
+                .map(|_| columns.iter().map(|&k| value(c, k)).collect::<Key>())
+                .filter(|k| !k.iter().any(Value::is_null))
+                .collect();
+            keys.sort();
+            keys.dedup();
+            keys
+        });
+        Wanted {
+            node,
+            columns,
+            keys,
+            filter: c.pick(&[Filter::Whole, Filter::Whole, Filter::Weak, Filter::Any]),
+            from: c.chance(30).then(|| (position(c), c.chance(50))),
+            before: c.chance(30).then(|| position(c)),
+            limit: c.chance(30).then(|| c.below(4)),
+            ordered: c.chance(50),
+        }
+    }
+
+    fn fetch<'a>(
+        &'a self,
+        plan: &'a Plan,
+        params: &'a [zeroring_core::ivm::plan::Param],
+    ) -> Fetch<'a> {
+        Fetch {
+            plan,
+            node: self.node,
+            params,
+            keys: self.keys.as_ref().map(|keys| Keys { columns: &self.columns, keys }),
+            filter: self.filter,
+            from: self
+                .from
+                .as_ref()
+                .map(|(p, inclusive)| Bound { position: p, inclusive: *inclusive }),
+            before: self.before.as_deref(),
+            limit: self.limit,
+            ordered: self.ordered,
+        }
+    }
+}
+
+#[test]
+fn random_fetches_answer_the_same_over_sqlite_and_over_vectors() {
+    let (mut fetches, mut nonempty) = (0u32, 0u32);
+    for seed in seeds(0..400) {
+        let mut c = Choices::new(seed);
+        let shape = Shape::default();
+        let schema = gen_world::schema(&mut c, &shape);
+        let version = StateVersion::from_lsn(1);
+        let db = gen_world::database(&mut c, &schema, &shape, &version);
+        let dir = tempfile::tempdir().unwrap();
+        let mut sqlite = replica(&dir, &schema, &db);
+        assert_eq!(sqlite.version(), &version);
+        let mut memory = MemorySource::new(db, version);
+        for _ in 0..12 {
+            let ast = gen_world::ast(&mut c, &schema, &shape);
+            let keys = gen_world::identity_keys(&mut c, &schema);
+            let (plan, params) = compile(&ast, &schema, &keys).unwrap();
+            for _ in 0..6 {
+                let wanted = Wanted::random(&mut c, &plan, &shape);
+                let fetch = wanted.fetch(&plan, &params);
+                let ordered = fetch.ordered || fetch.limit.is_some();
+                let context =
+                    || format!("seed {seed}\n{fetch:#?}\n{}", serde_json::to_string(&ast).unwrap());
+                let want = shown(&collect(&mut memory, &fetch).unwrap(), ordered);
+                let got =
+                    collect(&mut sqlite, &fetch).unwrap_or_else(|e| panic!("{e} {}", context()));
+                assert_eq!(shown(&got, ordered), want, "{}", context());
+                assert_eq!(sqlite.exists(&fetch).unwrap(), !want.is_empty(), "{}", context());
+                fetches += 1;
+                nonempty += u32::from(!want.is_empty());
+            }
+        }
+    }
+    assert!(nonempty * 4 > fetches, "{nonempty} of {fetches} fetches had rows");
+}
+
+fn table(columns: &[(&str, ValueType, &str)], rows: Vec<Vec<Value>>) -> (Schema, Database) {
+    let spec = Arc::new(TableSpec {
+        id: TableId(0),
+        name: "t".into(),
+        columns: columns
+            .iter()
+            .map(|(name, value_type, upstream)| ColumnSpec {
+                name: (*name).into(),
+                value_type: *value_type,
+                nullable: true,
+                upstream_type: (*upstream).into(),
+            })
+            .collect(),
+        primary_key: vec![0],
+        replica_key: vec![0],
+        unique_keys: vec![UniqueKey { columns: vec![0], not_null: true }],
+        min_row_version: StateVersion::zero(),
+        indexes: vec![],
+    });
+    let mut db = Database::default();
+    for values in rows {
+        db.put(&spec, Row::new(StateVersion::from_lsn(1), values));
+    }
+    let mut schema = Schema::default();
+    schema.tables.insert("t".into(), spec);
+    (schema, db)
+}
+
+fn whole<'a>(plan: &'a Plan, params: &'a [zeroring_core::ivm::plan::Param]) -> Fetch<'a> {
+    Fetch {
+        plan,
+        node: Plan::ROOT,
+        params,
+        keys: None,
+        filter: Filter::Whole,
+        from: None,
+        before: None,
+        limit: None,
+        ordered: true,
+    }
+}
+
+/// The ids that `t where condition` yields over SQLite; checked against vectors.
+fn ids(
+    sqlite: &mut ReplicaSource,
+    schema: &Schema,
+    db: &Database,
+    ast: serde_json::Value,
+) -> Result<Vec<String>, SourceError> {
+    let ast: Ast = serde_json::from_value(ast).unwrap();
+    let (plan, params) = compile(&ast, schema, &IdentityKeys::default()).unwrap();
+    let rows = collect(sqlite, &whole(&plan, &params))?;
+    let want = brute::rows(&plan, Plan::ROOT, &params, db, None);
+    assert_eq!(shown(&rows, true), shown(&want, true), "{ast:?}");
+    Ok(rows.iter().map(|r| format!("{:?}", r.values[0])).collect())
+}
+
+fn cond(op: &str, value: serde_json::Value) -> serde_json::Value {
+    serde_json::json!({"table":"t","where":{"type":"simple","op":op,
+        "left":{"type":"column","name":"v"},"right":{"type":"literal","value":value}}})
+}
+
+#[test]
+fn text_in_columns_with_numeric_affinity_stays_text() {
+    let texts = ["10", "9", "x", "2"];
+    let rows: Vec<Vec<Value>> = texts
+        .iter()
+        .enumerate()
+        .map(|(i, t)| vec![Value::Number(i as f64), Value::string(t)])
+        .collect();
+    for upstream in ["upc", "point_kind"] {
+        let (schema, db) = table(
+            &[("id", ValueType::Number, "int4"), ("v", ValueType::String, upstream)],
+            rows.clone(),
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let mut sqlite = replica(&dir, &schema, &db);
+        let mut count = |op: &str, v: serde_json::Value| {
+            ids(&mut sqlite, &schema, &db, cond(op, v)).unwrap().len()
+        };
+        assert_eq!(count("=", "10".into()), 1);
+        assert_eq!(count("=", "10.0".into()), 0, "equal as numbers, not as texts");
+        assert_eq!(count("=", "1e1".into()), 0);
+        assert_eq!(count("<", "2".into()), 1, "by bytes: only \"10\"");
+        assert_eq!(count("IN", serde_json::json!(["010", "9", "x"])), 2);
+        assert_eq!(count("NOT IN", serde_json::json!(["010", "9"])), 3);
+        assert_eq!(count("LIKE", "1%".into()), 1);
+        assert_eq!(count("IS NOT", "9.0".into()), 4);
+    }
+}
+
+#[test]
+fn an_unsafe_integer_fails_only_the_fetch_that_delivers_it() {
+    let max = Value::MAX_SAFE_INTEGER;
+    let (schema, db) = table(
+        &[("id", ValueType::Number, "int4"), ("v", ValueType::Number, "int8")],
+        vec![
+            vec![Value::Number(1.0), Value::from_i64(max)],
+            vec![Value::Number(2.0), Value::from_i64(max + 1)],
+        ],
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = replica(&dir, &schema, &db);
+    let safe = ids(&mut sqlite, &schema, &db, cond("<=", max.into())).unwrap();
+    assert_eq!(safe.len(), 1);
+    let error = ids(&mut sqlite, &schema, &db, cond(">", 0.into())).unwrap_err();
+    assert_eq!(error.to_string(), "value 9007199254740992 (in t.v) is outside of supported bounds");
+    let (plan, params) = compile(&Ast::table("t"), &schema, &IdentityKeys::default()).unwrap();
+    let weak = Fetch { filter: Filter::Weak, ..whole(&plan, &params) };
+    assert_eq!(collect(&mut sqlite, &weak).unwrap().len(), 2, "candidates are judged first");
+}
+
+#[test]
+fn long_lists_many_conditions_and_deep_nesting_are_one_statement() {
+    let rows = (0..50).map(|i| vec![Value::Number(f64::from(i)), Value::Number(f64::from(i % 7))]);
+    let (schema, db) = table(
+        &[("id", ValueType::Number, "int4"), ("v", ValueType::Number, "float8")],
+        rows.collect(),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = replica(&dir, &schema, &db);
+    let list: Vec<i32> = (0..90_000).map(|i| i * 2).collect();
+    let found = ids(&mut sqlite, &schema, &db, cond("IN", serde_json::json!(list))).unwrap();
+    assert_eq!(found.len(), 50 * 4 / 7 + 1);
+    let any: Vec<serde_json::Value> =
+        (0..1_900).map(|i| cond("=", i.into())["where"].clone()).collect();
+    let wide = serde_json::json!({"table":"t","where":{"type":"or","conditions":any}});
+    assert_eq!(ids(&mut sqlite, &schema, &db, wide).unwrap().len(), 50);
+    let mut deep = serde_json::json!({"table":"t"});
+    for _ in 0..MAX_DEPTH {
+        deep = serde_json::json!({"table":"t","where":{"type":"and","conditions":[
+            cond(">=", 0.into())["where"],
+            {"type":"correlatedSubquery","op":"EXISTS","related":{
+                "correlation":{"parentField":["id"],"childField":["id"]},"subquery":deep}}]}});
+    }
+    let ast: Ast = serde_json::from_value(deep).unwrap();
+    let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+    assert_eq!(plan.nodes.len(), MAX_DEPTH + 1);
+    assert!(matches!(plan.nodes[0].condition, Condition::And(_)));
+    assert_eq!(collect(&mut sqlite, &whole(&plan, &params)).unwrap().len(), 50);
+}
+
+#[test]
+fn more_compound_keys_than_one_statement_takes_are_read_in_parts() {
+    let rows =
+        (0..9_000).map(|i| vec![Value::Number(f64::from(i)), Value::Number(f64::from(i % 7))]);
+    let (schema, db) = table(
+        &[("id", ValueType::Number, "int4"), ("v", ValueType::Number, "int4")],
+        rows.collect(),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = replica(&dir, &schema, &db);
+    let ast: Ast =
+        serde_json::from_value(serde_json::json!({"table":"t","orderBy":[["v","desc"]]})).unwrap();
+    let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+    let keys: Vec<Key> = (0..9_000)
+        .map(|i| {
+            [Value::Number(f64::from(i)), Value::Number(f64::from(i % 7))].into_iter().collect()
+        })
+        .collect();
+    let fetch = Fetch {
+        keys: Some(Keys { columns: &[0, 1], keys: &keys }),
+        limit: Some(8_000),
+        ..whole(&plan, &params)
+    };
+    let got = collect(&mut sqlite, &fetch).unwrap();
+    let want = brute::rows(&plan, Plan::ROOT, &params, &db, None);
+    assert_eq!(shown(&got, true), shown(&want[..8_000], true));
+    assert!(sqlite.exists(&fetch).unwrap());
+}
+
+#[test]
+fn without_a_snapshot_nothing_is_read() {
+    let (schema, db) =
+        table(&[("id", ValueType::Number, "int4"), ("v", ValueType::Json, "json")], vec![]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = replica(&dir, &schema, &db);
+    sqlite.release().unwrap();
+    let (plan, params) = compile(&Ast::table("t"), &schema, &IdentityKeys::default()).unwrap();
+    assert!(collect(&mut sqlite, &whole(&plan, &params)).is_err());
+}
