@@ -3,6 +3,8 @@
 //!
 //! `ZR_SEEDS=from..to` runs other seeds than the default ones.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
