@@ -2,6 +2,8 @@
 //!
 //! Nothing else in the project names the runtime, an HTTP library or a TLS library.
 
+pub mod http;
 pub mod pg;
 pub mod rt;
 pub mod tls;
+pub mod ws;
