@@ -1,6 +1,13 @@
 //! The `zeroring` binary.
 
+use std::process::ExitCode;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+fn main() -> ExitCode {
+    // Words that are not UTF-8 mean nothing; shown as unknown ones.
+    let args: Vec<String> =
+        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    zeroring::node::cli::main(&args).into()
+}

@@ -264,6 +264,11 @@ fn worker() -> (&'static str, usize) {
     }
 }
 
+/// The time now in RFC 3339, UTC, milliseconds.
+pub fn now_rfc3339() -> String {
+    timestamp(SystemTime::now(), "Z")
+}
+
 /// `2026-01-05T10:11:12.345` and the zone's text. UTC.
 fn timestamp(time: SystemTime, zone: &str) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -3,6 +3,7 @@
 //! - [`endpoints`]: request in, response out; no I/O but what `/statz` reads.
 //! - [`statz`]: the statistics, by group.
 //! - [`registry`]: numbers that executors publish, merged when somebody asks.
+//! - [`server`]: the accept loop of an executor; upgrades are passed on.
 //! - [`admin`]: the rules of the admin password.
 //! - [`heartbeat`]: when `/keepalive` was last called.
 //!
@@ -13,6 +14,7 @@ pub mod admin;
 pub mod endpoints;
 pub mod heartbeat;
 pub mod registry;
+pub mod server;
 pub mod statz;
 
 pub use endpoints::{OpsRequest, OpsResponse, OpsState};
