@@ -59,6 +59,7 @@ pub fn run(loaded: Loaded, env: &BTreeMap<String, String>, hooks: Hooks) -> Exit
     logging::install(options.log_format, options.log_level);
     log_panics();
     zeroring_net::tls::install_default_provider();
+    raise_file_limit();
     for (variable, instead) in deprecated {
         tracing::warn!("{variable} is deprecated: {instead}");
     }
@@ -137,6 +138,19 @@ pub fn demo() -> Result<Exit, DemoError> {
         }
     };
     Ok(run(loaded, &env, Hooks { ready: Some(Box::new(ready)) }))
+}
+
+/// Every client is a file descriptor: the soft limit, often 1024, is raised to the hard one.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => tracing::debug!(from = ?current, to = ?maximum, "limit of open files raised"),
+        Err(error) => tracing::warn!(%error, limit = ?current, "limit of open files not raised"),
+    }
 }
 
 /// A panic is a bug: it is logged like everything else. Whatever it took down says more.
