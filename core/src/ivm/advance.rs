@@ -12,6 +12,7 @@ use super::emit::{Emission, NetTables, Snapshot};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
 use super::instance::{Instance, Phase};
+use super::mutant::{self, Mutant};
 use super::plan::{NodeId, Role};
 use super::registry::{Interested, PlanEntry, Registry};
 use super::route::{RouteTableId, Target, Who};
@@ -157,7 +158,8 @@ impl Advance {
             };
             while let Some(change) = table.changes.get(self.routed) {
                 targets.clear();
-                for row in change.old.iter().chain(&change.new) {
+                let old = change.old.iter().filter(|_| !mutant::is(Mutant::OldNotRouted));
+                for row in old.chain(&change.new) {
                     registry.router.find(id, row, &mut targets);
                 }
                 targets.sort_unstable();

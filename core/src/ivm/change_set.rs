@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
+use super::mutant::{self, Mutant};
 use crate::change::{Commit, RowChange};
 use crate::row::{Key, Row};
 use crate::schema::TableId;
@@ -100,6 +101,11 @@ impl ChangeSet {
                 rows.entry(old.project(key))
                     .or_insert_with(|| NetChange { old: Some(Arc::clone(old)), new: None })
                     .new = None;
+                if mutant::is(Mutant::LastOldRow)
+                    && let Some(entry) = rows.get_mut(&old.project(key))
+                {
+                    entry.old = Some(Arc::clone(old));
+                }
             }
             for new in change.rows.iter().filter_map(|r| r.new.as_ref()) {
                 rows.entry(new.project(key)).or_insert(NetChange { old: None, new: None }).new =

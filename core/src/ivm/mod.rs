@@ -20,6 +20,7 @@ pub mod error;
 mod instance;
 mod intern;
 pub mod memory_source;
+mod mutant;
 mod partition;
 pub mod plan;
 mod registry;

@@ -11,6 +11,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
+use super::mutant::{self, Mutant};
 use super::plan::Direction;
 use crate::row::Row;
 use crate::value::Value;
@@ -189,6 +190,10 @@ impl Partition {
         if self.rows.len() <= capacity {
             return;
         }
+        if mutant::is(Mutant::CutKeepsBound) {
+            self.rows.truncate(capacity);
+            return;
+        }
         self.bound = Bound::At(position(order, &self.rows[capacity]).into_iter().collect());
         let cut = self.rows.drain(capacity..);
         if let Some(log) = &mut self.log {
@@ -270,6 +275,9 @@ impl Partition {
             (before, at) = (before + 1, at + 1);
         }
         // Behind the last change the two ranks differ by a constant.
+        if mutant::is(Mutant::SlideForgotten) {
+            return;
+        }
         if at > before {
             let shift = at - before;
             let end = limit.saturating_add(shift).min(self.rows.len());

@@ -10,6 +10,7 @@ use super::engine::Budget;
 use super::error::EngineError;
 use super::instance::{Instance, routed_by_join};
 use super::intern::Interner;
+use super::mutant::{self, Mutant};
 use super::partition::{Bound, Partition, Settled};
 use super::plan::NodeId;
 use super::route::{RouteTableId, Router, Target, Who};
@@ -122,7 +123,7 @@ impl Instance {
 
     /// Reads one partition from its bound on. False if the budget ended before the window was
     /// full; at least one row was taken then.
-    fn fill_one(
+    pub(super) fn fill_one(
         &mut self,
         node: &NodeShape,
         key: &Key,
@@ -366,12 +367,18 @@ impl Change<'_> {
             let Some(key) = join_key(row, &edge.parent_columns) else { return };
             want(edge.child, key, mult, wanted, child, w);
         };
-        if related {
+        if related && mutant::is(Mutant::CountOvershoot) {
+            s.entered.iter().for_each(|r| tell(r, self.mult, 1));
+            s.left.iter().for_each(|r| tell(r, -s.mult_before, -1));
+        } else if related {
             s.shown.iter().for_each(|r| tell(r, self.mult, 1));
             s.hidden.iter().for_each(|r| tell(r, -s.mult_before, -1));
         } else {
-            s.entered.iter().for_each(|r| tell(r, 0, 1));
-            s.left.iter().for_each(|r| tell(r, 0, -1));
+            let visible = mutant::is(Mutant::EvidenceForVisible);
+            let (entered, left) =
+                if visible { (&s.shown, &s.hidden) } else { (&s.entered, &s.left) };
+            entered.iter().for_each(|r| tell(r, 0, 1));
+            left.iter().for_each(|r| tell(r, 0, -1));
             s.shown.iter().for_each(|r| tell(r, self.mult, 0));
             s.hidden.iter().for_each(|r| tell(r, -s.mult_before, 0));
         }

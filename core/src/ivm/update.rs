@@ -20,10 +20,11 @@ use super::emit::{NetTables, join_key};
 use super::engine::Budget;
 use super::error::EngineError;
 use super::instance::{Instance, NodeState};
+use super::mutant::{self, Mutant};
 use super::partition::Bound;
-use super::plan::{ExistsEdge, NodeId};
+use super::plan::{ExistsEdge, NodeId, Param, Role};
 use super::settle::Work;
-use super::shape::{Edge, Kind, NodeShape};
+use super::shape::{Edge, Kind, NodeShape, Shape};
 use super::source::{Fetch, Filter, Keys, SourceError};
 use crate::row::{Key, Row};
 use crate::zql::predicate;
@@ -119,7 +120,7 @@ impl Update {
             if keys.is_empty() {
                 continue;
             }
-            if node.is_held() {
+            if node.is_held() && !mutant::is(Mutant::ResidentForgotten) {
                 resident(node, edge, &keys, &instance.nodes[n], &mut dirty);
             }
             search(node, edge, &keys, instance, &mut dirty, w)?;
@@ -151,31 +152,47 @@ impl Update {
         w: &mut Work<'_>,
     ) -> Result<(), EngineError> {
         let n = usize::from(node.id.0);
-        let (above, below) = instance.nodes.split_at_mut(n + 1);
-        let state = &mut above[n];
-        let mut changed: Vec<Key> = Vec::new();
         // All leave before any enters.
-        for old in dirty.rows.iter().filter_map(|c| c.old.as_ref()) {
-            let key = old.project(&node.join);
-            let Some(partition) = state.partitions.get_mut(&key) else { continue };
-            if partition.index_of(&node.order, old).is_none() {
-                continue;
+        let mut changed = take_out(node, dirty, &mut instance.nodes[n]);
+        if mutant::is(Mutant::RefillEarly) {
+            for key in &changed {
+                if instance.nodes[n].partitions[key].is_short(node.window) {
+                    instance.fill_one(node, key, w)?;
+                }
             }
-            if partition.touch() {
-                state.touched.push(key.clone());
-            }
-            partition.remove(&node.order, old);
-            changed.push(key);
         }
+        self.put_in(node, dirty, instance, &mut changed, w)?;
+        w.budget.spend(dirty.rows.len() as u64);
+        changed.sort_unstable();
+        changed.dedup();
+        let state = &mut instance.nodes[n];
+        for key in changed {
+            let Some(partition) = state.partitions.get_mut(&key) else { continue };
+            partition.cut(&node.order, node.window);
+            if partition.is_short(node.window) {
+                state.unfilled.push(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts each dirty row in that qualifies now and lies before its partition's bound.
+    fn put_in(
+        &mut self,
+        node: &NodeShape,
+        dirty: &Dirty,
+        instance: &mut Instance,
+        changed: &mut Vec<Key>,
+        w: &mut Work<'_>,
+    ) -> Result<(), EngineError> {
+        let first = usize::from(node.id.0) + 1;
+        let (above, below) = instance.nodes.split_at_mut(first);
+        let Some(state) = above.last_mut() else { return Ok(()) };
+        let mut judge = Judge { params: &instance.params, below, first, points: &mut self.points };
         for new in dirty.rows.iter().filter_map(|c| c.new.as_ref()) {
             let key = new.project(&node.join);
             let Some(partition) = state.partitions.get_mut(&key) else { continue };
-            if !partition.covers(&node.order, new) {
-                continue;
-            }
-            let mut judge =
-                Judge { instance: &instance.params, below, first: n + 1, points: &mut self.points };
-            if !judge.qualifies(node, new, w)? {
+            if !partition.covers(&node.order, new) || !judge.qualifies(node, new, w)? {
                 continue;
             }
             SourceError::check_deliverable(&node.table, new)?;
@@ -188,18 +205,27 @@ impl Update {
             }
             changed.push(key);
         }
-        w.budget.spend(dirty.rows.len() as u64);
-        changed.sort_unstable();
-        changed.dedup();
-        for key in changed {
-            let Some(partition) = state.partitions.get_mut(&key) else { continue };
-            partition.cut(&node.order, node.window);
-            if partition.is_short(node.window) {
-                state.unfilled.push(key);
-            }
-        }
         Ok(())
     }
+}
+
+/// Takes all dirty rows out of a node's partitions, by their old versions; returns the keys of
+/// the partitions that had any.
+fn take_out(node: &NodeShape, dirty: &Dirty, state: &mut NodeState) -> Vec<Key> {
+    let mut changed = Vec::new();
+    for old in dirty.rows.iter().filter_map(|c| c.old.as_ref()) {
+        let key = old.project(&node.join);
+        let Some(partition) = state.partitions.get_mut(&key) else { continue };
+        if partition.index_of(&node.order, old).is_none() {
+            continue;
+        }
+        if partition.touch() {
+            state.touched.push(key.clone());
+        }
+        partition.remove(&node.order, old);
+        changed.push(key);
+    }
+    changed
 }
 
 /// Resident rows of a node with one of the join keys of a leaf.
@@ -243,36 +269,88 @@ fn search(
         Kind::Related | Kind::Evidence | Kind::Bare => {}
         Kind::Dead => return Ok(()),
     }
+    let filter = search_filter(node, w.shape);
+    let mut found = Vec::new();
     for keys in keys.chunks(SEARCH_BATCH) {
         let fetch = Fetch {
             plan: &w.shape.plan,
             node: node.id,
             params: &instance.params,
             keys: Some(Keys { columns: &edge.parent_columns, keys }),
-            filter: if node.below_leaf { Filter::Weak } else { Filter::Whole },
+            filter,
             from: None,
             before,
             limit: None,
             ordered: false,
         };
-        if node.below_leaf {
-            w.counters.weak_searches += 1
-        } else {
-            w.counters.parent_lookups += 1
+        match filter {
+            Filter::Whole => w.counters.parent_lookups += 1,
+            Filter::Weak | Filter::Any => w.counters.weak_searches += 1,
         }
         w.budget.spend(Budget::STATEMENT);
         w.source.fetch(&fetch, &mut |row| {
             w.budget.spend(1);
-            dirty.add_unchanged(node, &row);
+            found.push(row);
             ControlFlow::Continue(())
         })?;
+    }
+    for row in found {
+        if !mutant::is(Mutant::WeakForOneLeaf) || one_leaf_true(node, edge, instance, &row, w)? {
+            dirty.add_unchanged(node, &row);
+        }
     }
     Ok(())
 }
 
+/// Which rows a search must find: see the module.
+fn search_filter(node: &NodeShape, shape: &Shape) -> Filter {
+    let weak = if mutant::is(Mutant::WholeEverywhere) {
+        false
+    } else if mutant::is(Mutant::WeakByParity) {
+        node.below_leaf && negations(node, shape) % 2 == 1
+    } else if mutant::is(Mutant::EvidenceForVisible) {
+        node.below_leaf && shape.plan.node(node.id).below_not_exists
+    } else {
+        node.below_leaf
+    };
+    if weak { Filter::Weak } else { Filter::Whole }
+}
+
+/// NOT EXISTS edges above a node, up to the root or a related edge.
+fn negations(node: &NodeShape, shape: &Shape) -> usize {
+    let (mut count, mut at) = (0, node.id);
+    while let Role::Exists { parent, negated } = shape.plan.node(at).role {
+        count += usize::from(negated);
+        at = parent;
+    }
+    count
+}
+
+/// Whether a row of a body would qualify if only the given leaf were true (a wrong variant).
+fn one_leaf_true(
+    node: &NodeShape,
+    edge: &Edge,
+    instance: &Instance,
+    row: &Row,
+    w: &mut Work<'_>,
+) -> Result<bool, EngineError> {
+    let first = usize::from(node.id.0) + 1;
+    let mut points = HashMap::default();
+    let mut judge = Judge {
+        params: &instance.params,
+        below: &instance.nodes[first..],
+        first,
+        points: &mut points,
+    };
+    let condition = &w.shape.plan.node(node.id).condition;
+    predicate::try_evaluate(condition, row, &instance.params, &mut |e| {
+        Ok(e.child == edge.child || judge.has_child(e, row, w)? != e.negated)
+    })
+}
+
 /// Decides whether a row qualifies at the new version.
 struct Judge<'a> {
-    instance: &'a [super::plan::Param],
+    params: &'a [Param],
     /// States of the nodes from `first` on; they are at the new version.
     below: &'a [NodeState],
     first: usize,
@@ -287,13 +365,13 @@ impl Judge<'_> {
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
         let planned = w.shape.plan.node(node.id);
-        if !predicate::weak(planned, row, self.instance) {
+        if !predicate::weak(planned, row, self.params) {
             return Ok(false);
         }
         if node.leaves.is_empty() {
             return Ok(true);
         }
-        predicate::try_evaluate(&planned.condition, row, self.instance, &mut |edge| {
+        predicate::try_evaluate(&planned.condition, row, self.params, &mut |edge| {
             Ok(self.has_child(edge, row, w)? != edge.negated)
         })
     }
@@ -311,7 +389,7 @@ impl Judge<'_> {
             if !partition.rows().is_empty() {
                 return Ok(true);
             }
-            if partition.bound == Bound::End {
+            if partition.bound == Bound::End || mutant::is(Mutant::IncompleteIsEmpty) {
                 return Ok(false);
             }
         }
@@ -322,7 +400,7 @@ impl Judge<'_> {
         let fetch = Fetch {
             plan: &w.shape.plan,
             node: edge.child,
-            params: self.instance,
+            params: self.params,
             keys: Some(Keys { columns: &edge.child_columns, keys: &keys }),
             filter: Filter::Whole,
             from: None,

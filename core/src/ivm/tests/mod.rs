@@ -3,4 +3,5 @@
 
 mod generator;
 mod history;
+mod mutants;
 mod random;

@@ -1,0 +1,64 @@
+//! Wrong variants of the engine that look right. Tests switch one on and must notice; outside of
+//! tests none exists.
+
+/// A variant that the oracle must catch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mutant {
+    /// Parents of a dirty leaf row are searched with the whole `where` everywhere.
+    WholeEverywhere,
+    /// Only the leaf that the dirty row belongs to is taken as true.
+    WeakForOneLeaf,
+    /// The weak predicate is used below an odd number of NOT EXISTS only.
+    WeakByParity,
+    /// EXISTS partitions for visible parents only, and the whole `where` outside NOT EXISTS.
+    EvidenceForVisible,
+    /// A window is refilled before all dirty rows are in.
+    RefillEarly,
+    /// Overshoot rows give multiplicity.
+    CountOvershoot,
+    /// A cut leaves the bound where it was.
+    CutKeepsBound,
+    /// Resident parents of a dirty leaf row are not judged anew.
+    ResidentForgotten,
+    /// A changed row is routed by its new version only.
+    OldNotRouted,
+    /// Merging commits keeps the last old row instead of the first.
+    LastOldRow,
+    /// Rows that slide over the limit without being dirty are not noticed.
+    SlideForgotten,
+    /// A leaf's truth is taken from an incomplete partition.
+    IncompleteIsEmpty,
+}
+
+/// Whether a wrong variant is switched on: never.
+#[cfg(not(test))]
+pub(super) const fn is(_: Mutant) -> bool {
+    false
+}
+
+#[cfg(test)]
+pub(super) use active::{is, with};
+
+#[cfg(test)]
+mod active {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Whether a wrong variant is switched on.
+    pub(in crate::ivm) fn is(mutant: Mutant) -> bool {
+        ACTIVE.get() == Some(mutant)
+    }
+
+    /// Runs with a wrong variant.
+    pub(in crate::ivm) fn with<T>(mutant: Mutant, run: impl FnOnce() -> T) -> T {
+        ACTIVE.set(Some(mutant));
+        let result = run();
+        ACTIVE.set(None);
+        result
+    }
+}
