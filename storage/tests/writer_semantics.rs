@@ -382,7 +382,7 @@ fn a_transaction_is_applied_once_and_whole() {
     let mut lab = Lab::new(PLAIN, &[&["id"]], ReplicaIdentity::Default, &["id"]);
     let insert = |lab: &Lab, n: i64| lab.insert([int(n), text("a"), text("a")]);
     let first = insert(&lab, 1);
-    lab.run(vec![first.clone()]);
+    lab.run(vec![first]);
 
     // Repeated by the upstream: skipped, whatever it holds.
     for n in [0, 1] {
