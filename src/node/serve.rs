@@ -121,6 +121,20 @@ impl Serving {
 
 /// Listeners on all addresses, IPv6 and IPv4; IPv4 alone where the kernel has no IPv6.
 fn bind(port: u16, count: usize) -> Result<Vec<BoundListener>, ServeError> {
+    // The executors' listeners share the port, and would share it with another server of the
+    // same user without a word. A plain socket does not: it tells whether the port is free.
+    for address in
+        [SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port), (Ipv4Addr::UNSPECIFIED, port).into()]
+    {
+        match std::net::TcpListener::bind(address) {
+            Err(error) if port != 0 && error.kind() == std::io::ErrorKind::AddrInUse => {
+                let text = format!("port {port} is in use");
+                return Err(ServeError::Listen(std::io::Error::new(error.kind(), text)));
+            }
+            // No IPv6, say: the real attempt will tell.
+            _ => {}
+        }
+    }
     match bind_group((Ipv6Addr::UNSPECIFIED, port).into(), count) {
         Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
             tracing::debug!(%error, "no IPv6; listening on IPv4 only");

@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use zeroring_net::ws::{DeflateConfig, WsConfig};
+
 use super::parse::{OptionValue, Settings, Source};
 
 /// Most executors: far above any machine, below what rings and masks are made for.
@@ -113,13 +115,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Compression of WebSocket messages.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Compression {
-    /// The options as given, an object of the `ws` library's names.
-    pub options: serde_json::Map<String, serde_json::Value>,
-}
-
 /// All options that this build acts upon.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
@@ -139,7 +134,7 @@ pub struct Options {
     pub mutate: Endpoint,
     /// The query endpoint.
     pub query: Endpoint,
-    /// Which option configured the query endpoint, for messages.
+    /// Execute legacy CRUD mutations.
     pub enable_crud_mutations: bool,
     /// Where client view records live.
     pub cvr: CvrLocation,
@@ -176,7 +171,7 @@ pub struct Options {
     /// Password of `/statz` and the inspector.
     pub admin_password: Option<Secret>,
     /// Compression of messages to clients.
-    pub compression: Option<Compression>,
+    pub compression: Option<DeflateConfig>,
     /// Largest message of a client, bytes.
     pub max_payload_bytes: usize,
     /// Connections of the initial copy.
@@ -390,6 +385,15 @@ impl Options {
         }
     }
 
+    /// How client sockets are served.
+    pub fn websocket(&self) -> WsConfig {
+        WsConfig {
+            max_payload_bytes: self.max_payload_bytes,
+            deflate: self.compression.clone(),
+            ..WsConfig::default()
+        }
+    }
+
     /// What cannot be served by this build, beyond what [`Options::load`] checks.
     ///
     /// # Errors
@@ -538,19 +542,45 @@ fn mutate(read: &Reader<'_>) -> Endpoint {
     }
 }
 
-fn compression(read: &Reader<'_>) -> Result<Option<Compression>, ConfigError> {
+/// permessage-deflate with the options of the original's WebSocket library, as far as they can
+/// be observed. Contexts are never taken over between messages here, so the switches for that,
+/// and limits of its thread pool, change nothing.
+fn compression(read: &Reader<'_>) -> Result<Option<DeflateConfig>, ConfigError> {
+    const NAME: &str = "ZERO_WEBSOCKET_COMPRESSION_OPTIONS";
     if !read.flag("websocketCompression") {
         return Ok(None);
     }
+    let mut config = DeflateConfig::default();
     let Some(text) = read.text("websocketCompressionOptions") else {
-        return Ok(Some(Compression::default()));
+        return Ok(Some(config));
     };
-    let options = serde_json::from_str(&text).map_err(|e| {
-        ConfigError::Rule(format!(
-            "Failed to parse ZERO_WEBSOCKET_COMPRESSION_OPTIONS: {e}. Expected valid JSON."
-        ))
-    })?;
-    Ok(Some(Compression { options }))
+    let options: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).map_err(|e| {
+            ConfigError::Rule(format!("Failed to parse {NAME}: {e}. Expected valid JSON."))
+        })?;
+    let number = |value: Option<&serde_json::Value>, name: &str, from: u64, to: u64| {
+        let Some(value) = value.filter(|v| !v.is_boolean()) else { return Ok(None) };
+        match value.as_u64().filter(|n| (from..=to).contains(n)) {
+            Some(n) => Ok(Some(n)),
+            None => Err(ConfigError::Rule(format!(
+                "{NAME}: {name} must be an integer from {from} to {to}, not {value}"
+            ))),
+        }
+    };
+    if let Some(n) = number(options.get("threshold"), "threshold", 0, u64::from(u32::MAX))? {
+        config.threshold = n as usize;
+    }
+    if let Some(n) = number(options.get("serverMaxWindowBits"), "serverMaxWindowBits", 9, 15)? {
+        config.server_max_window_bits = n as u8;
+    }
+    if let Some(n) = number(options.get("clientMaxWindowBits"), "clientMaxWindowBits", 9, 15)? {
+        config.client_max_window_bits = Some(n as u8);
+    }
+    let level = options.get("zlibDeflateOptions").and_then(|zlib| zlib.get("level"));
+    if let Some(n) = number(level, "zlibDeflateOptions.level", 0, 9)? {
+        config.level = n as u32;
+    }
+    Ok(Some(config))
 }
 
 fn socket_inactivity(around: &Surroundings) -> Option<Duration> {

@@ -48,7 +48,8 @@ transaction pooler: replication needs one.",
         "\
 Most connections for CRUD mutations. A hard limit, on top of the replication stream's own.
 The server does not start with fewer than one per sync worker while CRUD mutations are on.",
-    ),
+    )
+    .not_yet(),
     number("upstream.maxConnsPerWorker", "Internal to the original.").hidden().no_effect(NO_WORKER_POOLS),
     flag(
         "upstream.pgReplicationSlotFailover",
@@ -62,19 +63,29 @@ switch to a standby.",
 Milliseconds without any message from the WAL sender after which the replication stream is
 torn down and opened anew. Not set: twice the server's `wal_sender_timeout`.",
     ),
-    list("push.url", URL_DOC).deprecated("Use ZERO_MUTATE_URL instead."),
-    text("push.apiKey", API_KEY_DOC).secret().deprecated("Use ZERO_MUTATE_API_KEY instead."),
+    list("push.url", URL_DOC).deprecated("Use ZERO_MUTATE_URL instead.")
+    .not_yet(),
+    text("push.apiKey", API_KEY_DOC).secret().deprecated("Use ZERO_MUTATE_API_KEY instead.")
+    .not_yet(),
     flag_or("push.forwardCookies", false, COOKIES_DOC)
-        .deprecated("Use ZERO_MUTATE_FORWARD_COOKIES instead."),
+        .deprecated("Use ZERO_MUTATE_FORWARD_COOKIES instead.")
+    .not_yet(),
     list("push.allowedClientHeaders", CLIENT_HEADERS_DOC)
-        .deprecated("Use ZERO_MUTATE_ALLOWED_CLIENT_HEADERS instead."),
+        .deprecated("Use ZERO_MUTATE_ALLOWED_CLIENT_HEADERS instead.")
+    .not_yet(),
     list("push.allowedRequestHeaders", REQUEST_HEADERS_DOC)
-        .deprecated("Use ZERO_MUTATE_ALLOWED_REQUEST_HEADERS instead."),
-    list("mutate.url", URL_DOC),
-    text("mutate.apiKey", API_KEY_DOC).secret(),
-    flag_or("mutate.forwardCookies", false, COOKIES_DOC),
-    list("mutate.allowedClientHeaders", CLIENT_HEADERS_DOC),
-    list("mutate.allowedRequestHeaders", REQUEST_HEADERS_DOC),
+        .deprecated("Use ZERO_MUTATE_ALLOWED_REQUEST_HEADERS instead.")
+    .not_yet(),
+    list("mutate.url", URL_DOC)
+    .not_yet(),
+    text("mutate.apiKey", API_KEY_DOC).secret()
+    .not_yet(),
+    flag_or("mutate.forwardCookies", false, COOKIES_DOC)
+    .not_yet(),
+    list("mutate.allowedClientHeaders", CLIENT_HEADERS_DOC)
+    .not_yet(),
+    list("mutate.allowedRequestHeaders", REQUEST_HEADERS_DOC)
+    .not_yet(),
     list("getQueries.url", URL_DOC).deprecated("Use ZERO_QUERY_URL instead."),
     text("getQueries.apiKey", API_KEY_DOC).secret().deprecated("Use ZERO_QUERY_API_KEY instead."),
     flag_or("getQueries.forwardCookies", false, COOKIES_DOC)
@@ -94,7 +105,8 @@ torn down and opened anew. Not set: twice the server's `wal_sender_timeout`.",
         "\
 Execute legacy CRUD mutations. When off, no connections for them are opened, and clients
 that send one get an error.",
-    ),
+    )
+    .not_yet(),
     text(
         "cvr.db",
         "\
@@ -103,7 +115,8 @@ to the replica; or `file:PATH`, a SQLite file of that name. Local files serve on
 Not set: the upstream database.",
     )
     .secret(),
-    number_or("cvr.maxConns", 30.0, "Most connections to the CVR database. At least one per sync worker."),
+    number_or("cvr.maxConns", 30.0, "Most connections to the CVR database. At least one per sync worker.")
+    .not_yet(),
     number("cvr.maxConnsPerWorker", "Internal to the original.").hidden().no_effect(NO_WORKER_POOLS),
     number_or(
         "cvr.garbageCollectionInactivityThresholdHours",
@@ -173,7 +186,8 @@ disk with room for twice the data.",
     one_of("log.level", &["debug", "info", "warn", "error"], "info", ""),
     one_of("log.format", &["text", "json"], "text", "`text` for people, `json` for machines: one object a line."),
     number_or("log.slowRowThreshold", 2.0, "Milliseconds after which fetching a row counts as slow.").not_yet(),
-    number_or("log.slowHydrateThreshold", 100.0, "Milliseconds after which a hydration counts as slow and is logged."),
+    number_or("log.slowHydrateThreshold", 100.0, "Milliseconds after which a hydration counts as slow and is logged.")
+    .not_yet(),
     number_or("log.ivmSampling", 5_000.0, "One of this many row fetches is timed; 0 or less: none.").not_yet(),
     text_or(
         "app.id",

@@ -305,7 +305,21 @@ fn rules_between_options() {
     assert!(bad.starts_with("Failed to parse ZERO_WEBSOCKET_COMPRESSION_OPTIONS: "), "{bad}");
     assert!(bad.ends_with("Expected valid JSON."), "{bad}");
     assert_eq!(options("--websocket-compression-options={", &[]).compression, None);
+    let range = [("ZERO_WEBSOCKET_COMPRESSION_OPTIONS", r#"{"serverMaxWindowBits":8}"#)];
+    assert!(rule("--websocket-compression", &range).contains("from 9 to 15, not 8"));
     assert!(rule("--replica-file a.db --cvr-db file:a.db", &[]).contains("same file"));
+}
+
+#[test]
+fn compression_takes_the_options_of_the_originals_library() {
+    let json = r#"{"threshold":5,"serverMaxWindowBits":10,"clientMaxWindowBits":true,
+        "zlibDeflateOptions":{"level":1},"concurrencyLimit":3,"serverNoContextTakeover":true}"#;
+    let pairs = [("ZERO_WEBSOCKET_COMPRESSION", "1"), ("ZERO_WEBSOCKET_COMPRESSION_OPTIONS", json)];
+    let websocket = options("--websocket-max-payload-bytes 100", &pairs).websocket();
+    let deflate = websocket.deflate.unwrap();
+    assert_eq!((deflate.threshold, deflate.server_max_window_bits, deflate.level), (5, 10, 1));
+    assert_eq!((deflate.client_max_window_bits, websocket.max_payload_bytes), (None, 100));
+    assert_eq!(options("", &[]).websocket().deflate, None);
 }
 
 #[test]
@@ -315,10 +329,10 @@ fn given_options_that_do_nothing_are_named_once() {
         &[("ZERO_PUSH_URL", "http://a")],
     )
     .unwrap();
-    assert_eq!(loaded.notes.len(), 3, "{:?}", loaded.notes);
-    assert!(loaded.notes[0].starts_with("ZERO_STORAGE_DB_TMP_DIR has no effect"));
+    assert_eq!(loaded.notes.len(), 4, "{:?}", loaded.notes);
+    assert!(loaded.notes[1].starts_with("ZERO_STORAGE_DB_TMP_DIR has no effect"));
     assert_eq!(
-        loaded.notes[1],
+        loaded.notes[2],
         "ZERO_SHADOW_SYNC_ENABLED is accepted, but not active in this version yet"
     );
     let deprecated: Vec<&str> = loaded.deprecated.iter().map(|(env, _)| env.as_str()).collect();
