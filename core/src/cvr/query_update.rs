@@ -365,7 +365,8 @@ impl QueryUpdater {
         }
         for record in records.iter() {
             let Some(counts) = &record.ref_counts else { continue };
-            let came_again = matches!(self.received.get(&record.id), Some(Some(_)));
+            // What was received is final: it took all references of the record into account.
+            let came_again = self.received.contains_key(&record.id);
             if came_again || !counts.iter().any(|(q, _)| self.touched.contains(q)) {
                 continue;
             }

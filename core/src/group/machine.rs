@@ -18,7 +18,7 @@ use crate::protocol::error::{ErrorBody, ErrorKind};
 use crate::protocol::up::{InitConnection, InspectOp, Upstream};
 use crate::version::CvrVersion;
 
-/// How long a group without connections stays, milliseconds; each new connection extends.
+/// How long a group stays after its last connection has gone, milliseconds.
 pub const KEEP_ALIVE_MS: f64 = 5_000.0;
 /// The TTL clock is stored this long after the last flush, milliseconds.
 pub(super) const TTL_CLOCK_INTERVAL_MS: f64 = 60_000.0;
@@ -43,6 +43,7 @@ pub struct Group {
     /// The replica is behind the CVR.
     pub(super) behind: bool,
     pub(super) due: Due,
+    reset: Option<ResetReason>,
     pub(super) planned: Planned,
     pub(super) last_connect_ms: f64,
     keep_alive_until_ms: f64,
@@ -120,6 +121,7 @@ impl Group {
             initialized: false,
             behind: false,
             due: Due::default(),
+            reset: None,
             planned: Planned::default(),
             last_connect_ms: now_ms,
             keep_alive_until_ms: now_ms + KEEP_ALIVE_MS,
@@ -192,7 +194,8 @@ impl Group {
             Event::Delta(delta) => return self.delta(&delta),
             Event::InstanceFailed(instance, why) => return self.instance_failed(instance, &why),
             Event::Advanced => self.behind = false,
-            Event::Reset(reason) => self.reset(reason, &mut cx),
+            // An operation in flight ends on what it began with.
+            Event::Reset(reason) => self.reset = Some(reason),
             Event::Timer(timer) => self.timer(timer, &mut cx),
             Event::Drain => self.draining = true,
             answer => self.answer(answer, &mut cx),
@@ -237,8 +240,8 @@ impl Group {
             }
         }
         if self.contexts.len() == 0 {
-            let wait = (self.keep_alive_until_ms - cx.now_ms).max(0.0);
-            cx.emit(Effect::SetTimer(Timer::Idle, Some(wait)));
+            self.keep_alive_until_ms = cx.now_ms + KEEP_ALIVE_MS;
+            cx.emit(Effect::SetTimer(Timer::Idle, Some(KEEP_ALIVE_MS)));
         }
     }
 
@@ -374,11 +377,6 @@ impl Group {
         }
     }
 
-    fn reset(&mut self, reason: ResetReason, cx: &mut Cx<'_>) {
-        cx.info(format!("group {}: resetting its queries: {}", self.id, reason.name()));
-        self.forget_pipelines(cx);
-    }
-
     /// Drops every subscription; the next bring-up compares with the CVR.
     pub(super) fn forget_pipelines(&mut self, cx: &mut Cx<'_>) {
         for (_, pipeline) in std::mem::take(&mut self.pipelines) {
@@ -495,6 +493,8 @@ impl Group {
                     (false, _) => self.stop(Some(&error), "group failed", cx),
                 }
             }
+            // Everybody whom the work was for has left; who comes next starts it anew.
+            Trigger::Shared if !self.clients.values().any(|c| c.active) => self.forget_all(cx),
             Trigger::Shared => self.stop(Some(&error), "group failed", cx),
         }
         if !self.stopped {
@@ -508,6 +508,10 @@ impl Group {
             if self.draining {
                 self.stop(None, "the server is draining", cx);
                 return;
+            }
+            if let Some(reason) = self.reset.take() {
+                cx.info(format!("group {}: resetting its queries: {}", self.id, reason.name()));
+                self.forget_pipelines(cx);
             }
             let Some((trigger, task)) = self.next(cx) else { break };
             let result = self.begin(trigger, task, cx);

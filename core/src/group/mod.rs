@@ -46,7 +46,9 @@ mod transform_cache;
 use std::sync::Arc;
 
 pub use context::{Connection, Credentials, ServerUser};
-pub use interface::{Effect, Event, Hydrate, Missed, Note, ResetReason, Timer, Transformed, World};
+pub use interface::{
+    Effect, Event, Hydrate, Missed, Note, ResetReason, Timer, Transformed, VisitRow, World,
+};
 pub use machine::{Group, KEEP_ALIVE_MS};
 pub use pending::{SharedDelta, SharedRow};
 pub use poke::Frame;
@@ -75,3 +77,6 @@ pub struct Settings {
     /// `ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS`, as milliseconds.
     pub retransform_ms: f64,
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,8 +21,8 @@ use super::poke::{Encoder, Frame, Poke};
 use super::{ConnId, SharedDelta};
 use crate::cvr::store::CatchupRange;
 use crate::cvr::{
-    ClientSchema, Cvr, Executed, Query, QueryBody, QueryHash, QueryUpdater, ReceivedRow, RefCounts,
-    RowIdentity, VersionedPatch, catchup, client_schema, is_expired,
+    ClientSchema, Cvr, Executed, Patch, Query, QueryBody, QueryHash, QueryUpdater, ReceivedRow,
+    RefCounts, RowIdentity, VersionedPatch, catchup, client_schema, is_expired,
 };
 use crate::ivm::engine::InstanceId;
 use crate::json::RawJson;
@@ -492,8 +492,10 @@ impl Group {
         let world = &*cx.world;
         let prepared = update
             .finish(times, |id| pipelines.get(id).and_then(|p| world.signature(p.instance).ok()));
-        let mut poke = self.encode(&patches, cx)?;
+        // What was missed is older than what happens now: it goes first.
+        let mut poke = Poke::default();
         self.add_missed(&mut poke, std::mem::take(&mut sync.missed), &patches, cx)?;
+        poke.extend(&self.encoder(cx), &patches).map_err(|e| bug(&e.to_string()))?;
         let Sync { ack, bring_up, .. } = *sync;
         let recipients = Recipients::All;
         let flushing = |cvr| Flushing { cvr, poke, recipients, ack, bring_up };
@@ -598,18 +600,16 @@ impl Group {
         if missed.rows.is_empty() && missed.config.is_empty() {
             return Ok(());
         }
-        let deleted: BTreeSet<&RowIdentity> = update
+        // The scan saw the records before the update: what the update says of a row is newer.
+        let rewritten: BTreeSet<&RowIdentity> = update
             .iter()
             .filter_map(|p| match &p.patch {
-                crate::cvr::Patch::RowDel(id) => Some(&**id),
+                Patch::RowPut(id, _) | Patch::RowDel(id) => Some(&**id),
                 _ => None,
             })
             .collect();
         let mut patches = Vec::with_capacity(missed.rows.len());
-        for record in &missed.rows {
-            if record.ref_counts.is_some() && deleted.contains(&*record.id) {
-                continue;
-            }
+        for record in missed.rows.iter().filter(|r| !rewritten.contains(&*r.id)) {
             let mut failed = None;
             let patch = catchup::row_patch(record, |id| {
                 cx.world.read_row(id).unwrap_or_else(|why| {
@@ -624,7 +624,7 @@ impl Group {
                     let why = failed.unwrap_or_else(|| missing.to_string());
                     cx.warn(format!("group {}: {why}", self.id));
                     patches.push(VersionedPatch {
-                        patch: crate::cvr::Patch::RowDel(record.id.clone()),
+                        patch: Patch::RowDel(record.id.clone()),
                         to_version: record.patch_version.clone(),
                     });
                 }
@@ -739,7 +739,9 @@ impl Received {
             self.0.len() - 1
         });
         let received = &mut self.0[at];
-        received.counts.add(query, count);
+        if count != 0 {
+            received.counts.add(query, count);
+        }
         if let Some(row) = row
             && received.row.as_ref().is_none_or(|known| known.version <= row.version)
         {

@@ -33,3 +33,11 @@ pub mod stats;
 #[cfg(test)]
 mod tests;
 mod update;
+
+#[cfg(test)]
+impl engine::InstanceId {
+    /// An id of no engine, for tests that stand in for one.
+    pub(crate) fn for_tests(n: u64) -> Self {
+        engine::InstanceId(n)
+    }
+}

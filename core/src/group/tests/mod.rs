@@ -1,0 +1,8 @@
+//! The machine against a world of plain data: scenarios of the spec, and a seeded simulation.
+
+mod client;
+mod harness;
+mod scenarios;
+mod simulation;
+mod store;
+mod world;
