@@ -31,9 +31,11 @@ const REPLICATION_STOP: Duration = Duration::from_secs(10);
 /// How long executors may take to end once they are drained or told to end at once.
 const EXECUTOR_STOP: Duration = Duration::from_secs(5);
 
-/// What an embedding program wants to know.
+/// What an embedding program gives and wants to know.
 #[derive(Default)]
 pub struct Hooks {
+    /// Signal handlers, if they are installed already.
+    pub signals: Option<Signals>,
     /// Called once when clients can connect, with the address.
     pub ready: Option<Box<dyn FnOnce(SocketAddr) + Send>>,
 }
@@ -96,7 +98,13 @@ pub fn run(loaded: Loaded, env: &BTreeMap<String, String>, hooks: Hooks) -> Exit
 /// # Errors
 /// [`DemoError`] if the sample database cannot be had.
 pub fn demo() -> Result<Exit, DemoError> {
+    // Before anything is made that a Ctrl-C must not leave behind.
+    let signals = Signals::install()
+        .map_err(|cause| DemoError::Io { action: "install signal handlers", cause })?;
     let mut demo = Demo::prepare()?;
+    if signals.wait(Some(Duration::ZERO)).is_some() {
+        return Ok(Exit::Done);
+    }
     let file = |name: &str| demo.file(name).to_string_lossy().into_owned();
     let env: BTreeMap<String, String> = [
         ("ZERO_UPSTREAM_DB", demo.database_url()),
@@ -137,7 +145,7 @@ pub fn demo() -> Result<Exit, DemoError> {
             Err(error) => tracing::error!(%error, "the demo's page cannot be served"),
         }
     };
-    Ok(run(loaded, &env, Hooks { ready: Some(Box::new(ready)) }))
+    Ok(run(loaded, &env, Hooks { ready: Some(Box::new(ready)), signals: Some(signals) }))
 }
 
 /// Every client is a file descriptor: the soft limit, often 1024, is raised to the hard one.
@@ -174,7 +182,10 @@ fn log_panics() {
 /// Starts everything in order; returns when it has ended.
 fn live(options: Options, env: &BTreeMap<String, String>, hooks: Hooks) -> Result<Exit, NodeError> {
     let started = Instant::now();
-    let signals = Signals::install().map_err(NodeError::Signals)?;
+    let signals = match hooks.signals {
+        Some(signals) => signals,
+        None => Signals::install().map_err(NodeError::Signals)?,
+    };
     tracing::info!("starting zero-cache");
     let upstream = upstream(&options)?;
     // Fails at once, with its reason, on a wrong address or password.
