@@ -84,6 +84,10 @@ pub fn run(loaded: Loaded, env: &BTreeMap<String, String>, hooks: Hooks) -> Exit
             tracing::error!("exiting with configuration error: {error}");
             Exit::Intended
         }
+        Err(error @ NodeError::Replication(ReplicationError::Panicked)) => {
+            tracing::error!("exiting with error: {error}");
+            Exit::Bug
+        }
         Err(error) => {
             tracing::error!("exiting with error: {error}");
             Exit::Failed
