@@ -2,6 +2,9 @@
 //! updaters and store with a plain model under random operations (`simulation`), and, for the
 //! embedded store, survival of `kill -9` (`kill`).
 
+// All of this is test code; clippy sees tests only in functions marked as such.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod kill;
 mod lab;
 mod simulation;

@@ -275,13 +275,11 @@ pub fn row_lookups_find_live_records_only(lab: &dyn Lab) {
     assert_eq!(ids(found), [(one, p1), (two, q2)]);
 }
 
-/// Advances `cvr` to `at` by rows given as (id, contents changed, deltas of query p, others).
-fn advance(
-    server: &Server,
-    cvr: &Cvr,
-    at: u64,
-    rows: &[(i64, Option<u64>, &str, i64, i64, bool)],
-) -> Cvr {
+/// Row id, version of its contents if given, query, count before and after, other references.
+type Delta<'a> = (i64, Option<u64>, &'a str, i64, i64, bool);
+
+/// Advances `cvr` to `at`.
+fn advance(server: &Server, cvr: &Cvr, at: u64, rows: &[Delta<'_>]) -> Cvr {
     let mut updater = QueryUpdater::new(cvr, &state(at), &state(1)).unwrap();
     let rows = rows.iter().map(|&(id, written, query, before, after, others)| AdvancedRow {
         id: row_id("issue", id),
