@@ -153,6 +153,25 @@ fn error_texts_are_the_originals() {
     );
 }
 
+proptest::proptest! {
+    #[test]
+    fn no_words_variables_or_files_make_the_parser_panic(
+        mut words in proptest::collection::vec(".{0,12}", 0..6),
+        value in ".{0,12}",
+        file in "([A-Z_]{0,3}=?[\"'`$ {}:#\\\\n\u{e9}a-]{0,12}\n?){0,6}",
+        at in 0..OPTIONS.len(),
+    ) {
+        let def = &OPTIONS[at];
+        words.push(format!("--{}", def.flag()));
+        words.push(value.clone());
+        let mut env = env(&[(&def.env(), &value)]);
+        dotenv::merge(&file, &mut env);
+        if let Ok(Parsed::Settings(settings)) = parse::parse(&words, &env) {
+            let _ = Options::load(&settings, &around());
+        }
+    }
+}
+
 #[test]
 fn unknown_words_and_help() {
     let unknown = |args: &str| match run(args, &[]).unwrap() {
