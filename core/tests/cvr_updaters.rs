@@ -238,7 +238,7 @@ fn internal_names_are_not_for_clients() {
     let mut updater = ConfigUpdater::new(&group.cvr);
     assert!(updater.put_desired(&C.into(), &[put("lmids", 1.0)]).unwrap().is_empty(), "skipped");
     let mut bare = Cvr::empty("g".into());
-    bare.clients = group.cvr.clients.clone();
+    bare.clients = group.cvr.clients;
     let error = ConfigUpdater::new(&bare).put_desired(&C.into(), &[put("lmids", 1.0)]).unwrap_err();
     assert_eq!(error.to_string(), "Query ID lmids is reserved for internal use");
     let unknown = updater.put_desired(&"nobody".into(), &[put("q", 1.0)]);
