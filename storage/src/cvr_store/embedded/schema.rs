@@ -82,13 +82,13 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let failed = |source| OpenError::Sqlite { path: path.to_owned(), source };
     let mut connection = Connection::open(path).map_err(failed)?;
     set_up(&connection).map_err(failed)?;
+    migrate(&mut connection, path)?;
     // A failed sync must not be mistaken for a commit, hence FULL; checkpoints are ours.
     connection
         .execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;",
         )
         .map_err(failed)?;
-    migrate(&mut connection, path)?;
     Ok(connection)
 }
 
@@ -140,4 +140,45 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
 /// frames the WAL holds (copied or not: SQLite starts it over at the next write after all were).
 pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_and_newer_files_are_refused_untouched() {
+        let dir = tempfile::tempdir().unwrap();
+        let foreign = dir.path().join("foreign.db");
+        Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+        let error = open_writer(&foreign).unwrap_err();
+        assert!(matches!(error, OpenError::NotOurs { .. }), "{error}");
+        let tables: i64 = Connection::open(&foreign)
+            .unwrap()
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |r| r.get(0))
+            .unwrap();
+        assert_eq!(tables, 1);
+        let mode: String = Connection::open(&foreign)
+            .unwrap()
+            .query_row("PRAGMA journal_mode", [], |r| r.get(0))
+            .unwrap();
+        assert_eq!(mode, "delete");
+
+        let ours = dir.path().join("ours.db");
+        drop(open_writer(&ours).unwrap());
+        drop(open_writer(&ours).unwrap());
+        let bump = format!("PRAGMA user_version = {}", FORMAT_VERSION + 1);
+        Connection::open(&ours).unwrap().execute_batch(&bump).unwrap();
+        let error = open_writer(&ours).unwrap_err();
+        assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn commits_are_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = open_writer(&dir.path().join("cvr.db")).unwrap();
+        let mode: String = writer.query_row("PRAGMA journal_mode", [], |r| r.get(0)).unwrap();
+        let sync: i64 = writer.query_row("PRAGMA synchronous", [], |r| r.get(0)).unwrap();
+        assert_eq!((mode.as_str(), sync), ("wal", 2), "FULL: what is answered is on disk");
+    }
 }
