@@ -455,12 +455,7 @@ fn build(request: ApiRequest) -> Result<hyper::Request<Full<Bytes>>, ApiError> {
     let mut builder = hyper::Request::builder().method(method.as_str()).uri(url.as_str());
     for (name, value) in headers {
         let mut bytes = Vec::with_capacity(value.len());
-        for c in value.chars() {
-            match u8::try_from(u32::from(c)) {
-                Ok(byte) => bytes.push(byte),
-                Err(_) => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
-            }
-        }
+        super::header_bytes(&value, &mut bytes);
         let header = HeaderName::from_bytes(name.as_bytes())
             .map_err(|e| bad(format!("header name {name:?}: {e}")))?;
         let value = HeaderValue::from_bytes(&bytes)

@@ -1,7 +1,5 @@
 //! Responses of the server side.
 
-use std::fmt::Write as _;
-
 /// A response that closes its connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
@@ -52,14 +50,15 @@ impl Response {
 
     /// The bytes to send; without the body for the answer to a HEAD request.
     pub fn encode(&self, head_only: bool) -> Vec<u8> {
-        let mut out = String::with_capacity(128);
-        // Writing to a String cannot fail.
-        let _ = write!(out, "HTTP/1.1 {} {}\r\n", self.status, reason(self.status));
+        let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, reason(self.status)).into_bytes();
         for (name, value) in &self.headers {
-            let _ = write!(out, "{name}: {value}\r\n");
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b": ");
+            super::header_bytes(value, &mut out);
+            out.extend_from_slice(b"\r\n");
         }
-        let _ = write!(out, "Content-Length: {}\r\nConnection: close\r\n\r\n", self.body.len());
-        let mut out = out.into_bytes();
+        let end = format!("Content-Length: {}\r\nConnection: close\r\n\r\n", self.body.len());
+        out.extend_from_slice(end.as_bytes());
         if !head_only {
             out.extend_from_slice(&self.body);
         }
