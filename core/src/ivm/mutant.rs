@@ -28,6 +28,8 @@ pub(super) enum Mutant {
     SlideForgotten,
     /// A leaf's truth is taken from an incomplete partition.
     IncompleteIsEmpty,
+    /// A partition that filling passed over, because nobody wanted it then, stays unread.
+    WantedAnewForgotten,
 }
 
 /// Whether a wrong variant is switched on: never.

@@ -405,7 +405,7 @@ fn want(
             state.touched.push(key.clone());
         }
         partition.mult += mult;
-        let wanted_anew = partition.wanted == 0;
+        let wanted_anew = partition.wanted == 0 && !mutant::is(Mutant::WantedAnewForgotten);
         partition.wanted += wanted;
         if wanted_anew && partition.is_short(shape.window) {
             // Filling passed it over while nobody wanted it.

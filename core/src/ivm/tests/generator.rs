@@ -1,4 +1,7 @@
-//! Random schemas, rows, plans and changes that reach the rare cases: tiny value domains, so that
+//! Random schemas, rows, plans and changes. Two worlds: one made of plans, for the rare cases of
+//! the engine; one made of queries, through the compiler, with all types and composite keys.
+//!
+//! The plans reach the rare cases by tiny value domains, so that
 //! keys collide; few rows; several changes per commit; nesting with many NOT EXISTS; two leaves in
 //! one AND/OR on tables that change together; the same table at every level; windows of 0–4.
 
@@ -15,9 +18,11 @@ use crate::ivm::plan::{
     Simple, Start,
 };
 use crate::row::Row;
-use crate::schema::{ColumnSpec, TableId, TableSpec, UniqueKey, ValueType};
+use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
+use crate::zql::compile::{IdentityKeys, compile};
+use crate::zql::gen_world::{self, Choices, Shape};
 use crate::zql::order;
 
 /// Columns of every table: the replica's key, a unique value that rows exchange, and three
@@ -27,9 +32,81 @@ const ID: usize = 0;
 const UNIQUE: usize = 1;
 const FREE: [usize; 3] = [2, 3, 4];
 
-pub(super) struct Generator {
-    pub(super) rng: StdRng,
-    pub(super) tables: Vec<Arc<TableSpec>>,
+/// Where a history takes its data and queries from.
+pub(super) trait World {
+    fn schema(&self) -> Arc<Schema>;
+    fn database(&mut self) -> Database;
+    /// A transaction; `db` moves on.
+    fn commit(&mut self, db: &mut Database, previous: &StateVersion) -> Arc<Commit>;
+    /// A plan and the parameters of its first instance.
+    fn query(&mut self) -> (Arc<Plan>, Vec<Param>);
+    /// Other parameters for the same plan.
+    fn vary(&mut self, params: &[Param]) -> Vec<Param>;
+}
+
+/// Queries, through the compiler.
+pub(super) struct QueryWorld {
+    choices: Choices,
+    shape: Shape,
+    schema: Arc<Schema>,
+    keys: IdentityKeys,
+    next_version: u64,
+}
+
+impl QueryWorld {
+    pub(super) fn new(seed: u64) -> QueryWorld {
+        let mut choices = Choices::new(seed);
+        let shape = Shape { json: false, ..Shape::default() };
+        let schema = Arc::new(gen_world::schema(&mut choices, &shape));
+        let keys = gen_world::identity_keys(&mut choices, &schema);
+        QueryWorld { choices, shape, schema, keys, next_version: 1 }
+    }
+}
+
+impl World for QueryWorld {
+    fn schema(&self) -> Arc<Schema> {
+        self.schema.clone()
+    }
+
+    fn database(&mut self) -> Database {
+        let version = StateVersion::from_lsn(1);
+        gen_world::database(&mut self.choices, &self.schema, &self.shape, &version)
+    }
+
+    fn commit(&mut self, db: &mut Database, previous: &StateVersion) -> Arc<Commit> {
+        self.next_version += 1;
+        let version = StateVersion::from_lsn(self.next_version);
+        let c = &mut self.choices;
+        Arc::new(gen_world::commit(c, &self.schema, &self.shape, db, previous, &version))
+    }
+
+    fn query(&mut self) -> (Arc<Plan>, Vec<Param>) {
+        let ast = gen_world::ast(&mut self.choices, &self.schema, &self.shape);
+        match compile(&ast, &self.schema, &self.keys) {
+            Ok((plan, params)) => (Arc::new(plan), params),
+            Err(error) => panic!("{error}: {ast:?}"),
+        }
+    }
+
+    fn vary(&mut self, params: &[Param]) -> Vec<Param> {
+        // Any two values of a type may stand for each other.
+        let mut out = params.to_vec();
+        for i in 0..out.len() {
+            let j = self.choices.below(out.len());
+            if let (Param::Value(a), Param::Value(b)) = (&out[i], &params[j])
+                && std::mem::discriminant(a) == std::mem::discriminant(b)
+            {
+                out[i] = Param::Value(b.clone());
+            }
+        }
+        out
+    }
+}
+
+/// Plans, made directly.
+pub(super) struct PlanWorld {
+    rng: StdRng,
+    tables: Vec<Arc<TableSpec>>,
     next_version: u64,
     next_unique: u32,
 }
@@ -40,11 +117,11 @@ struct Draft {
     params: Vec<Param>,
 }
 
-impl Generator {
-    pub(super) fn new(seed: u64) -> Generator {
+impl PlanWorld {
+    pub(super) fn new(seed: u64) -> PlanWorld {
         let mut rng = StdRng::seed_from_u64(seed);
         let tables = (0..3).map(|i| Arc::new(table(&mut rng, i))).collect();
-        Generator { rng, tables, next_version: 1, next_unique: 0 }
+        PlanWorld { rng, tables, next_version: 1, next_unique: 0 }
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -70,51 +147,6 @@ impl Generator {
         let mut values = vec![Value::Number(f64::from(id)), unique];
         values.extend(FREE.map(|_| self.value(12)));
         Row::new(version.clone(), values)
-    }
-
-    pub(super) fn database(&mut self) -> Database {
-        let mut db = Database::default();
-        let version = StateVersion::from_lsn(1);
-        for table in self.tables.clone() {
-            for id in 0..self.rng.random_range(1..9) {
-                let row = self.row(id, &version);
-                db.put(&table, row);
-            }
-        }
-        db
-    }
-
-    /// A transaction of 1–8 changes; `db` moves on.
-    pub(super) fn commit(&mut self, db: &mut Database, previous: &StateVersion) -> Arc<Commit> {
-        let version = self.version();
-        let before = db.clone();
-        let count = *[1, 1, 1, 2, 3, 5, 8].choose(&mut self.rng).unwrap_or(&1);
-        for _ in 0..count {
-            self.change(db, &version);
-        }
-        let truncated = self.rng.random_range(0..self.tables.len() * 60);
-        let mut tables = Vec::new();
-        for (i, table) in self.tables.clone().iter().enumerate() {
-            if i == truncated {
-                for row in db.rows(table.id).cloned().collect::<Vec<_>>() {
-                    db.remove(table, &row);
-                }
-                tables.push(TableChange { table: table.clone(), rows: vec![], truncated: true });
-                continue;
-            }
-            let rows = difference(&before, db, table);
-            if !rows.is_empty() {
-                tables.push(TableChange { table: table.clone(), rows, truncated: false });
-            }
-        }
-        Arc::new(Commit {
-            version,
-            previous: previous.clone(),
-            tables,
-            schema: None,
-            upstream_commit_ms: 0.0,
-            permissions_changed: false,
-        })
     }
 
     fn change(&mut self, db: &mut Database, version: &StateVersion) {
@@ -150,33 +182,6 @@ impl Generator {
             let value = self.value(10);
             db.put(&table, with(&row, column, value));
         }
-    }
-
-    /// A plan and the parameters of its first instance.
-    pub(super) fn plan(&mut self) -> (Arc<Plan>, Vec<Param>) {
-        let mut draft = Draft { nodes: Vec::new(), params: Vec::new() };
-        let depth = self.rng.random_range(1..4);
-        self.node(&mut draft, depth, Role::Root, false, false);
-        let plan = Plan {
-            nodes: draft.nodes.into_iter().flatten().collect(),
-            params: draft.params.len() as u16,
-        };
-        (Arc::new(plan), draft.params)
-    }
-
-    /// Other parameters for the same plan.
-    pub(super) fn vary(&mut self, params: &[Param]) -> Vec<Param> {
-        let mut out = params.to_vec();
-        for param in &mut out {
-            match param {
-                Param::Value(Value::Number(n)) if self.chance(40) => {
-                    *n = f64::from(self.rng.random_range(0..4));
-                }
-                Param::List(l) if self.chance(40) => *l = self.list(),
-                _ => {}
-            }
-        }
-        out
     }
 
     fn list(&mut self) -> Arc<[Value]> {
@@ -336,6 +341,85 @@ impl Generator {
         };
         let column = *FREE.choose(&mut self.rng).unwrap_or(&FREE[0]);
         Condition::Simple(Simple { column, op, param: self.param(draft, param) })
+    }
+}
+
+impl World for PlanWorld {
+    fn schema(&self) -> Arc<Schema> {
+        let tables = self.tables.iter().map(|t| (t.name.clone(), t.clone())).collect();
+        Arc::new(Schema { tables, ..Schema::default() })
+    }
+
+    fn database(&mut self) -> Database {
+        let mut db = Database::default();
+        let version = StateVersion::from_lsn(1);
+        for table in self.tables.clone() {
+            for id in 0..self.rng.random_range(1..9) {
+                let row = self.row(id, &version);
+                db.put(&table, row);
+            }
+        }
+        db
+    }
+
+    /// A transaction of 1–8 changes; `db` moves on.
+    fn commit(&mut self, db: &mut Database, previous: &StateVersion) -> Arc<Commit> {
+        let version = self.version();
+        let before = db.clone();
+        let count = *[1, 1, 1, 2, 3, 5, 8].choose(&mut self.rng).unwrap_or(&1);
+        for _ in 0..count {
+            self.change(db, &version);
+        }
+        let truncated = self.rng.random_range(0..self.tables.len() * 60);
+        let mut tables = Vec::new();
+        for (i, table) in self.tables.clone().iter().enumerate() {
+            if i == truncated {
+                for row in db.rows(table.id).cloned().collect::<Vec<_>>() {
+                    db.remove(table, &row);
+                }
+                tables.push(TableChange { table: table.clone(), rows: vec![], truncated: true });
+                continue;
+            }
+            let rows = difference(&before, db, table);
+            if !rows.is_empty() {
+                tables.push(TableChange { table: table.clone(), rows, truncated: false });
+            }
+        }
+        Arc::new(Commit {
+            version,
+            previous: previous.clone(),
+            tables,
+            schema: None,
+            upstream_commit_ms: 0.0,
+            permissions_changed: false,
+        })
+    }
+
+    /// A plan and the parameters of its first instance.
+    fn query(&mut self) -> (Arc<Plan>, Vec<Param>) {
+        let mut draft = Draft { nodes: Vec::new(), params: Vec::new() };
+        let depth = self.rng.random_range(1..4);
+        self.node(&mut draft, depth, Role::Root, false, false);
+        let plan = Plan {
+            nodes: draft.nodes.into_iter().flatten().collect(),
+            params: draft.params.len() as u16,
+        };
+        (Arc::new(plan), draft.params)
+    }
+
+    /// Other parameters for the same plan.
+    fn vary(&mut self, params: &[Param]) -> Vec<Param> {
+        let mut out = params.to_vec();
+        for param in &mut out {
+            match param {
+                Param::Value(Value::Number(n)) if self.chance(40) => {
+                    *n = f64::from(self.rng.random_range(0..4));
+                }
+                Param::List(l) if self.chance(40) => *l = self.list(),
+                _ => {}
+            }
+        }
+        out
     }
 }
 

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use rand::Rng;
+use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
 
-use super::generator::Generator;
+use super::generator::{PlanWorld, QueryWorld, World};
 use crate::change::Commit;
 use crate::ivm::brute::{self, Multiset};
 use crate::ivm::delta::{Advanced, RowDelta};
@@ -17,7 +18,6 @@ use crate::ivm::engine::{
 use crate::ivm::memory_source::MemorySource;
 use crate::ivm::plan::{Param, Plan};
 use crate::ivm::signature::RowName;
-use crate::schema::Schema;
 use crate::version::StateVersion;
 
 /// What a subscriber knows.
@@ -30,10 +30,10 @@ struct Subscriber {
 }
 
 pub(super) struct History {
-    g: Generator,
+    world: Box<dyn World>,
+    rng: StdRng,
     engine: Engine,
     source: MemorySource,
-    schema: Arc<Schema>,
     queries: Vec<(Arc<Plan>, Arc<[Param]>)>,
     subscribers: Vec<Subscriber>,
     /// Commits that the source has seen and the engine has not.
@@ -52,34 +52,37 @@ pub(super) fn run(seed: u64) -> Result<(), String> {
 
 impl History {
     fn new(seed: u64) -> History {
-        let mut g = Generator::new(seed);
-        let db = g.database();
+        let mut world: Box<dyn World> = if seed.is_multiple_of(4) {
+            Box::new(QueryWorld::new(seed))
+        } else {
+            Box::new(PlanWorld::new(seed))
+        };
+        let mut rng = StdRng::seed_from_u64(!seed);
+        let db = world.database();
         let version = StateVersion::from_lsn(1);
-        let tables = g.tables.iter().map(|t| (t.name.clone(), t.clone())).collect();
-        let schema = Arc::new(Schema { tables, ..Schema::default() });
         let config = EngineConfig {
             max_instances: 16,
-            overshoot: Overshoot::Fixed(g.rng.random_range(0..3)),
+            overshoot: Overshoot::Fixed(rng.random_range(0..3)),
             rehydrate_above: *[usize::MAX, usize::MAX, usize::MAX, 0, 2]
-                .choose(&mut g.rng)
+                .choose(&mut rng)
                 .unwrap_or(&0),
         };
         let mut queries = Vec::new();
-        for _ in 0..*[1, 1, 2].choose(&mut g.rng).unwrap_or(&1) {
-            let (plan, params) = g.plan();
-            for _ in 0..*[0, 0, 1, 2].choose(&mut g.rng).unwrap_or(&0) {
-                queries.push((plan.clone(), g.vary(&params).into()));
+        for _ in 0..*[1, 1, 2].choose(&mut rng).unwrap_or(&1) {
+            let (plan, params) = world.query();
+            for _ in 0..*[0, 0, 1, 2].choose(&mut rng).unwrap_or(&0) {
+                queries.push((plan.clone(), world.vary(&params).into()));
             }
             queries.push((plan, params.into()));
         }
         History {
-            engine: Engine::new(config, version.clone(), schema.clone()),
+            engine: Engine::new(config, version.clone(), world.schema()),
             source: MemorySource::new(db, version),
-            schema,
             queries,
             subscribers: Vec::new(),
             pending: Vec::new(),
-            g,
+            world,
+            rng,
         }
     }
 
@@ -89,17 +92,17 @@ impl History {
         }
         for i in 0..self.subscribers.len() {
             // Some are still hydrating when the first commits come.
-            if self.g.rng.random_range(0..4) > 0 {
+            if self.rng.random_range(0..4) > 0 {
                 self.hydrate(i, true)?;
             } else {
                 self.hydrate(i, false)?;
             }
         }
         for _ in 0..COMMITS {
-            let commit = self.g.commit(&mut self.source.db, &self.source.version);
+            let commit = self.world.commit(&mut self.source.db, &self.source.version);
             self.source.version = commit.version.clone();
             self.pending.push(commit);
-            if self.g.rng.random_range(0..4) > 0 {
+            if self.rng.random_range(0..4) > 0 {
                 self.advance()?;
                 self.churn()?;
             }
@@ -121,9 +124,9 @@ impl History {
     }
 
     fn budget(&mut self) -> Budget {
-        match self.g.rng.random_range(0..4) {
+        match self.rng.random_range(0..4) {
             0 => Budget::units(1),
-            1 => Budget::units(self.g.rng.random_range(2..40)),
+            1 => Budget::units(self.rng.random_range(2..40)),
             _ => Budget::unlimited(),
         }
     }
@@ -141,14 +144,14 @@ impl History {
             let step = self.engine.hydrate_step(id, &mut self.source, &mut budget);
             match step.map_err(|e| format!("hydration: {e}"))? {
                 Progress::Done => break,
-                Progress::More if fully || self.g.rng.random_range(0..2) == 0 => {}
+                Progress::More if fully || self.rng.random_range(0..2) == 0 => {}
                 Progress::More => return Ok(()),
                 Progress::Blocked => return Err("blocked without an advance".into()),
             }
         }
         let s = &mut self.subscribers[i];
         if s.rows.is_none() {
-            s.rows = Some(held(&self.engine, s.id, &s.plan)?);
+            s.rows = Some(held(&self.engine, s.id)?);
         }
         self.check(i)
     }
@@ -158,10 +161,10 @@ impl History {
             return Ok(());
         }
         let commits = std::mem::take(&mut self.pending);
-        if self.g.rng.random_range(0..40) == 0 {
+        if self.rng.random_range(0..40) == 0 {
             let version = self.source.version.clone();
             self.engine
-                .begin_reset(version, self.schema.clone(), &Reset::All)
+                .begin_reset(version, self.world.schema(), &Reset::All)
                 .map_err(|e| e.to_string())?;
         } else {
             self.engine.begin_advance(&commits).map_err(|e| e.to_string())?;
@@ -172,7 +175,7 @@ impl History {
             if let Some(advanced) = step.map_err(|e| e.to_string())? {
                 break advanced;
             }
-            if self.g.rng.random_range(0..8) == 0 {
+            if self.rng.random_range(0..8) == 0 {
                 // Comes and goes in the middle of an advance.
                 let (plan, params) = self.queries[0].clone();
                 self.subscribe(plan, params)?;
@@ -207,19 +210,19 @@ impl History {
 
     /// Drops and adds subscriptions; hydrates what is not.
     fn churn(&mut self) -> Result<(), String> {
-        if self.g.rng.random_range(0..6) == 0 && !self.subscribers.is_empty() {
-            let i = self.g.rng.random_range(0..self.subscribers.len());
+        if self.rng.random_range(0..6) == 0 && !self.subscribers.is_empty() {
+            let i = self.rng.random_range(0..self.subscribers.len());
             let gone = self.subscribers.swap_remove(i);
             self.engine.unsubscribe(gone.id);
         }
-        if self.g.rng.random_range(0..6) == 0 && self.subscribers.len() < 12 {
-            let at = self.g.rng.random_range(0..self.queries.len());
+        if self.rng.random_range(0..6) == 0 && self.subscribers.len() < 12 {
+            let at = self.rng.random_range(0..self.queries.len());
             let (plan, params) = self.queries[at].clone();
             self.subscribe(plan, params)?;
         }
         for i in 0..self.subscribers.len() {
             if self.subscribers[i].rows.is_none() {
-                let fully = self.g.rng.random_range(0..2) == 0;
+                let fully = self.rng.random_range(0..2) == 0;
                 self.hydrate(i, fully)?;
             }
         }
@@ -232,13 +235,14 @@ impl History {
         let Some(known) = &s.rows else { return Ok(()) };
         let wanted = brute::sync(&s.plan, &s.params, &self.source.db);
         compare("what was emitted", known, &wanted)?;
-        compare("what is held", &held(&self.engine, s.id, &s.plan)?, &wanted)?;
+        compare("what is held", &held(&self.engine, s.id)?, &wanted)?;
         let status = self.engine.status(s.id).map_err(|e| e.to_string())?;
         if !matches!(status, Status::Ready) {
             return Err(format!("status {status:?}"));
         }
         let mut signature = 0;
-        for table in &self.g.tables {
+        let specs: BTreeMap<_, _> = s.plan.nodes.iter().map(|n| (n.table.id, &n.table)).collect();
+        for table in specs.into_values() {
             let name = RowName::new(table);
             for row in self.source.db.rows(table.id) {
                 let id = crate::row::RowId::of(table, row);
@@ -259,7 +263,7 @@ impl History {
 
     fn describe(&self) -> String {
         let mut out = format!("{:#?}\n", self.queries);
-        for table in &self.g.tables {
+        for table in self.world.schema().tables.values() {
             out += &format!("{} by {:?}\n", table.name, table.primary_key);
             for row in self.source.db.rows(table.id) {
                 out += &format!("  {:?}\n", row.values);
@@ -269,7 +273,7 @@ impl History {
     }
 }
 
-fn held(engine: &Engine, id: InstanceId, _plan: &Plan) -> Result<Multiset, String> {
+fn held(engine: &Engine, id: InstanceId) -> Result<Multiset, String> {
     let mut rows = Multiset::new();
     for held in engine.rows(id).map_err(|e| e.to_string())? {
         let row_id = crate::row::RowId::of(held.table, held.row);

@@ -1,7 +1,10 @@
 //! Proof of the engine: random histories against the brute-force oracle, worked examples of the
 //! specification, wrong variants that must be caught.
 
+mod examples;
 mod generator;
 mod history;
+mod kit;
 mod mutants;
 mod random;
+mod slicing;

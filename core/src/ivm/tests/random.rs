@@ -42,19 +42,3 @@ fn histories_agree_with_the_oracle_2() {
 fn histories_agree_with_the_oracle_3() {
     slice(3);
 }
-
-/// Seeds of histories that were wrong once, with what was wrong.
-const REGRESSIONS: [(u64, &str); 3] = [
-    (81_776, "a partition unwanted when hydration passed it, and wanted again after an advance"),
-    (176_735, "the same"),
-    (247_071, "the same"),
-];
-
-#[test]
-fn histories_that_were_wrong_once_stay_right() {
-    for (seed, what) in REGRESSIONS {
-        if let Err(error) = history::run(seed) {
-            panic!("{what}: {error}");
-        }
-    }
-}
