@@ -93,4 +93,19 @@ mod tests {
                 "orderBy": [["clientGroupID", "asc"], ["clientID", "asc"], ["mutationID", "asc"]]})
         );
     }
+
+    #[test]
+    fn their_hashes_are_those_of_a_reloaded_original() {
+        let shard = ShardTables::new("zero", 0);
+        for (query, hash) in [
+            (lmids(&"cg1".into(), &shard), "26xwqx0nntqrk"),
+            (mutation_results(&"cg1".into(), &shard), "28zncz4ps1kwt"),
+        ] {
+            let QueryBody::Internal { ast } = query.body else { panic!("{:?}", query.id) };
+            assert_eq!(crate::zql::hash::stored(&ast), hash);
+            let text = serde_json::to_string(&*ast).unwrap();
+            let reloaded = serde_json::from_str(&text).unwrap();
+            assert_eq!(crate::zql::hash::stored(&reloaded), hash);
+        }
+    }
 }
