@@ -452,3 +452,46 @@ fn what_cannot_be_read_fails_with_table_and_column() {
         assert!(error.to_string().contains(part), "{error}");
     }
 }
+
+#[test]
+fn declared_types_of_all_ages_are_understood() {
+    use zeroring_storage::replica::schema::{Affinity, LiteType};
+    for (declared, upstream, not_null, is_enum, is_array, value_type) in [
+        ("int8|NOT_NULL", "int8", true, false, false, Some(ValueType::Number)),
+        ("int8|TEXT_ARRAY[]", "int8[]", false, false, true, Some(ValueType::Json)),
+        ("int8|NOT_NULL[]", "int8[]", true, false, true, Some(ValueType::Json)),
+        ("nomz|TEXT_ENUM[]", "nomz[]", false, true, true, Some(ValueType::Json)),
+        ("mood[]|TEXT_ENUM|TEXT_ARRAY", "mood[]", false, true, true, Some(ValueType::Json)),
+        ("mood|NOT_NULL|TEXT_ENUM", "mood", true, true, false, Some(ValueType::String)),
+        ("TEXT", "TEXT", false, false, false, Some(ValueType::String)),
+        ("varchar(180)", "varchar(180)", false, false, false, Some(ValueType::String)),
+        (
+            "timestamp(3) with time zone",
+            "timestamp(3) with time zone",
+            false,
+            false,
+            false,
+            Some(ValueType::Number),
+        ),
+        ("bytea", "bytea", false, false, false, None),
+        ("dom_int", "dom_int", false, false, false, None),
+    ] {
+        let t = LiteType::parse(declared);
+        let found = (t.upstream_type.as_str(), t.not_null, t.is_enum, t.is_array, t.value_type());
+        assert_eq!(found, (upstream, not_null, is_enum, is_array, value_type), "{declared}");
+        assert_eq!(LiteType::parse(&t.declared()), t, "{declared}");
+    }
+    for (declared, affinity) in [
+        ("int8|NOT_NULL", Affinity::Integer),
+        ("point_kind|TEXT_ENUM", Affinity::Integer),
+        ("mood|TEXT_ENUM", Affinity::Text),
+        ("jsonb", Affinity::Numeric),
+        ("uuid", Affinity::Numeric),
+        ("timestamptz", Affinity::Numeric),
+        ("int4[]|TEXT_ARRAY", Affinity::Integer),
+        ("float8", Affinity::Real),
+        ("BLOB", Affinity::Blob),
+    ] {
+        assert_eq!(Affinity::of_declared(declared), affinity, "{declared}");
+    }
+}

@@ -498,3 +498,40 @@ fn columns_named_like_the_rowid_do_not_confuse() {
     lab.run(changes);
     assert_eq!(lab.rows(), [format!("1|p|3|{}", version(1))]);
 }
+
+#[test]
+fn the_log_can_be_read_from_any_version() {
+    use zeroring_storage::changelog::{Changes, LogOp, changes_since};
+    let mut lab = Lab::new(PLAIN, &[&["id"]], ReplicaIdentity::Default, &["id"]);
+    for n in 1..=3 {
+        let insert = lab.insert([int(n), text("a"), text("a")]);
+        lab.run(vec![insert]);
+    }
+    let delete = lab.delete(vec![some(int(1)), absent(), absent()]);
+    lab.run(vec![delete]);
+    let c = rusqlite::Connection::open(&lab.path).unwrap();
+    let since = |n: u64, limit| changes_since(&c, &version(n), limit).unwrap();
+    let Changes::Rows(rows) = since(1, 10) else { panic!("rows") };
+    let found: Vec<_> =
+        rows.iter().map(|r| (r.version.clone(), r.key["id"].as_i64(), r.op)).collect();
+    assert_eq!(
+        found,
+        [
+            (version(2), Some(2), LogOp::Set),
+            (version(3), Some(3), LogOp::Set),
+            (version(4), Some(1), LogOp::Delete),
+        ]
+    );
+    assert_eq!(since(4, 10), Changes::Rows(vec![]));
+    assert_eq!(since(1, 2), Changes::TooMany);
+    let truncate = ChangeMessage::Truncate { relations: vec![lab.r.clone()] };
+    lab.run(vec![truncate]);
+    assert_eq!(since(4, 10), Changes::Everything { table: "t".into(), version: version(5) });
+    for (broken, part) in [("op = 'q'", "operation q"), ("rowKey = '[]'", "key []")] {
+        let log = "UPDATE \"_zero.changeLog2\" SET op = 's'";
+        c.execute_batch(&format!("{log}; UPDATE \"_zero.changeLog2\" SET {broken} WHERE pos = -1"))
+            .unwrap();
+        let error = changes_since(&c, &version(4), 10).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
