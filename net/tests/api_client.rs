@@ -271,3 +271,79 @@ fn a_request_that_does_not_complete_in_time_gets_408() {
         assert!(client.join().unwrap().starts_with("HTTP/1.1 408 "));
     }
 }
+
+// ---- HTTPS -----------------------------------------------------------------------------------
+
+fn openssl(dir: &std::path::Path, args: &str) {
+    let out = std::process::Command::new("openssl")
+        .args(args.split_whitespace())
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// Serves HTTPS with the certificate in `dir`, for the name `localhost`.
+fn https_endpoint(dir: &std::path::Path) -> u16 {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let cert = CertificateDer::from_pem_file(dir.join("server.crt")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(dir.join("server.key")).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(zeroring_net::tls::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], key)
+        .unwrap();
+    let config = std::sync::Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let session = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut tls = rustls::StreamOwned::new(session, stream.unwrap());
+            let mut some = [0; 1000];
+            // A client that does not trust the certificate ends the handshake.
+            if tls.read(&mut some).is_ok_and(|n| n > 0) {
+                tls.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret").unwrap();
+                tls.flush().unwrap();
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn https_needs_a_trusted_certificate_of_that_name() {
+    let dir = tempfile::tempdir().unwrap();
+    openssl(
+        dir.path(),
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x \
+         -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:localhost \
+         -keyout server.key -out server.crt",
+    );
+    let port = https_endpoint(dir.path());
+    let ask = |host: &str| ApiRequest {
+        url: format!("https://{host}:{port}/"),
+        ..request(([127, 0, 0, 1], port).into(), "/")
+    };
+    let (good, wrong_name) = (ask("localhost"), ask("127.0.0.1"));
+    let trusting = ApiClientConfig {
+        ca_file: Some(dir.path().join("server.crt")),
+        ..ApiClientConfig::default()
+    };
+    let ask = good.clone();
+    with_client(BackendChoice::Auto, trusting, move |client| async move {
+        assert_eq!(client.request(ask).await.unwrap().body, "secret");
+        let error = client.request(wrong_name).await;
+        assert!(matches!(error, Err(ApiError::Connect { .. })), "{error:?}");
+    });
+    with_client(BackendChoice::Auto, ApiClientConfig::default(), move |client| async move {
+        let error = client.request(good).await;
+        assert!(matches!(error, Err(ApiError::Connect { .. })), "{error:?}");
+    });
+    let missing =
+        ApiClientConfig { ca_file: Some(dir.path().join("none")), ..ApiClientConfig::default() };
+    let error = ApiClient::start(missing).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("none") && error.contains("PEM"), "{error}");
+}

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use super::head::{HeadError, MAX_HEAD_BYTES, RequestHead, parse_head};
+use super::head::{HeadError, RequestHead, parse_head};
 use super::response::Response;
 use crate::rt::{Chunk, Instant, RawStream, Stream, now, timeout};
 
@@ -106,8 +106,6 @@ impl Incoming {
                 if stream.read_append(&mut bytes).await? == 0 {
                     return Err(ReadError::Closed);
                 }
-                // One read may bring more than a head; only the head itself is limited.
-                bytes.reserve(MAX_HEAD_BYTES / 16);
             }
         };
         let result = timeout(deadline.saturating_duration_since(now()), read).await;

@@ -307,3 +307,105 @@ impl<T> Drop for Receiver<T> {
         drop(dropped);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    /// Counts wake-ups.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Polls once; says the result and how often the task was woken since.
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>, wakes: &Arc<Wakes>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(&Waker::from(wakes.clone())))
+    }
+
+    #[test]
+    fn a_permit_is_stored_once_and_taken_once() {
+        let notify = Notify::new();
+        notify.notify_one();
+        notify.notify_one();
+        assert_eq!(notify.notified().now_or_never(), Some(()));
+        assert_eq!(notify.notified().now_or_never(), None);
+    }
+
+    #[test]
+    fn notify_all_releases_those_who_wait_and_nobody_later() {
+        let notify = Notify::new();
+        let wakes = Arc::<Wakes>::default();
+        let mut waiting = pin!(join_all([notify.notified(), notify.notified()]));
+        assert!(poll(waiting.as_mut(), &wakes).is_pending());
+        // Created before the notification, first polled after it.
+        let early = notify.notified();
+        notify.notify_all();
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert!(poll(waiting.as_mut(), &wakes).is_ready());
+        assert_eq!(early.now_or_never(), Some(()));
+        assert_eq!(notify.notified().now_or_never(), None);
+    }
+
+    #[test]
+    fn a_oneshot_delivers_or_tells_that_it_never_will() {
+        let wakes = Arc::<Wakes>::default();
+        let (sender, receiver) = oneshot();
+        let mut receiver = pin!(receiver);
+        assert!(poll(receiver.as_mut(), &wakes).is_pending());
+        assert_eq!(sender.send(5), Ok(()));
+        assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+        assert_eq!(poll(receiver.as_mut(), &wakes), Poll::Ready(Ok(5)));
+        let (sender, receiver) = oneshot::<u8>();
+        drop(sender);
+        assert_eq!(receiver.now_or_never(), Some(Err(Closed)));
+        let (sender, receiver) = oneshot();
+        drop(receiver);
+        assert!(sender.is_closed());
+        assert_eq!(sender.send(7), Err(7));
+    }
+
+    #[test]
+    fn a_channel_is_bounded_ordered_and_wakes_both_sides() {
+        let wakes = Arc::<Wakes>::default();
+        let (sender, mut receiver) = channel(2);
+        {
+            let mut empty = pin!(receiver.recv());
+            assert!(poll(empty.as_mut(), &wakes).is_pending());
+            sender.try_send(1).unwrap();
+            assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+            assert_eq!(poll(empty.as_mut(), &wakes), Poll::Ready(Some(1)));
+        }
+        sender.try_send(2).unwrap();
+        sender.try_send(3).unwrap();
+        assert_eq!(sender.try_send(4), Err(TrySendError::Full(4)));
+        {
+            let mut full = pin!(sender.send(4));
+            assert!(poll(full.as_mut(), &wakes).is_pending());
+            assert_eq!(receiver.try_recv(), Some(2));
+            assert_eq!(wakes.0.load(Ordering::Relaxed), 2);
+            assert_eq!(poll(full.as_mut(), &wakes), Poll::Ready(Ok(())));
+        }
+        let other = sender.clone();
+        drop(sender);
+        assert_eq!((receiver.try_recv(), receiver.try_recv()), (Some(3), Some(4)));
+        assert_eq!(receiver.recv().now_or_never(), None);
+        drop(other);
+        assert_eq!(receiver.recv().now_or_never(), Some(None));
+        let (sender, receiver) = channel(1);
+        drop(receiver);
+        assert!(sender.is_closed());
+        assert_eq!(sender.try_send(1), Err(TrySendError::Closed(1)));
+        assert_eq!(sender.send(1).now_or_never(), Some(Err(1)));
+    }
+}
