@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use zeroring_net::pg::PgConfig;
+use zeroring_storage::replica::schema::TableIds;
 
 /// Connections of the initial copy, as `ZERO_INITIAL_SYNC_TABLE_COPY_WORKERS`.
 pub const DEFAULT_COPY_WORKERS: usize = 5;
@@ -77,6 +78,8 @@ pub struct ReplicationConfig {
     /// Who we are, as JSON object (`appID`, `taskID`, `hostIP`, `hostname`, `timestamp`); stored
     /// with the replica and upstream.
     pub context: serde_json::Value,
+    /// Numbers of tables: the executors' readers must have the same.
+    pub table_ids: TableIds,
 }
 
 impl ReplicationConfig {
@@ -95,6 +98,7 @@ impl ReplicationConfig {
             socket_inactivity: Some(DEFAULT_SOCKET_INACTIVITY),
             auto_reset: true,
             context,
+            table_ids: TableIds::default(),
         }
     }
 }

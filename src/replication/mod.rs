@@ -2,8 +2,8 @@
 //!
 //! One plain (blocking) thread, the *replication core*, is the only writer of the replica. It
 //! prepares upstream ([`config::ShardId`] names the objects), copies all tables once, then follows the
-//! logical-replication stream: every transaction is applied to SQLite in one transaction, and
-//! only after that is durable it is published to the executors and acknowledged upstream.
+//! logical-replication stream: every transaction is applied to SQLite in one transaction,
+//! then published to the executors, and acknowledged upstream when it is also durable.
 //!
 //! Invariants: nothing is acknowledged that is not durable; commits are published in order and
 //! form a chain; a replica file appears under its name only when it is complete.
@@ -13,24 +13,31 @@
 
 pub mod commit_bus;
 pub mod config;
+mod core;
+pub mod decode;
+pub mod error;
+pub mod initial_sync;
 pub mod published;
 pub mod status;
+pub mod stream;
 pub mod types;
 pub mod upstream;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use zeroring_core::change::Commit;
+use zeroring_storage::replica::checkpoint::ReaderBarrier;
 
 pub use config::{ReplicationConfig, ShardId};
+pub use error::{Remedy, ReplicationError};
 pub use status::{Phase, ReplicaInfo, ReplicationStatus, SharedStatus, StatusSnapshot};
 
 /// Where the core's results go: the commit bus, or a test.
-pub trait CommitSink: Send {
+pub trait CommitSink: ReaderBarrier + Send {
     /// A transaction is durable in the replica. Called in commit order, never blocks for long.
     fn commit(&mut self, commit: Arc<Commit>);
 
@@ -38,20 +45,6 @@ pub trait CommitSink: Send {
     /// Executors must close what they have open, tell their clients to start anew, and open it
     /// again. Commits that follow continue from its initial version.
     fn replica_replaced(&mut self, path: &Path, replica: &ReplicaInfo);
-}
-
-/// Why the core gave up.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplicationError {
-    /// The thread could not be started.
-    #[error("the replication thread could not be started: {0}")]
-    Thread(std::io::Error),
-    /// Talking to upstream failed in a way that trying again will not mend.
-    #[error("replication from upstream cannot go on: {0}")]
-    Upstream(String),
-    /// The core panicked: a bug.
-    #[error("the replication thread panicked; this is a bug")]
-    Panicked,
 }
 
 /// The replication core.
@@ -76,28 +69,21 @@ impl ReplicationCore {
         sink: Box<dyn CommitSink>,
     ) -> Result<ReplicationHandle, ReplicationError> {
         let status = SharedStatus::default();
+        status.make_bell().map_err(ReplicationError::Thread)?;
         let for_thread = status.clone();
         let thread = std::thread::Builder::new()
             .name("replication".into())
             .spawn(move || {
-                let result = run(&config, sink, &for_thread);
+                let core = || core::Core::new(&config, &for_thread, sink).run();
+                // Whoever waits for the core must hear of a panic too.
+                let result =
+                    catch_unwind(AssertUnwindSafe(core)).unwrap_or(Err(ReplicationError::Panicked));
                 for_thread.finish(result.as_ref().err().map(ToString::to_string));
                 result
             })
             .map_err(ReplicationError::Thread)?;
         Ok(ReplicationHandle { status, thread: Some(thread) })
     }
-}
-
-fn run(
-    config: &ReplicationConfig,
-    _sink: Box<dyn CommitSink>,
-    _status: &ReplicationStatus,
-) -> Result<(), ReplicationError> {
-    Err(ReplicationError::Upstream(format!(
-        "replicating {:?} is not built yet",
-        config.shard.schema()
-    )))
 }
 
 impl ReplicationHandle {
@@ -113,7 +99,7 @@ impl ReplicationHandle {
 
     /// Asks the core to stop after the transaction in hand. Does not wait.
     pub fn stop(&self) {
-        self.status.stop.store(true, Ordering::Release);
+        self.status.request_stop();
     }
 
     /// The core has ended.

@@ -1,8 +1,9 @@
 //! What the replication core is doing, for readiness, `/statz` and logs. Written by the core's
 //! thread, read by anybody.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -58,7 +59,9 @@ struct Guarded {
 pub struct ReplicationStatus {
     guarded: Mutex<Guarded>,
     changed: Condvar,
-    pub(crate) stop: AtomicBool,
+    stop: AtomicBool,
+    /// Readable once the core is to stop.
+    bell: OnceLock<OwnedFd>,
     pub(crate) transactions: AtomicU64,
     pub(crate) changes: AtomicU64,
     pub(crate) stream_bytes: AtomicU64,
@@ -105,7 +108,6 @@ pub struct StatusSnapshot {
     pub last_commit_ms: f64,
 }
 
-#[allow(dead_code, reason = "first used by the core, which lands next")]
 impl ReplicationStatus {
     fn with<R>(&self, f: impl FnOnce(&mut Guarded) -> R) -> R {
         // A panic elsewhere cannot leave these plain values half-written in a harmful way.
@@ -139,6 +141,30 @@ impl ReplicationStatus {
             g.phase = if failure.is_some() { Phase::Failed } else { Phase::Stopped };
             g.failure = failure;
         });
+    }
+
+    /// Makes the bell that [`ReplicationStatus::request_stop`] rings.
+    pub(crate) fn make_bell(&self) -> std::io::Result<()> {
+        let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        // Only set once: the core is started once.
+        let _ = self.bell.set(bell);
+        Ok(())
+    }
+
+    /// Readable once the core is to stop.
+    pub(crate) fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.bell.get().map(AsFd::as_fd)
+    }
+
+    /// Asks the core to stop.
+    pub(crate) fn request_stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(bell) = self.bell.get()
+            && let Err(error) = rustix::io::write(bell, &1u64.to_ne_bytes())
+        {
+            // It notices anyway, at its next duty.
+            tracing::warn!(%error, "the replication core could not be woken");
+        }
     }
 
     pub(crate) fn stopping(&self) -> bool {

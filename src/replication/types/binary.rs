@@ -1,11 +1,7 @@
 //! Scalars in binary form, as the send functions write them.
 
-use super::text::{DAY_US, ms_of_us, utf8};
+use super::text::{DAY_US, PG_EPOCH_DAYS, ms_of_pg_us, utf8};
 use super::{BadValue, LiteSink, Scalar, number};
-
-/// Days and microseconds from 1970-01-01 to Postgres' epoch.
-const PG_EPOCH_DAYS: i64 = 10_957;
-const PG_EPOCH_US: i64 = PG_EPOCH_DAYS * DAY_US;
 
 pub(super) fn scalar(scalar: Scalar, raw: &[u8], out: &mut impl LiteSink) -> Result<(), BadValue> {
     match scalar {
@@ -68,7 +64,7 @@ pub(super) fn timestamp(raw: &[u8]) -> Result<f64, BadValue> {
     Ok(match i64::from_be_bytes(fixed("timestamp", raw)?) {
         i64::MAX => f64::INFINITY,
         i64::MIN => f64::NEG_INFINITY,
-        us => ms_of_us(us.saturating_add(PG_EPOCH_US)),
+        us => ms_of_pg_us(us),
     })
 }
 

@@ -7,6 +7,11 @@ use super::{BadValue, LiteSink, Scalar, number};
 
 pub(super) const DAY_US: i64 = 86_400_000_000;
 const SECOND_US: i64 = 1_000_000;
+/// Last years of dates and timestamps.
+const MAX_YEAR: i64 = 5_874_897;
+const MAX_TIMESTAMP_YEAR: i64 = 294_276;
+/// Days from 1970-01-01 to 2000-01-01.
+pub(super) const PG_EPOCH_DAYS: i64 = 10_957;
 
 pub(super) fn scalar(scalar: Scalar, raw: &[u8], out: &mut impl LiteSink) -> Result<(), BadValue> {
     match scalar {
@@ -87,7 +92,7 @@ impl Scan<'_> {
 
     /// `YYYY-MM-DD` as days from 1970-01-01, before it is known whether it is BC.
     fn date(&mut self) -> Option<(i64, i64, i64)> {
-        let year = self.number(7)?;
+        let year = self.number(7).filter(|y| *y <= MAX_YEAR)?;
         let month = self.eat(b'-').then(|| self.number(2))??;
         let day = self.eat(b'-').then(|| self.number(2))??;
         ((1..=12).contains(&month) && (1..=31).contains(&day)).then_some((year, month, day))
@@ -168,20 +173,26 @@ pub(super) fn timestamp(raw: &[u8]) -> Result<f64, BadValue> {
         let (year, month, day) = scan.date()?;
         let time = scan.eat(b' ').then(|| scan.time())??;
         let zone = scan.zone()?;
-        let year = scan.end(year)?;
-        Some(days_from_civil(year, month, day) * DAY_US + time - zone)
+        let year = scan.end(year).filter(|_| year <= MAX_TIMESTAMP_YEAR)?;
+        Some((days_from_civil(year, month, day) - PG_EPOCH_DAYS) * DAY_US + time - zone)
     };
-    parse(&mut scan).map(ms_of_us).ok_or_else(|| BadValue::new("timestamp", raw))
+    parse(&mut scan).map(ms_of_pg_us).ok_or_else(|| BadValue::new("timestamp", raw))
 }
 
-/// The double nearest to the milliseconds. Microseconds of the farthest years need more than 53
-/// bits, but then the milliseconds are what a double can tell anyway.
-pub(super) fn ms_of_us(us: i64) -> f64 {
-    const EXACT: i64 = 1 << 53;
-    if us.abs() <= EXACT {
-        us as f64 / 1000.0
+/// Milliseconds from the Unix epoch to Postgres'.
+const PG_EPOCH_MS: i64 = 946_684_800_000;
+
+/// The double nearest to the Unix milliseconds of microseconds since 2000. (Those since 1970 would
+/// not fit 64 bits for the last years that Postgres knows.)
+pub(super) fn ms_of_pg_us(us: i64) -> f64 {
+    let (ms, rest) = (us.div_euclid(1000) + PG_EPOCH_MS, us.rem_euclid(1000));
+    // Below this, the microseconds are exact and there is one rounding. Beyond, a double cannot
+    // tell microseconds anyway.
+    const EXACT_MS: i64 = (1 << 53) / 1000;
+    if ms.abs() < EXACT_MS {
+        (ms * 1000 + rest) as f64 / 1000.0
     } else {
-        us.div_euclid(1000) as f64 + us.rem_euclid(1000) as f64 / 1000.0
+        ms as f64 + rest as f64 / 1000.0
     }
 }
 
