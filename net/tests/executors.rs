@@ -166,6 +166,41 @@ fn a_peer_that_stops_reading_does_not_delay_another() {
 }
 
 #[test]
+fn a_peer_that_floods_does_not_own_the_executor() {
+    for backend in common::backends() {
+        // A full read buffer, and less than one: the two ways in which data is always there.
+        for size in [64 * 1024, 100] {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            rt::block_on(backend, move || async move {
+                let stream = Stream::from_raw(RawStream::new(ours.into(), any_port())).unwrap();
+                let turns = Rc::new(Cell::new(0));
+                let more = vec![0; size];
+                theirs.write_all(&more).unwrap();
+                for round in 0..100 {
+                    // The first read may have to wait.
+                    if round == 1 {
+                        let turns = turns.clone();
+                        spawn(async move {
+                            loop {
+                                turns.set(turns.get() + 1);
+                                rt::yield_now().await;
+                            }
+                        });
+                    }
+                    let n = stream.read_with(|bytes| {
+                        theirs.write_all(&more).unwrap();
+                        bytes.len()
+                    });
+                    assert_eq!(n.await.unwrap(), size);
+                }
+                assert!(turns.get() >= 3, "{} turns, {backend:?}, {size} bytes", turns.get());
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
 fn timers_and_io_have_their_turn_while_a_task_is_always_runnable() {
     for backend in common::backends() {
         rt::block_on(backend, || async {

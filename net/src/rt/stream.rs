@@ -4,16 +4,20 @@ use std::cell::{Cell, UnsafeCell};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::poll;
 use monoio::io::AsyncWriteRent;
 use monoio::net::TcpStream;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags};
 
 use super::backend::{Backend, current_backend, with_state};
+use super::task::yield_now;
 
 /// Backlog of listening sockets: a storm of reconnecting clients must not wait a second for
 /// repeated SYNs.
@@ -24,6 +28,10 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// The kernel takes at most this many pieces in one vectored write (`UIO_MAXIOV`).
 const MAX_IOV: usize = 1024;
+
+/// So many reads in a row that found data waiting give the other tasks of the executor a turn: a
+/// peer that sends as fast as it can must not own the executor.
+const MAX_READ_STREAK: u8 = 16;
 
 /// Pause of an accept loop when file descriptors or memory ran out.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -255,12 +263,19 @@ pub struct Stream {
     peer: SocketAddr,
     /// The last read took all there was: ask for readiness before the next system call.
     drained: Cell<bool>,
+    /// Reads since this stream last had to wait.
+    streak: Cell<u8>,
 }
 
 impl Stream {
+    fn new(io: TcpStream, peer: SocketAddr) -> Stream {
+        let io = UnsafeCell::new(io);
+        Stream { io, peer, drained: Cell::new(true), streak: Cell::new(0) }
+    }
+
     fn wrap(fd: OwnedFd, peer: SocketAddr) -> io::Result<Stream> {
         let io = TcpStream::from_std(std::net::TcpStream::from(fd))?;
-        Ok(Stream { io: UnsafeCell::new(io), peer, drained: Cell::new(true) })
+        Ok(Stream::new(io, peer))
     }
 
     /// Takes over a socket on this executor.
@@ -294,7 +309,7 @@ impl Stream {
         }
         let io = TcpStream::connect_addr(addr).await?;
         io.set_nodelay(true)?;
-        Ok(Stream { io: UnsafeCell::new(io), peer: addr, drained: Cell::new(true) })
+        Ok(Stream::new(io, addr))
     }
 
     /// The peer's address.
@@ -326,13 +341,32 @@ impl Stream {
     pub async fn read_with<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> io::Result<R> {
         let mut f = Some(f);
         loop {
-            if self.drained.get() {
-                self.readable().await?;
-            }
+            self.wait_for_data().await?;
             if let Some(result) = self.try_read_with(&mut f)? {
                 return Ok(result);
             }
         }
+    }
+
+    /// Waits unless the last read left data behind, and gives way now and then.
+    async fn wait_for_data(&self) -> io::Result<()> {
+        let mut waited = false;
+        if self.drained.get() {
+            let mut readable = pin!(self.readable());
+            match poll!(readable.as_mut()) {
+                Poll::Ready(result) => result?,
+                Poll::Pending => {
+                    waited = true;
+                    readable.await?;
+                }
+            }
+        }
+        self.streak.set(if waited { 0 } else { self.streak.get() + 1 });
+        if self.streak.get() >= MAX_READ_STREAK {
+            self.streak.set(0);
+            yield_now().await;
+        }
+        Ok(())
     }
 
     fn try_read_with<R, F: FnOnce(&mut [u8]) -> R>(

@@ -15,6 +15,9 @@ use crate::http;
 use crate::rt::local::Notify;
 use crate::rt::{Chunk, Stream, sleep, spawn};
 
+/// Events that an idle reader keeps room for.
+const MAX_IDLE_EVENTS: usize = 8;
+
 /// Limits and options of connections.
 #[derive(Debug, Clone)]
 pub struct WsConfig {
@@ -208,6 +211,8 @@ impl WsReader {
                     return incoming;
                 }
             }
+            // A burst of small frames must not leave its room behind on an idle connection.
+            self.ready.shrink_to(MAX_IDLE_EVENTS);
             let inner = self.inner.clone();
             // The callback runs once the bytes are there; a dropped wait takes none.
             let read = inner.stream.read_with(|bytes| {
