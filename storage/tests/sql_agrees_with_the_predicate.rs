@@ -23,6 +23,7 @@ use zeroring_core::zql::compile::{IdentityKeys, MAX_DEPTH, compile};
 use zeroring_core::zql::gen_world::{self, Choices, Shape};
 use zeroring_storage::replica::reader::{ReaderOptions, ReplicaReader};
 use zeroring_storage::replica::source::ReplicaSource;
+use zeroring_storage::replica::sql::{Select, compile as compile_sql};
 use zeroring_storage::replica::types::ValueParam;
 
 /// A replica file with the rows of `db`.
@@ -418,4 +419,77 @@ fn without_a_snapshot_nothing_is_read() {
     sqlite.release().unwrap();
     let (plan, params) = compile(&Ast::table("t"), &schema, &IdentityKeys::default()).unwrap();
     assert!(collect(&mut sqlite, &whole(&plan, &params)).is_err());
+}
+
+/// EXPLAIN QUERY PLAN of a query's root fetch.
+fn explained(sqlite: &ReplicaSource, schema: &Schema, ast: serde_json::Value) -> String {
+    let ast: Ast = serde_json::from_value(ast).unwrap();
+    let (plan, params) = compile(&ast, schema, &IdentityKeys::default()).unwrap();
+    let limit = plan.nodes[0].limit.map(|l| l as usize);
+    let fetch = Fetch { limit, ..whole(&plan, &params) };
+    let sql = compile_sql(&fetch, None, Select::Rows).unwrap();
+    let connection = sqlite.reader().connection();
+    let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {}", sql.text)).unwrap();
+    let holes = vec![rusqlite::types::Null; explain.parameter_count()];
+    let lines = explain
+        .query_map(rusqlite::params_from_iter(holes), |r| r.get::<_, String>(3))
+        .unwrap()
+        .map(Result::unwrap);
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn what_an_index_can_serve_is_not_scanned() {
+    let (schema, db) = {
+        let (mut schema, db) = table(
+            &[
+                ("id", ValueType::String, "uuid"),
+                ("v", ValueType::Number, "int4"),
+                ("s", ValueType::String, "text"),
+            ],
+            vec![],
+        );
+        let mut spec = TableSpec::clone(schema.table("t").unwrap());
+        spec.columns[0].nullable = false;
+        spec.indexes = vec![vec![0], vec![1, 2, 0], vec![2]];
+        schema.tables.insert("t".into(), Arc::new(spec));
+        (schema, db)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let sqlite = replica(&dir, &schema, &db);
+    let cond = |column: &str, op: &str, value: serde_json::Value| {
+        serde_json::json!({"type":"simple","op":op,"left":{"type":"column","name":column},
+            "right":{"type":"literal","value":value}})
+    };
+    let exists = serde_json::json!({"type":"correlatedSubquery","op":"EXISTS","related":{
+        "correlation":{"parentField":["id"],"childField":["s"]},
+        "subquery":{"table":"t","where":cond("v", ">", 3.into())}}});
+    for (what, ast) in [
+        ("equality", serde_json::json!({"where":cond("v", "=", 1.into())})),
+        (
+            "equality and order",
+            serde_json::json!({"where":cond("v", "=", 1.into()),"orderBy":[["s","desc"],["id","desc"]],
+                "limit":20}),
+        ),
+        ("a list", serde_json::json!({"where":cond("v", "IN", serde_json::json!([1, 2]))})),
+        ("a prefix", serde_json::json!({"where":cond("s", "LIKE", "abc%".into())})),
+        (
+            "a cursor",
+            serde_json::json!({"orderBy":[["id","asc"]],"limit":20,
+                "start":{"row":{"id":"x"},"exclusive":true}}),
+        ),
+        (
+            "a join",
+            serde_json::json!({"where":{"type":"and","conditions":[cond("v", "=", 1.into()), exists]}}),
+        ),
+    ] {
+        let mut ast = ast;
+        ast["table"] = "t".into();
+        let plan = explained(&sqlite, &schema, ast);
+        assert!(!plan.contains("SCAN t"), "{what}: {plan}");
+        assert!(what != "a join" || plan.contains("(s=?"), "{plan}");
+        if what.contains("order") || what == "a cursor" {
+            assert!(!plan.contains("TEMP B-TREE"), "{what}: {plan}");
+        }
+    }
 }

@@ -15,4 +15,6 @@ pub mod js;
 pub mod like;
 pub mod normalize;
 pub mod order;
+#[cfg(any(test, feature = "testing"))]
+pub mod pg_oracle;
 pub mod predicate;

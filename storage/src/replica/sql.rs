@@ -109,9 +109,15 @@ fn like(c: &Context<'_>, ignore_case: bool) -> rusqlite::Result<Option<bool>> {
 /// that no Postgres type has are enums, declared with the attribute `|TEXT_ENUM`, which gives
 /// TEXT affinity unless the name contains `INT`.
 pub fn text_is_kept(upstream_type: &str) -> bool {
+    let never_numbers = ["uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"];
+    never_numbers.iter().any(|t| t.eq_ignore_ascii_case(upstream_type))
+        || has_text_affinity(upstream_type)
+}
+
+fn has_text_affinity(upstream_type: &str) -> bool {
     match upstream_type.to_ascii_lowercase().as_str() {
-        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "pg_lsn" => true,
-        "ean13" | "isbn" | "isbn13" | "ismn" | "ismn13" | "issn" | "issn13" | "upc" => false,
+        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "pg_lsn" | "ean13" | "isbn"
+        | "isbn13" | "ismn" | "ismn13" | "issn" | "issn13" | "upc" => false,
         name => Affinity::of_declared(&format!("{name}|TEXT_ENUM")) == Affinity::Text,
     }
 }
@@ -165,6 +171,18 @@ impl Column<'_> {
     fn is_kept(self) -> bool {
         let c = &self.table.columns[self.column];
         c.value_type != ValueType::String || text_is_kept(&c.upstream_type)
+    }
+
+    /// The column as read, in a form that lets an index on `indexed` serve `indexed = self`: an
+    /// index on a text column is of no use for a comparison with numeric affinity.
+    fn read_for(self, indexed: Column<'_>) -> String {
+        let text = |c: Column<'_>| has_text_affinity(&c.table.columns[c.column].upstream_type);
+        let string = self.table.columns[self.column].value_type == ValueType::String;
+        if string && self.is_kept() && text(indexed) && !text(self) {
+            format!("CAST({} AS TEXT)", self.stored())
+        } else {
+            self.read()
+        }
     }
 
     fn nullable(self) -> bool {
@@ -492,9 +510,10 @@ impl<'a> Builder<'a> {
             if i > 0 {
                 self.push(" AND ");
             }
-            self.push(&Column { alias: inner, table: &child.table, column: c }.read());
+            let child_column = Column { alias: inner, table: &child.table, column: c };
+            self.push(&child_column.read());
             self.push("=");
-            self.push(&Column { alias, table: parent, column: p }.read());
+            self.push(&Column { alias, table: parent, column: p }.read_for(child_column));
         }
         self.node_filter(child, inner, Filter::Whole)?;
         self.push(")");
