@@ -1,3 +1,5 @@
+//! What compilation decides, and what it refuses.
+
 use super::*;
 use crate::ivm::plan::{Condition, Direction, NodeId, Op, Role};
 use crate::schema::{ColumnSpec, TableId, TableSpec, UniqueKey, Unsyncable, ValueType};
