@@ -13,7 +13,7 @@ pub struct Database {
 impl Database {
     /// Starts a server, runs `ddl`, and lets anybody read `tables`.
     pub fn start(ddl: &str, tables: &[&str]) -> Database {
-        let server = LocalServer::start(&["fsync=off"]).unwrap();
+        let server = LocalServer::start(&["fsync=off", "jit=off"]).unwrap();
         let mut sql = Client::connect(&server.url("postgres"), NoTls).unwrap();
         sql.batch_execute(ddl).unwrap();
         let mut db = Database { server, sql };
