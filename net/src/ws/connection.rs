@@ -15,6 +15,9 @@ use crate::http;
 use crate::rt::local::Notify;
 use crate::rt::{Chunk, Stream, sleep, spawn};
 
+/// Pongs that may wait for a socket; of further pings only the latest is answered (RFC 6455 §5.5.3).
+const MAX_QUEUED_PONGS: usize = 16;
+
 /// Events that an idle reader keeps room for.
 const MAX_IDLE_EVENTS: usize = 8;
 
@@ -109,7 +112,9 @@ struct Queue {
     /// Of `chunks` and of the write under way.
     bytes: usize,
     frames: usize,
-    /// The latest ping that was not answered yet.
+    /// How many of `chunks` are pongs.
+    pongs: usize,
+    /// The latest ping beyond [`MAX_QUEUED_PONGS`]; those between are not answered.
     pong: Option<Vec<u8>>,
     close: Option<Vec<u8>>,
     /// A task is writing, or about to.
@@ -313,6 +318,7 @@ impl WsWriter {
             queue.bytes -= dropped;
             queue.frames -= queue.chunks.len();
             queue.chunks.clear();
+            queue.pongs = 0;
         }
         self.close(status);
     }
@@ -372,10 +378,17 @@ impl Inner {
     }
 
     fn pong(self: &Rc<Self>, payload: Vec<u8>) {
-        if self.phase.get() == Phase::Open {
-            self.queue.borrow_mut().pong = Some(payload);
-            self.start_writing();
+        if self.phase.get() != Phase::Open {
+            return;
         }
+        let mut queue = self.queue.borrow_mut();
+        if queue.pongs >= MAX_QUEUED_PONGS {
+            queue.pong = Some(payload);
+            return;
+        }
+        queue.pongs += 1;
+        drop(queue);
+        self.push(Chunk::Owned(frame::control(OP_PONG, &payload)));
     }
 
     /// Queues a close frame, once; `next` is the phase that follows.
@@ -434,6 +447,7 @@ impl Inner {
     /// What leaves with the next write.
     fn take_batch(&self) -> Vec<Chunk> {
         let mut queue = self.queue.borrow_mut();
+        queue.pongs = 0;
         let mut batch = std::mem::take(&mut queue.chunks);
         if let Some(payload) = queue.pong.take() {
             batch.push(Chunk::Owned(frame::control(OP_PONG, &payload)));

@@ -13,7 +13,8 @@
 //! - Nothing here waits for a peer that does not read: sending only queues, a queue is bounded in
 //!   bytes and frames, and its overflow is told to the owner, who closes the connection.
 //! - At most one write per socket is under way; everything queued meanwhile goes into the next.
-//! - Peers' pings get one pong, the latest: a flood of pings queues nothing.
+//! - Of the pings that a peer sends without reading, a few and the latest are answered: a flood of
+//!   pings queues nothing.
 //! - A message is bounded before and after inflating.
 
 mod connection;
