@@ -4,4 +4,6 @@ pub mod demo;
 pub mod node;
 pub mod ops;
 pub mod options;
+pub mod queries;
 pub mod replication;
+pub mod sync;

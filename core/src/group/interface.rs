@@ -15,7 +15,7 @@ use crate::protocol::error::{ApiFailure, ErrorBody};
 use crate::protocol::up::Upstream;
 use crate::row::Row;
 use crate::schema::{Schema, TableSpec};
-use crate::version::StateVersion;
+use crate::version::{CvrVersion, StateVersion};
 
 /// Something happened. The answers (`Loaded` … `Hydrated`) must come once per request, in any
 /// order with the rest.
@@ -117,8 +117,13 @@ pub enum Effect {
         /// See [`crate::cvr::store::FlushTimes::connect_ms`].
         connect_ms: f64,
     },
-    /// Read all live row records.
-    ReadRows,
+    /// Read all live row records of the group: those that mention one of `queries`.
+    ReadRows {
+        /// The group's version; anything else in the store is a concurrent modification.
+        current: CvrVersion,
+        /// Every query of the group that was executed.
+        queries: Vec<QueryHash>,
+    },
     /// Read what late clients missed, without the rows that mention one of `except`.
     CatchUp {
         /// The range.

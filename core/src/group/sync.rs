@@ -352,8 +352,10 @@ impl Group {
         cx: &mut Cx<'_>,
     ) -> StepResult {
         sync.records_read = true;
-        if self.cvr.as_ref().is_some_and(Cvr::may_have_rows) {
-            cx.emit(Effect::ReadRows);
+        if let Some(cvr) = self.cvr.as_ref().filter(|cvr| cvr.may_have_rows()) {
+            let executed = cvr.queries.values().filter(|q| q.transformation_hash.is_some());
+            let queries = executed.map(|q| q.id.clone()).collect();
+            cx.emit(Effect::ReadRows { current: cvr.version.clone(), queries });
             return Ok(Step::Wait(Stage::ReadingRows(sync)));
         }
         self.sync_catch_up(trigger, sync, cx)

@@ -160,7 +160,7 @@ impl Harness {
                 assert!(std::mem::take(&mut socket.busy), "one answer per message");
             }
             Effect::Load { .. } => slot.questions.push_back(Question::Load),
-            Effect::ReadRows => slot.questions.push_back(Question::Rows),
+            Effect::ReadRows { .. } => slot.questions.push_back(Question::Rows),
             Effect::CatchUp { range, except } => {
                 slot.questions.push_back(Question::CatchUp(Box::new(range), except));
             }

@@ -1,0 +1,424 @@
+//! The loop of an executor: commits, then events, then a slice of hydration, then the flush.
+//!
+//! Between two advances everything is at one version, and events are handled only then; while an
+//! advance or a hydration is sliced, sockets are served in between. When commits come faster than
+//! they are taken, one advance takes all that are there.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, pin_mut, select_biased};
+use zeroring_core::change::Commit;
+use zeroring_core::group::{Event, ResetReason, Settings};
+use zeroring_core::ivm::delta::Advanced;
+use zeroring_core::ivm::engine::{Budget, Reset};
+use zeroring_core::version::StateVersion;
+use zeroring_net::http::RawIncoming;
+use zeroring_net::http::client::LocalApiClient;
+use zeroring_net::rt::local::Notify;
+use zeroring_net::rt::{
+    ExecutorCtx, Instant, LocalDoorbell, MeshSender, now, sleep, sleep_until, spawn, timeout,
+    yield_now,
+};
+use zeroring_storage::replica::ReplicaError;
+use zeroring_storage::replica::schema::TableIds;
+
+use super::SyncConfig;
+use super::answers::Mailbox;
+use super::groups::{State, Transform};
+use super::world::World;
+use crate::ops::registry::ExecutorStats;
+use crate::queries::{self, QueryEndpoint};
+use crate::replication::commit_bus::{Control, LocalBusReceiver, ReplacedReplica, Taken};
+
+/// Work of one slice of an advance or a hydration: about a millisecond.
+const SLICE: u64 = 1_000;
+/// Events are handled for so long before sockets get a turn.
+const EVENT_SLICE: Duration = Duration::from_millis(1);
+/// The commits up to a snapshot follow it within microseconds; after this long they are lost.
+const BUS_PATIENCE: Duration = Duration::from_secs(2);
+/// How often quiet connections are looked for, and numbers published.
+const SWEEP: Duration = Duration::from_secs(3);
+const PUBLISH: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for sockets to take what was sent.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Why an executor had to give up.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The replica.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// A doorbell or ring could not be bound.
+    #[error("an executor cannot be set up: {0}")]
+    Io(#[from] std::io::Error),
+    /// The engine and the bus disagree in a way that a reset did not cure.
+    #[error("the engine cannot follow the replica: {0}")]
+    Engine(String),
+}
+
+/// An executor's shared parts.
+pub(super) struct Executor {
+    pub(super) config: Arc<SyncConfig>,
+    pub(super) ctx: ExecutorCtx,
+    pub(super) state: RefCell<State>,
+    /// Something was put into the state from outside the loop.
+    pub(super) work: Notify,
+    pub(super) mesh: RefCell<MeshSender<RawIncoming>>,
+    endpoint: Option<(Arc<QueryEndpoint>, LocalApiClient)>,
+    stats: Arc<ExecutorStats>,
+}
+
+/// What an executor's loop owns alone.
+pub(super) struct Inputs {
+    pub(super) bus: LocalBusReceiver,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) answers: LocalDoorbell,
+    pub(super) table_ids: TableIds,
+}
+
+impl Executor {
+    pub(super) fn new(
+        config: Arc<SyncConfig>,
+        ctx: ExecutorCtx,
+        state: State,
+        mesh: MeshSender<RawIncoming>,
+        endpoint: Option<(Arc<QueryEndpoint>, LocalApiClient)>,
+        stats: Arc<ExecutorStats>,
+    ) -> Rc<Executor> {
+        Rc::new(Executor {
+            config,
+            ctx,
+            state: RefCell::new(state),
+            work: Notify::new(),
+            mesh: RefCell::new(mesh),
+            endpoint,
+            stats,
+        })
+    }
+
+    /// Runs until the process stops and every group was drained.
+    pub(super) async fn run(self: Rc<Self>, mut inputs: Inputs) -> Result<(), SyncError> {
+        let stopper = self.clone();
+        spawn(async move {
+            stopper.ctx.stopped().await;
+            stopper.work.notify_one();
+        });
+        let mut swept = now();
+        let mut published = now();
+        let mut draining = false;
+        loop {
+            if self.state.borrow().inbox.is_empty() {
+                self.follow(&mut inputs).await?;
+            }
+            if self.ctx.is_stopping() && !draining {
+                draining = true;
+                self.drain();
+            }
+            let more = self.turn(&inputs.mailbox);
+            if now().duration_since(swept) >= SWEEP {
+                swept = now();
+                self.state.borrow_mut().signs_of_life();
+            }
+            if now().duration_since(published) >= PUBLISH {
+                published = now();
+                self.publish();
+            }
+            if draining && self.is_drained() {
+                self.linger().await;
+                return Ok(());
+            }
+            if more {
+                yield_now().await;
+            } else {
+                self.rest(&inputs, swept.min(published) + PUBLISH).await;
+            }
+        }
+    }
+
+    /// Handles what is there; true if there is more to do at once.
+    fn turn(self: &Rc<Self>, mailbox: &Mailbox) -> bool {
+        let mut state = self.state.borrow_mut();
+        for answer in mailbox.take() {
+            state.store_answer(answer);
+        }
+        state.fire_timers();
+        let until = now() + EVENT_SLICE;
+        while let Some((key, event)) = state.inbox.pop_front() {
+            state.feed(key, event);
+            if now() >= until {
+                break;
+            }
+        }
+        let hydrating = state.hydrate(&mut Budget::units(SLICE));
+        state.flush();
+        let transforms = std::mem::take(&mut state.transforms);
+        let more = hydrating || !state.inbox.is_empty() || mailbox.has_answers();
+        drop(state);
+        for transform in transforms {
+            self.ask_endpoint(transform);
+        }
+        more
+    }
+
+    fn ask_endpoint(self: &Rc<Self>, transform: Transform) {
+        let Transform { group, credentials, queries } = transform;
+        let Some((endpoint, client)) = self.endpoint.clone() else {
+            // Groups ask only where there is an endpoint.
+            tracing::error!("a group asked a query endpoint that is not configured");
+            return;
+        };
+        let this = self.clone();
+        spawn(async move {
+            let answer = queries::transform(&endpoint, &client, &credentials, &queries).await;
+            this.state.borrow_mut().inbox.push_back((group, Event::Transformed(answer)));
+            this.work.notify_one();
+        });
+    }
+
+    async fn rest(&self, inputs: &Inputs, latest: Instant) {
+        let timer = self.state.borrow().next_timer();
+        let deadline = timer.map_or(latest, |at| at.min(latest));
+        let commits = inputs.bus.ready().fuse();
+        let answers = inputs.answers.wait_until(|| inputs.mailbox.has_answers()).fuse();
+        let work = self.work.notified().fuse();
+        let alarm = sleep_until(deadline).fuse();
+        pin_mut!(commits, answers, work, alarm);
+        select_biased! {
+            () = work => {}
+            result = answers => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "waiting for the CVR store's answers failed");
+                }
+            }
+            () = commits => {}
+            () = alarm => {}
+        }
+    }
+
+    // ---- commits ------------------------------------------------------------------------------
+
+    /// Follows the replica to its newest version, if there is news.
+    async fn follow(&self, inputs: &mut Inputs) -> Result<(), SyncError> {
+        if inputs.bus.ready().now_or_never().is_none() {
+            return Ok(());
+        }
+        let mut refreshed = false;
+        while let Some(control) = inputs.bus.control() {
+            match control {
+                Control::ReplicaReplaced(replaced) => {
+                    self.replace(&replaced, &inputs.table_ids)?;
+                    refreshed = true;
+                }
+                Control::ReleaseSnapshot(ticket) => {
+                    self.state.borrow_mut().world.source.release()?;
+                    inputs.bus.hold(ticket).await;
+                    refreshed = false;
+                }
+                Control::Closed => tracing::info!("no more commits: the replication core ended"),
+            }
+        }
+        let (from, to) = {
+            let world = &mut self.state.borrow_mut().world;
+            let from = world.engine.version().clone();
+            let to = if refreshed { from.clone() } else { world.source.refresh()?.clone() };
+            (from, to)
+        };
+        let patience = now() + BUS_PATIENCE;
+        loop {
+            match inputs.bus.take(&from, &to) {
+                Taken::Commits(commits) if commits.is_empty() => return Ok(()),
+                Taken::Commits(commits) => return self.advance(&commits).await,
+                Taken::NotYet if now() < patience => {
+                    // The doorbell rings for this; the time-out is for a core that died in between.
+                    let _ = timeout(BUS_PATIENCE, inputs.bus.ready()).await;
+                }
+                Taken::NotYet => {
+                    tracing::warn!(%from, %to, "commits up to the snapshot did not come");
+                    return self.start_over().await;
+                }
+                Taken::Lagged => {
+                    tracing::warn!(%from, "this executor fell behind the change stream");
+                    return self.start_over().await;
+                }
+            }
+        }
+    }
+
+    async fn advance(&self, commits: &[Arc<Commit>]) -> Result<(), SyncError> {
+        let schema_changed = commits.iter().any(|c| c.schema.is_some());
+        let permissions_changed = commits.iter().any(|c| c.permissions_changed);
+        let begun = {
+            let world = &mut self.state.borrow_mut().world;
+            let begun = world.engine.begin_advance(commits);
+            if let Ok(begun) = &begun {
+                let schema = commits.iter().rev().find_map(|c| c.schema.clone());
+                let schema = schema.unwrap_or_else(|| world.engine.schema().clone());
+                begun.needs_rebind.iter().for_each(|id| world.rebind(*id, &schema));
+            }
+            begun.map(drop)
+        };
+        if let Err(error) = begun {
+            tracing::warn!("the engine starts over: {error}");
+            return self.start_over().await;
+        }
+        let advanced = self.steps().await?;
+        self.deliver(advanced, schema_changed, permissions_changed);
+        Ok(())
+    }
+
+    /// The commits since the engine's version are not known: everything is read anew and compared.
+    async fn start_over(&self) -> Result<(), SyncError> {
+        let old = {
+            let state = &mut *self.state.borrow_mut();
+            state.counters.resets += 1;
+            let world = &mut state.world;
+            let version = world.source.refresh()?.clone();
+            let schema = world.read_schema()?;
+            let old = world.engine.schema().clone();
+            let begun = world
+                .engine
+                .begin_reset(version, schema.clone(), &Reset::All)
+                .map_err(|e| SyncError::Engine(e.to_string()))?;
+            begun.needs_rebind.iter().for_each(|id| world.rebind(*id, &schema));
+            old
+        };
+        let advanced = self.steps().await?;
+        let schema_changed = **self.state.borrow().world.engine.schema() != *old;
+        self.deliver(advanced, schema_changed, true);
+        Ok(())
+    }
+
+    /// Steps an advance to its end; sockets are served in between.
+    async fn steps(&self) -> Result<Advanced, SyncError> {
+        loop {
+            {
+                let world = &mut self.state.borrow_mut().world;
+                let mut budget = Budget::units(SLICE);
+                let step = world.engine.advance_step(&mut world.source, &mut budget);
+                match step {
+                    Ok(Some(advanced)) => return Ok(advanced),
+                    Ok(None) => {}
+                    Err(error) => return Err(SyncError::Engine(error.to_string())),
+                }
+            }
+            yield_now().await;
+        }
+    }
+
+    fn deliver(&self, advanced: Advanced, schema_changed: bool, permissions_changed: bool) {
+        let mut state = self.state.borrow_mut();
+        let reason = if schema_changed {
+            Some(ResetReason::SchemaChange)
+        } else if permissions_changed && state.world.reload_permissions() {
+            Some(ResetReason::PermissionsChange)
+        } else {
+            None
+        };
+        if schema_changed {
+            state.world.reload_permissions();
+        }
+        state.advanced(advanced);
+        if let Some(reason) = reason {
+            for key in state.keys() {
+                state.inbox.push_back((key, Event::Reset(reason)));
+            }
+        }
+    }
+
+    /// Another replica file: groups stood on the old one. Their clients come back at once.
+    fn replace(&self, replaced: &ReplacedReplica, table_ids: &TableIds) -> Result<(), SyncError> {
+        tracing::info!(file = %replaced.path.display(), "the replica was replaced");
+        let version = replaced.replica.replica_version.clone();
+        let world = open_world(&self.config, &replaced.path, version, table_ids.clone())?;
+        let mut state = self.state.borrow_mut();
+        state.abandon_groups();
+        state.world = world;
+        Ok(())
+    }
+
+    // ---- the end --------------------------------------------------------------------------------
+
+    fn drain(&self) {
+        let mut state = self.state.borrow_mut();
+        let keys = state.keys();
+        tracing::info!(groups = keys.len(), "draining");
+        for key in keys {
+            state.inbox.push_back((key, Event::Drain));
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        let state = self.state.borrow();
+        state.groups() == 0 && state.inbox.is_empty() && state.is_flushed()
+    }
+
+    /// Lets sockets take the close frames that were sent to them.
+    async fn linger(&self) {
+        let writers = std::mem::take(&mut self.state.borrow_mut().closing);
+        let flushed = async {
+            for writer in writers {
+                writer.flushed().await;
+            }
+        };
+        if timeout(LINGER, flushed).await.is_err() {
+            tracing::debug!("some clients did not take their close frame");
+        }
+        // One more turn of the runtime for what was just handed to it.
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    fn publish(&self) {
+        let state = self.state.borrow();
+        let engine = state.world.engine.stats();
+        let c = state.counters;
+        self.stats.publish([
+            ("clientGroups", state.groups() as u64),
+            ("connections", state.connections() as u64),
+            ("connectionsTotal", c.connections_total),
+            ("messages", c.messages),
+            ("frames", c.frames),
+            ("slowClients", c.slow_clients),
+            ("cvrFlushes", c.flushes),
+            ("cvrFlushBatches", c.flush_batches),
+            ("advances", c.advances),
+            ("engineResets", c.resets),
+            ("groupFailures", c.group_failures),
+            ("plans", engine.plans as u64),
+            ("instances", engine.instances as u64),
+            ("subscriptions", engine.subscriptions as u64),
+            ("residentRows", engine.resident_rows as u64),
+            ("hydrations", engine.counters.hydrations),
+            ("rehydrations", engine.counters.rehydrations),
+            ("rowDeltas", engine.counters.deltas),
+            ("replicaStatements", state.world.source.statements()),
+        ]);
+    }
+}
+
+/// Opens a replica for an executor.
+pub(super) fn open_world(
+    config: &SyncConfig,
+    path: &Path,
+    replica_version: StateVersion,
+    table_ids: TableIds,
+) -> Result<World, ReplicaError> {
+    World::open(path, &config.app_id, replica_version, table_ids)
+}
+
+/// What groups need to know.
+pub(super) fn group_settings(config: &SyncConfig) -> Arc<Settings> {
+    let ms = |d: Duration| d.as_secs_f64() * 1_000.0;
+    Arc::new(Settings {
+        app_id: config.app_id.as_str().into(),
+        shard_num: config.shard_num,
+        tables: zeroring_core::cvr::internal::ShardTables::new(&config.app_id, config.shard_num),
+        has_query_endpoint: !config.query.urls.is_empty(),
+        has_mutate_endpoint: config.has_mutate_endpoint,
+        revalidate_ms: ms(config.auth_revalidate),
+        retransform_ms: ms(config.auth_retransform),
+    })
+}

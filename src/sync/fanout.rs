@@ -1,0 +1,30 @@
+//! Frames to sockets: each frame is put on the wire format once, however many sockets get it.
+
+use std::sync::Arc;
+
+use zeroring_core::group::Frame;
+use zeroring_net::ws;
+
+/// Wire frames made while one event's effects are carried out: clients of a group share most.
+#[derive(Default)]
+pub(super) struct WireFrames(Vec<(Arc<[u8]>, ws::Frame)>);
+
+impl WireFrames {
+    /// The wire form of a frame.
+    pub(super) fn of(&mut self, frame: &Frame, compress: bool) -> ws::Frame {
+        if let Some((_, made)) = self.0.iter().find(|(p, _)| Arc::ptr_eq(p, &frame.payload)) {
+            return made.clone();
+        }
+        let made = wire(&frame.payload, frame.binary, compress);
+        self.0.push((frame.payload.clone(), made.clone()));
+        made
+    }
+}
+
+/// A message as a frame.
+pub(super) fn wire(payload: &[u8], binary: bool, compress: bool) -> ws::Frame {
+    let mut builder = ws::FrameBuilder::new();
+    builder.payload().extend_from_slice(payload);
+    let frame = if binary { builder.finish_binary() } else { builder.finish_text() };
+    if compress { frame.compressible() } else { frame }
+}

@@ -1,0 +1,243 @@
+//! The sync service: clients' WebSockets, their groups, and the engine that serves them, on each
+//! executor (spec: sync-protocol, view-syncer-cvr).
+//!
+//! ```text
+//!  commit bus ─▶ executor ─▶ World (engine + snapshot) ─▶ groups ─▶ fanout ─▶ sockets
+//!                   ▲                                       │ ▲
+//!     connection ───┘ (any executor; handed to the owner)   ▼ │
+//!                                             CVR store (one flush of many groups)
+//! ```
+//!
+//! - [`connection`]: a socket's handshake and messages. - [`executor`]: the loop: follow the
+//!   replica, handle events, hydrate, flush. - [`groups`]: the table of client groups; carries out
+//!   what the pure state machine (`zeroring_core::group`) wants done; routes deltas to subscribers
+//!   only. - [`world`]: engine, snapshot, permissions. - [`answers`]: from the store's threads.
+//!   - [`fanout`]: frames made once.
+//!
+//! Invariants: nothing here blocks but SQLite, in slices of about a millisecond; a group lives on
+//! one executor; an executor's state never leaves its thread; a group that a commit does not touch
+//! is not woken.
+//!
+//! How a node uses it: [`SyncService::prepare`] on the main thread makes one [`SyncPart`] per
+//! executor (it is `Send`); on each executor [`SyncPart::start`], then every upgrade request goes
+//! to [`SyncExecutor::upgrade`], and [`SyncExecutor::run`] is awaited: it ends after the process
+//! was asked to stop and all groups have been drained.
+
+mod answers;
+mod connection;
+mod executor;
+mod fanout;
+mod groups;
+mod world;
+
+use std::cell::RefCell;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use zeroring_core::version::StateVersion;
+use zeroring_net::http::client::{ApiClient, ApiPort};
+use zeroring_net::http::{Incoming, RawIncoming};
+use zeroring_net::rt::{Doorbell, ExecutorCtx, Mesh, spawn};
+use zeroring_net::ws::WsConfig;
+use zeroring_storage::cvr_store::CvrStore;
+use zeroring_storage::replica::schema::TableIds;
+
+pub use executor::SyncError;
+
+use crate::ops::registry::Registry;
+use crate::options::Options;
+use crate::options::config::Endpoint;
+use crate::queries::{EndpointError, QueryEndpoint};
+use crate::replication::commit_bus::BusReceiver;
+
+use answers::Mailbox;
+use executor::{Executor, Inputs};
+use groups::State;
+
+/// Connections on their way from one executor to another.
+const MESH_CAPACITY: usize = 4_096;
+
+/// What the service needs to know.
+#[derive(Debug, Clone)]
+pub struct SyncConfig {
+    /// `ZERO_APP_ID`.
+    pub app_id: String,
+    /// `ZERO_SHARD_NUM`.
+    pub shard_num: u32,
+    /// Name of this server: owns CVRs, spreads groups.
+    pub task_id: String,
+    /// The replica.
+    pub replica_file: PathBuf,
+    /// The app's query endpoint; without URLs there is none.
+    pub query: Endpoint,
+    /// A mutate endpoint is configured.
+    pub has_mutate_endpoint: bool,
+    /// Clients may send auth tokens (opaque ones: both endpoints are there to judge them).
+    pub takes_tokens: bool,
+    /// `ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS`.
+    pub auth_revalidate: Duration,
+    /// `ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS`.
+    pub auth_retransform: Duration,
+    /// Limits and compression of sockets.
+    pub websocket: WsConfig,
+}
+
+impl SyncConfig {
+    /// From the server's options.
+    pub fn from_options(options: &Options) -> SyncConfig {
+        let has_mutate_endpoint = !options.mutate.urls.is_empty();
+        SyncConfig {
+            app_id: options.app_id.clone(),
+            shard_num: options.shard_num,
+            task_id: options.task_id.clone(),
+            replica_file: options.replica_file.clone(),
+            query: options.query.clone(),
+            has_mutate_endpoint,
+            takes_tokens: has_mutate_endpoint && !options.query.urls.is_empty(),
+            auth_revalidate: options.auth_revalidate,
+            auth_retransform: options.auth_retransform,
+            websocket: WsConfig {
+                max_payload_bytes: options.max_payload_bytes,
+                deflate: options.compression.clone(),
+                ..WsConfig::default()
+            },
+        }
+    }
+}
+
+/// Why the service cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// A setting.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// A doorbell or ring.
+    #[error("the sync service cannot be set up: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What all executors of a server share at their start.
+pub struct SyncService {
+    /// Settings.
+    pub config: SyncConfig,
+    /// Client view records.
+    pub store: Arc<dyn CvrStore>,
+    /// For the query endpoint; needed if there is one.
+    pub api: Option<ApiClient>,
+    /// Names the lineage of the replica.
+    pub replica_version: StateVersion,
+    /// The numbering of tables that the replica's writer uses: commits name tables by it.
+    pub table_ids: TableIds,
+}
+
+impl SyncService {
+    /// Makes the parts of the executors, one per receiver of the commit bus and in its order.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub fn prepare(
+        self,
+        receivers: Vec<BusReceiver>,
+        registry: &Registry,
+    ) -> Result<Vec<SyncPart>, PrepareError> {
+        let config = Arc::new(self.config);
+        let endpoint = QueryEndpoint::new(&config.query, &config.app_id, config.shard_num)?;
+        let endpoint = endpoint.map(Arc::new);
+        let mesh = Mesh::new(receivers.len(), MESH_CAPACITY)?;
+        let mut parts = Vec::with_capacity(receivers.len());
+        for (index, (bus, mesh)) in receivers.into_iter().zip(mesh).enumerate() {
+            let api = match (&endpoint, &self.api) {
+                (Some(endpoint), Some(api)) => Some((endpoint.clone(), api.port()?)),
+                _ => None,
+            };
+            parts.push(SyncPart {
+                config: config.clone(),
+                store: self.store.clone(),
+                api,
+                replica_version: self.replica_version.clone(),
+                table_ids: self.table_ids.clone(),
+                bus,
+                mesh,
+                answers: Doorbell::new()?,
+                stats: registry.executor(index).cloned().unwrap_or_default(),
+            });
+        }
+        Ok(parts)
+    }
+}
+
+/// An executor's part, on its way to its thread.
+pub struct SyncPart {
+    config: Arc<SyncConfig>,
+    store: Arc<dyn CvrStore>,
+    api: Option<(Arc<QueryEndpoint>, ApiPort)>,
+    replica_version: StateVersion,
+    table_ids: TableIds,
+    bus: BusReceiver,
+    mesh: Mesh<RawIncoming>,
+    answers: Doorbell,
+    stats: Arc<crate::ops::registry::ExecutorStats>,
+}
+
+impl SyncPart {
+    /// Opens the replica and takes up the executor's part of the service.
+    ///
+    /// # Errors
+    /// [`SyncError`]: the replica cannot be read.
+    pub fn start(self, ctx: &ExecutorCtx) -> Result<SyncExecutor, SyncError> {
+        let mailbox = Mailbox::new(self.answers.ringer());
+        let world = executor::open_world(
+            &self.config,
+            &self.config.replica_file,
+            self.replica_version,
+            self.table_ids.clone(),
+        )?;
+        let (sender, receiver) = self.mesh.into_local()?;
+        let endpoint = match self.api {
+            Some((endpoint, port)) => Some((endpoint, port.into_local()?)),
+            None => None,
+        };
+        let settings = executor::group_settings(&self.config);
+        let compress = self.config.websocket.deflate.is_some();
+        let state = State::new(world, settings, self.store, mailbox.clone(), compress);
+        let inputs = Inputs {
+            bus: self.bus.into_local()?,
+            mailbox,
+            answers: self.answers.into_local()?,
+            table_ids: self.table_ids,
+        };
+        let executor = Executor::new(self.config, ctx.clone(), state, sender, endpoint, self.stats);
+        spawn(connection::receive(executor.clone(), receiver));
+        Ok(SyncExecutor { executor, inputs: Rc::new(RefCell::new(Some(inputs))) })
+    }
+}
+
+/// The service on an executor; cheap to clone.
+#[derive(Clone)]
+pub struct SyncExecutor {
+    executor: Rc<Executor>,
+    inputs: Rc<RefCell<Option<Inputs>>>,
+}
+
+impl SyncExecutor {
+    /// Serves an upgrade request, to the end of its socket.
+    pub async fn upgrade(&self, incoming: Incoming) {
+        self.executor.clone().upgrade(incoming).await;
+    }
+
+    /// The loop. Ends when the process was asked to stop and all groups were drained; a second call
+    /// ends at once.
+    ///
+    /// # Errors
+    /// [`SyncError`]: the executor cannot go on.
+    pub async fn run(&self) -> Result<(), SyncError> {
+        let inputs = self.inputs.borrow_mut().take();
+        match inputs {
+            Some(inputs) => self.executor.clone().run(inputs).await,
+            None => Ok(()),
+        }
+    }
+}
