@@ -17,7 +17,7 @@ use crate::ops::{Heartbeat, OpsState, Registry};
 use crate::options::{Loaded, Options, Parsed, Surroundings};
 use crate::replication::commit_bus::commit_bus;
 use crate::replication::{
-    ReplicationConfig, ReplicationCore, ReplicationError, ReplicationHandle, ShardId,
+    ReplicaInfo, ReplicationConfig, ReplicationCore, ReplicationError, ReplicationHandle, ShardId,
 };
 
 /// How often "still waiting for …" is said during a long start.
@@ -195,19 +195,20 @@ fn live(options: Options, env: &BTreeMap<String, String>, hooks: Hooks) -> Resul
     // Fails at once, with its reason, on a wrong address or password.
     drop(Client::connect(&upstream)?);
     let (bus, receivers) = commit_bus(options.num_sync_workers).map_err(NodeError::Bus)?;
-    let replication =
-        ReplicationCore::start(replication_config(&options, upstream, env), Box::new(bus))?;
-    match await_replica(&signals, &replication) {
-        Awaited::Ready => {}
+    let core = replication_config(&options, upstream, env);
+    let table_ids = core.table_ids.clone();
+    let replication = ReplicationCore::start(core, Box::new(bus))?;
+    let replica = match await_replica(&signals, &replication) {
+        Awaited::Ready(replica) => replica,
         Awaited::Ended => return ended(replication),
         Awaited::Signal(signal) => {
             tracing::info!("exiting on {}", signal.name());
             stop_replication(replication);
             return Ok(if signal == Signal::Quit { Exit::Intended } else { Exit::Done });
         }
-    }
+    };
     let ops = Arc::new(ops_state(&options, &replication));
-    let mut serving = match Serving::start(&options, &ops, &replication, receivers) {
+    let mut serving = match Serving::start(&options, &ops, replica, table_ids, receivers) {
         Ok(serving) => serving,
         Err(error) => {
             stop_replication(replication);
@@ -266,7 +267,7 @@ fn ops_state(options: &Options, replication: &ReplicationHandle) -> OpsState {
 }
 
 enum Awaited {
-    Ready,
+    Ready(ReplicaInfo),
     Ended,
     Signal(Signal),
 }
@@ -275,8 +276,8 @@ fn await_replica(signals: &Signals, replication: &ReplicationHandle) -> Awaited 
     let mut said = Instant::now();
     tracing::info!("waiting for workers to be ready ...");
     loop {
-        if replication.wait_ready(START_POLL).is_some() {
-            return Awaited::Ready;
+        if let Some(replica) = replication.wait_ready(START_POLL) {
+            return Awaited::Ready(replica);
         }
         if let Some(signal) = signals.wait(Some(Duration::ZERO)) {
             return Awaited::Signal(signal);

@@ -5,16 +5,20 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeroring_net::http::{Incoming, Response};
+use zeroring_net::http::client::{ApiClient, ApiClientConfig, ApiStartError};
 use zeroring_net::rt::{
     BackendChoice, BoundListener, ExecutorCtx, Executors, RtConfig, RtError, bind_group,
 };
 
 use crate::ops::{self, OpsState};
 use crate::options::Options;
-use crate::options::config::IoBackend;
-use crate::replication::ReplicationHandle;
+use crate::options::config::{CvrLocation, IoBackend};
+use crate::replication::ReplicaInfo;
 use crate::replication::commit_bus::BusReceiver;
+use crate::sync::{PrepareError, SyncConfig, SyncPart, SyncService};
+use zeroring_storage::cvr_store::CvrStore;
+use zeroring_storage::cvr_store::embedded::{EmbeddedCvrStore, OpenError};
+use zeroring_storage::replica::schema::TableIds;
 
 /// Why clients cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,21 @@ pub enum ServeError {
     /// The executors.
     #[error(transparent)]
     Runtime(#[from] RtError),
+    /// The query endpoint.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The client of the app's endpoints.
+    #[error(transparent)]
+    Api(#[from] ApiStartError),
+    /// The file of client view records.
+    #[error(transparent)]
+    Cvr(#[from] OpenError),
+    /// A store that comes later.
+    #[error(
+        "client view records in Postgres are not supported by this version of zeroring yet: set \
+         ZERO_CVR_DB=file:/path/to/cvr.db"
+    )]
+    CvrNotYet,
     /// The port.
     #[error("{0}. Is another server running? ZERO_PORT chooses another port")]
     Listen(std::io::Error),
@@ -36,8 +55,7 @@ pub struct Serving {
 /// What an executor gets from the main thread.
 struct Input {
     listener: BoundListener,
-    #[allow(dead_code, reason = "taken by the sync service, which lands next")]
-    commits: BusReceiver,
+    sync: SyncPart,
 }
 
 impl Serving {
@@ -48,9 +66,21 @@ impl Serving {
     pub fn start(
         options: &Options,
         ops: &Arc<OpsState>,
-        _replication: &ReplicationHandle,
+        replica: ReplicaInfo,
+        table_ids: TableIds,
         receivers: Vec<BusReceiver>,
     ) -> Result<Serving, ServeError> {
+        let service = SyncService {
+            config: SyncConfig::from_options(options),
+            store: cvr_store(options)?,
+            api: if options.query.urls.is_empty() {
+                None
+            } else {
+                Some(ApiClient::start(ApiClientConfig::default())?)
+            },
+            replica_version: replica.replica_version,
+            table_ids,
+        };
         let config = RtConfig {
             executors: NonZeroUsize::new(options.num_sync_workers),
             backend: match options.io_backend {
@@ -65,8 +95,9 @@ impl Serving {
             SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), options.port),
             BoundListener::local_addr,
         );
-        let inputs = listeners.into_iter().zip(receivers);
-        let inputs = inputs.map(|(listener, commits)| Input { listener, commits }).collect();
+        let parts = service.prepare(receivers, &ops.statz.registry)?;
+        let inputs = listeners.into_iter().zip(parts);
+        let inputs = inputs.map(|(listener, sync)| Input { listener, sync }).collect();
         let for_executors = Arc::clone(ops);
         let executors = Executors::spawn_with(&config, inputs, move |ctx, input: Input| {
             executor(ctx, input, Arc::clone(&for_executors))
@@ -144,6 +175,14 @@ fn bind(port: u16, count: usize) -> Result<Vec<BoundListener>, ServeError> {
     }
 }
 
+/// Where client view records are kept.
+fn cvr_store(options: &Options) -> Result<Arc<dyn CvrStore>, ServeError> {
+    match &options.cvr {
+        CvrLocation::File(path) => Ok(Arc::new(EmbeddedCvrStore::open(path, &options.task_id)?)),
+        CvrLocation::Postgres(_) => Err(ServeError::CvrNotYet),
+    }
+}
+
 /// The life of an executor.
 async fn executor(ctx: ExecutorCtx, input: Input, ops: Arc<OpsState>) {
     let listener = match input.listener.into_local() {
@@ -153,18 +192,24 @@ async fn executor(ctx: ExecutorCtx, input: Input, ops: Arc<OpsState>) {
             return;
         }
     };
+    let sync = match input.sync.start(&ctx) {
+        Ok(sync) => sync,
+        Err(error) => {
+            tracing::error!("an executor cannot serve clients: {error}");
+            return;
+        }
+    };
+    let service = sync.clone();
+    let upgrade = move |incoming| {
+        let service = service.clone();
+        async move { service.upgrade(incoming).await }
+    };
     let accepting = zeroring_net::rt::spawn(async move {
-        let error = ops::server::accept(listener, ops, refuse).await;
+        let error = ops::server::accept(listener, ops, upgrade).await;
         tracing::error!(%error, "an executor accepts no more connections");
     });
-    ctx.stopped().await;
-    drop(accepting);
-}
-
-/// Until the sync service is here: says so.
-async fn refuse(incoming: Incoming) {
-    let response = Response::text(503, "this version of zeroring does not sync yet\n");
-    if let Err(error) = incoming.respond(response).await {
-        tracing::debug!(%error, "a response could not be sent");
+    if let Err(error) = sync.run().await {
+        tracing::error!("an executor ends: {error}");
     }
+    drop(accepting);
 }

@@ -28,6 +28,8 @@ use super::groups::wall_ms;
 /// How often a connection with a full backlog looks whether it may read again.
 const BACKLOG_POLL: std::time::Duration = std::time::Duration::from_millis(5);
 
+/// Code of the close frame of a server that ends.
+const CLOSE_GOING_AWAY: u16 = 1001;
 /// Code of the close frame after a request that cannot be served.
 const CLOSE_PROTOCOL_ERROR: u16 = 1002;
 /// Code of the close frame after credentials were refused.
@@ -50,18 +52,14 @@ fn parse(head: &RequestHead) -> Result<ConnectRequest, ConnectError> {
 impl Executor {
     /// Serves an upgrade request, here or on the executor that owns its client group.
     pub(super) async fn upgrade(self: Rc<Self>, incoming: Incoming) {
+        if self.ctx.is_stopping() {
+            return self.refuse(incoming, CLOSE_GOING_AWAY, "the server is shutting down").await;
+        }
         let request = match parse(&incoming.head) {
             Ok(request) => request,
             Err(error) => {
                 tracing::debug!("bad upgrade request: {error}");
-                let reason = close_reason(&error);
-                let config = &self.config.websocket;
-                if let Err(error) =
-                    ws::upgrade_and_close(incoming, config, CLOSE_PROTOCOL_ERROR, &reason).await
-                {
-                    tracing::debug!(%error, "the client is gone");
-                }
-                return;
+                return self.refuse(incoming, CLOSE_PROTOCOL_ERROR, &close_reason(&error)).await;
             }
         };
         let to = owner(&self.config.task_id, &request.client_group_id, self.ctx.count());
@@ -75,6 +73,14 @@ impl Executor {
                 }
             }
             Err(error) => tracing::debug!(%error, "a connection could not be handed over"),
+        }
+    }
+
+    /// Completes the upgrade only to say why not: browsers hide HTTP statuses.
+    async fn refuse(&self, incoming: Incoming, code: u16, reason: &str) {
+        let refused = ws::upgrade_and_close(incoming, &self.config.websocket, code, reason).await;
+        if let Err(error) = refused {
+            tracing::debug!(%error, "the client is gone");
         }
     }
 
