@@ -32,8 +32,10 @@
 //!   the group. After a failed flush nothing in memory is trusted: the CVR is loaded and the
 //!   queries are compared anew.
 
+mod bring_up;
 mod config;
 mod context;
+mod deliver;
 mod interface;
 mod machine;
 mod maintenance;

@@ -9,166 +9,31 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+use super::SharedDelta;
 use super::config::bug;
-use super::context::Credentials;
-use super::interface::{Effect, Hydrate, Missed, Transformed};
+use super::interface::{Effect, Hydrate, Transformed};
 use super::machine::{Cx, Group, Pipeline, no_auth_state};
 use super::op::{
     Asked, Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger,
 };
 use super::pending::Pending;
-use super::poke::{Encoder, Frame, Poke};
-use super::{ConnId, SharedDelta};
+use super::poke::Poke;
 use crate::cvr::store::CatchupRange;
 use crate::cvr::{
-    ClientSchema, Cvr, Executed, Patch, Query, QueryBody, QueryHash, QueryUpdater, ReceivedRow,
-    RefCounts, RowIdentity, VersionedPatch, catchup, client_schema, is_expired,
+    Cvr, Executed, Query, QueryBody, QueryHash, QueryUpdater, ReceivedRow, RefCounts, RowIdentity,
+    is_expired,
 };
 use crate::ivm::engine::InstanceId;
 use crate::json::RawJson;
 use crate::protocol::custom_query::{
     ErroredQuery, QueryErrorKind, TransformRequest, TransformResponse, TransformResult,
 };
-use crate::protocol::down;
-use crate::protocol::error::{ApiFailure, ErrorBody, ErrorKind};
+use crate::protocol::error::ApiFailure;
 use crate::version::CvrVersion;
 
-type HydrateResults = Vec<(QueryHash, Result<InstanceId, String>)>;
+pub(super) type HydrateResults = Vec<(QueryHash, Result<InstanceId, String>)>;
 
 impl Group {
-    // ---- bring-up ---------------------------------------------------------------------------
-
-    pub(super) fn begin_bring_up(&mut self, cx: &mut Cx<'_>) -> StepResult {
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let ours = cx.world.replica_version();
-        if let Some(theirs) = cvr.replica_version.as_ref().filter(|theirs| *theirs > ours)
-            && cvr.version.state.as_str() != "00"
-        {
-            let text = format!("Cannot sync from older replica: CVR={theirs}, DB={ours}");
-            return Err(Box::new(ErrorBody::basic(ErrorKind::ClientNotFound, text)).into());
-        }
-        let schema =
-            cvr.client_schema.clone().ok_or_else(|| bug("the CVR has no client schema"))?;
-        check_schema(&schema, self, cx)?;
-        if *cx.world.version() < cvr.version.state {
-            self.behind = true;
-            return Ok(Step::Done);
-        }
-        let background = self.contexts.background()?;
-        if *cx.world.version() == cvr.version.state {
-            return self.begin_unchanged(background, cx);
-        }
-        self.begin_sync(Trigger::Shared, Mode::Missing, None, cx)
-    }
-
-    /// Queries that may run as they did when the CVR was written: same version, same
-    /// transformation. They are attached without touching the CVR.
-    fn begin_unchanged(&mut self, background: ConnId, cx: &mut Cx<'_>) -> StepResult {
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let custom: Vec<QueryHash> = candidates(cvr)
-            .filter(|q| matches!(q.body, QueryBody::Custom { .. }))
-            .map(|q| q.id.clone())
-            .collect();
-        if custom.is_empty() || !self.settings.has_query_endpoint {
-            let asked = self.ask(background, Vec::new())?;
-            return self.hydrate_unchanged(&asked.credentials, &BTreeMap::new(), cx);
-        }
-        let asked = self.ask(background, custom)?;
-        let queries = requests(cvr, &asked.queries)?;
-        cx.emit(Effect::Transform { credentials: asked.credentials.clone(), queries });
-        Ok(Step::Wait(Stage::TransformingUnchanged { asked }))
-    }
-
-    pub(super) fn unchanged_transformed(
-        &mut self,
-        asked: Asked,
-        result: Result<TransformResponse, ApiFailure>,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        let mut made = BTreeMap::new();
-        // A failure is ignored here: the sync that follows asks again, and reports it.
-        if self
-            .check_answer(asked.conn, asked.revision, &result, "transform", &asked.queries, cx)
-            .is_ok()
-            && let Ok(TransformResponse::Queries { queries, .. }) = result
-        {
-            for result in queries {
-                if let Ok(Some((id, transformed))) = self.custom_result(&asked, result, cx) {
-                    made.insert(id, transformed);
-                }
-            }
-        }
-        self.hydrate_unchanged(&asked.credentials, &made, cx)
-    }
-
-    fn hydrate_unchanged(
-        &mut self,
-        credentials: &Credentials,
-        custom: &BTreeMap<QueryHash, Transformed>,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let mut wanted = Vec::new();
-        for query in candidates(cvr) {
-            let transformed = match &query.body {
-                QueryBody::Custom { .. } => custom.get(&query.id).cloned(),
-                QueryBody::Client { ast } => cx.world.transform(ast, false, Some(credentials)).ok(),
-                QueryBody::Internal { ast } => cx.world.transform(ast, true, None).ok(),
-            };
-            let Some(transformed) = transformed else { continue };
-            if query.transformation_hash.as_ref() == Some(&transformed.hash) {
-                wanted.push((query.id.clone(), transformed));
-            }
-        }
-        if wanted.is_empty() {
-            return self.begin_sync(Trigger::Shared, Mode::Missing, None, cx);
-        }
-        let requests = self.hydrations(&wanted);
-        cx.emit(Effect::Hydrate(requests));
-        Ok(Step::Wait(Stage::HydratingUnchanged { wanted }))
-    }
-
-    pub(super) fn unchanged_hydrated(
-        &mut self,
-        wanted: Vec<(QueryHash, Transformed)>,
-        results: HydrateResults,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let still = *cx.world.version() == cvr.version.state;
-        let hashes: BTreeMap<_, _> = wanted.into_iter().map(|(id, t)| (id, t.hash)).collect();
-        let mut dropped = Vec::new();
-        for (id, result) in results {
-            let Ok(instance) = result else { continue };
-            let stored = cvr.query(&id).and_then(|q| q.signature);
-            let drift = match (stored, cx.world.signature(instance)) {
-                (Some(stored), Ok(new)) if stored != new => Some((stored, new)),
-                _ => None,
-            };
-            if let Some((prior, new)) = drift.filter(|_| still) {
-                cx.out.push(Effect::Note(super::Note::Warn(format!(
-                    "group {}: row-set signature of query {id} drifted: prior={prior:x} \
-                     new={new:x}; it is executed again",
-                    self.id
-                ))));
-            }
-            match hashes.get(&id) {
-                Some(hash) if still && drift.is_none() => {
-                    let pipeline = Pipeline { instance, hash: hash.clone() };
-                    self.pipelines.insert(id, pipeline);
-                }
-                _ => dropped.push(instance),
-            }
-        }
-        self.pending = Pending::at(cx.world.version().clone());
-        let result = self.begin_sync(Trigger::Shared, Mode::Missing, None, cx);
-        // Only now: the sync may have subscribed to the same instances again.
-        dropped.into_iter().for_each(|instance| cx.emit(Effect::Release(instance)));
-        result
-    }
-
-    // ---- sync -------------------------------------------------------------------------------
-
     pub(super) fn begin_evict(&mut self, cx: &mut Cx<'_>) -> StepResult {
         let clock = self.flush_times(cx.now_ms).ttl_clock;
         let expired =
@@ -283,7 +148,7 @@ impl Group {
     }
 
     /// What the endpoint says about one query; `None` for one that was not asked for.
-    fn custom_result(
+    pub(super) fn custom_result(
         &mut self,
         asked: &Asked,
         result: TransformResult,
@@ -411,7 +276,7 @@ impl Group {
         Ok(Step::Wait(Stage::Hydrating(sync)))
     }
 
-    fn hydrations(&self, queries: &[(QueryHash, Transformed)]) -> Vec<Hydrate> {
+    pub(super) fn hydrations(&self, queries: &[(QueryHash, Transformed)]) -> Vec<Hydrate> {
         let client_schema = self.cvr.as_ref().and_then(|cvr| cvr.client_schema.clone());
         queries
             .iter()
@@ -591,66 +456,6 @@ impl Group {
         self.results_flushed(Flushing { cvr: None, poke, recipients, ack, bring_up }, cx)
     }
 
-    /// Adds what late clients missed, with rows as they are now.
-    fn add_missed(
-        &mut self,
-        poke: &mut Poke,
-        missed: Missed,
-        update: &[VersionedPatch],
-        cx: &mut Cx<'_>,
-    ) -> Result<(), Failure> {
-        if missed.rows.is_empty() && missed.config.is_empty() {
-            return Ok(());
-        }
-        // The scan saw the records before the update: what the update says of a row is newer.
-        let rewritten: BTreeSet<&RowIdentity> = update
-            .iter()
-            .filter_map(|p| match &p.patch {
-                Patch::RowPut(id, _) | Patch::RowDel(id) => Some(&**id),
-                _ => None,
-            })
-            .collect();
-        let mut patches = Vec::with_capacity(missed.rows.len());
-        for record in missed.rows.iter().filter(|r| !rewritten.contains(&*r.id)) {
-            let mut failed = None;
-            let patch = catchup::row_patch(record, |id| {
-                cx.world.read_row(id).unwrap_or_else(|why| {
-                    failed = Some(why);
-                    None
-                })
-            });
-            match patch {
-                Ok(patch) => patches.push(patch),
-                Err(missing) => {
-                    // The clients cannot have what the replica does not have.
-                    let why = failed.unwrap_or_else(|| missing.to_string());
-                    cx.warn(format!("group {}: {why}", self.id));
-                    patches.push(VersionedPatch {
-                        patch: Patch::RowDel(record.id.clone()),
-                        to_version: record.patch_version.clone(),
-                    });
-                }
-            }
-        }
-        patches.extend(catchup::config_patches(missed.config));
-        poke.extend(&self.encoder(cx), &patches)
-            .map_err(|e| Failure::from(Box::new(ErrorBody::internal(e.to_string()))))
-    }
-
-    fn encoder<'a>(&'a self, cx: &'a Cx<'_>) -> Encoder<'a> {
-        Encoder {
-            tables: &self.settings.tables,
-            group: self.id.as_str(),
-            schema: cx.world.schema(),
-        }
-    }
-
-    pub(super) fn encode(&self, patches: &[VersionedPatch], cx: &Cx<'_>) -> Result<Poke, Failure> {
-        let mut poke = Poke::default();
-        poke.extend(&self.encoder(cx), patches).map_err(|e| bug(&e.to_string()))?;
-        Ok(poke)
-    }
-
     /// Results are durable: poke.
     pub(super) fn results_flushed(&mut self, flushing: Flushing, cx: &mut Cx<'_>) -> StepResult {
         let Flushing { cvr, poke, recipients, ack, bring_up } = flushing;
@@ -665,62 +470,6 @@ impl Group {
         self.poke(&poke, &before, recipients, cx);
         self.acknowledge(ack, cx);
         Ok(Step::Done)
-    }
-
-    /// Sends a poke that ends at the CVR's version.
-    pub(super) fn poke(
-        &mut self,
-        poke: &Poke,
-        before: &CvrVersion,
-        recipients: Recipients,
-        cx: &mut Cx<'_>,
-    ) {
-        let Some(version) = self.cvr.as_ref().map(|cvr| cvr.version.clone()) else { return };
-        let mut frames = poke.frames(&version);
-        for (conn, client) in self.clients.iter_mut().filter(|(_, c)| c.active) {
-            let base = client.base.as_ref();
-            let (taken, forced) = match recipients {
-                Recipients::All => (true, !client.ever_poked),
-                // A new client counts as being at `00`.
-                Recipients::AtHead => (base.unwrap_or(&CvrVersion::empty()) == before, false),
-            };
-            if !taken || base.is_some_and(|base| *base > version) {
-                continue;
-            }
-            let frames = frames.of(base, client.binary, forced);
-            if frames.is_empty() {
-                continue;
-            }
-            client.base = Some(version.clone());
-            client.ever_poked = true;
-            cx.out.push(Effect::Send(*conn, frames));
-        }
-    }
-
-    /// Tells the clients that have these queries why they failed.
-    pub(super) fn tell_errored(&mut self, errored: &[ErroredQuery], cx: &mut Cx<'_>) {
-        let Some(cvr) = self.cvr.as_ref().filter(|_| !errored.is_empty()) else { return };
-        let mut sends = Vec::new();
-        for (conn, client) in self.clients.iter().filter(|(_, c)| c.active) {
-            let theirs: Vec<ErroredQuery> = errored
-                .iter()
-                .filter(|e| {
-                    cvr.query(&QueryHash::from(e.id.as_str()))
-                        .is_some_and(|q| q.client_state.contains_key(&client.id))
-                })
-                .cloned()
-                .collect();
-            if !theirs.is_empty() {
-                sends.push((*conn, Frame::text(down::transform_error(&theirs))));
-            }
-        }
-        for error in errored {
-            let text = error.message.as_deref().unwrap_or("refused by the app");
-            cx.warn(format!("group {}: query {} ({}): {text}", self.id, error.id, error.name));
-        }
-        for (conn, frame) in sends {
-            self.send(conn, vec![frame], cx);
-        }
     }
 }
 
@@ -752,26 +501,8 @@ impl Received {
     }
 }
 
-/// Got queries that some client wants, and internal ones, executed before.
-fn candidates(cvr: &Cvr) -> impl Iterator<Item = &Arc<Query>> {
-    cvr.queries.values().filter(|q| {
-        q.transformation_hash.is_some() && (q.is_internal() || (q.is_got() && q.is_active()))
-    })
-}
-
-fn check_schema(schema: &ClientSchema, group: &Group, cx: &Cx<'_>) -> Result<(), Failure> {
-    let settings = &group.settings;
-    schema.check(cx.world.schema(), &settings.app_id, settings.shard_num).map_err(|mismatch| {
-        let kind = match mismatch {
-            client_schema::SchemaMismatch::NothingSynced => ErrorKind::Internal,
-            client_schema::SchemaMismatch::Unsupported(_) => ErrorKind::SchemaVersionNotSupported,
-        };
-        Box::new(ErrorBody::basic(kind, mismatch.to_string())).into()
-    })
-}
-
 /// Requests for the endpoint.
-fn requests(cvr: &Cvr, queries: &[QueryHash]) -> Result<Vec<TransformRequest>, Failure> {
+pub(super) fn requests(cvr: &Cvr, queries: &[QueryHash]) -> Result<Vec<TransformRequest>, Failure> {
     let mut requests = Vec::with_capacity(queries.len());
     for id in queries {
         let Some(QueryBody::Custom { name, args }) = cvr.query(id).map(|q| &q.body) else {

@@ -1,0 +1,133 @@
+//! What goes out to clients: pokes, catch-up patches, errors of single queries
+//! (spec: view-syncer-cvr §4).
+
+use std::collections::BTreeSet;
+
+use super::config::bug;
+use super::interface::{Effect, Missed};
+use super::machine::{Cx, Group};
+use super::op::{Failure, Recipients};
+use super::poke::{Encoder, Frame, Poke};
+use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch, catchup};
+use crate::protocol::custom_query::ErroredQuery;
+use crate::protocol::down;
+use crate::protocol::error::ErrorBody;
+use crate::version::CvrVersion;
+
+impl Group {
+    /// Adds what late clients missed, with rows as they are now.
+    pub(super) fn add_missed(
+        &mut self,
+        poke: &mut Poke,
+        missed: Missed,
+        update: &[VersionedPatch],
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Failure> {
+        if missed.rows.is_empty() && missed.config.is_empty() {
+            return Ok(());
+        }
+        // The scan saw the records before the update: what the update says of a row is newer.
+        let rewritten: BTreeSet<&RowIdentity> = update
+            .iter()
+            .filter_map(|p| match &p.patch {
+                Patch::RowPut(id, _) | Patch::RowDel(id) => Some(&**id),
+                _ => None,
+            })
+            .collect();
+        let mut patches = Vec::with_capacity(missed.rows.len());
+        for record in missed.rows.iter().filter(|r| !rewritten.contains(&*r.id)) {
+            let mut failed = None;
+            let patch = catchup::row_patch(record, |id| {
+                cx.world.read_row(id).unwrap_or_else(|why| {
+                    failed = Some(why);
+                    None
+                })
+            });
+            match patch {
+                Ok(patch) => patches.push(patch),
+                Err(missing) => {
+                    // The clients cannot have what the replica does not have.
+                    let why = failed.unwrap_or_else(|| missing.to_string());
+                    cx.warn(format!("group {}: {why}", self.id));
+                    patches.push(VersionedPatch {
+                        patch: Patch::RowDel(record.id.clone()),
+                        to_version: record.patch_version.clone(),
+                    });
+                }
+            }
+        }
+        patches.extend(catchup::config_patches(missed.config));
+        poke.extend(&self.encoder(cx), &patches)
+            .map_err(|e| Failure::from(Box::new(ErrorBody::internal(e.to_string()))))
+    }
+
+    pub(super) fn encoder<'a>(&'a self, cx: &'a Cx<'_>) -> Encoder<'a> {
+        Encoder {
+            tables: &self.settings.tables,
+            group: self.id.as_str(),
+            schema: cx.world.schema(),
+        }
+    }
+
+    pub(super) fn encode(&self, patches: &[VersionedPatch], cx: &Cx<'_>) -> Result<Poke, Failure> {
+        let mut poke = Poke::default();
+        poke.extend(&self.encoder(cx), patches).map_err(|e| bug(&e.to_string()))?;
+        Ok(poke)
+    }
+
+    /// Sends a poke that ends at the CVR's version.
+    pub(super) fn poke(
+        &mut self,
+        poke: &Poke,
+        before: &CvrVersion,
+        recipients: Recipients,
+        cx: &mut Cx<'_>,
+    ) {
+        let Some(version) = self.cvr.as_ref().map(|cvr| cvr.version.clone()) else { return };
+        let mut frames = poke.frames(&version);
+        for (conn, client) in self.clients.iter_mut().filter(|(_, c)| c.active) {
+            let base = client.base.as_ref();
+            let (taken, forced) = match recipients {
+                Recipients::All => (true, !client.ever_poked),
+                // A new client counts as being at `00`.
+                Recipients::AtHead => (base.unwrap_or(&CvrVersion::empty()) == before, false),
+            };
+            if !taken || base.is_some_and(|base| *base > version) {
+                continue;
+            }
+            let frames = frames.of(base, client.binary, forced);
+            if frames.is_empty() {
+                continue;
+            }
+            client.base = Some(version.clone());
+            client.ever_poked = true;
+            cx.out.push(Effect::Send(*conn, frames));
+        }
+    }
+
+    /// Tells the clients that have these queries why they failed.
+    pub(super) fn tell_errored(&mut self, errored: &[ErroredQuery], cx: &mut Cx<'_>) {
+        let Some(cvr) = self.cvr.as_ref().filter(|_| !errored.is_empty()) else { return };
+        let mut sends = Vec::new();
+        for (conn, client) in self.clients.iter().filter(|(_, c)| c.active) {
+            let theirs: Vec<ErroredQuery> = errored
+                .iter()
+                .filter(|e| {
+                    cvr.query(&QueryHash::from(e.id.as_str()))
+                        .is_some_and(|q| q.client_state.contains_key(&client.id))
+                })
+                .cloned()
+                .collect();
+            if !theirs.is_empty() {
+                sends.push((*conn, Frame::text(down::transform_error(&theirs))));
+            }
+        }
+        for error in errored {
+            let text = error.message.as_deref().unwrap_or("refused by the app");
+            cx.warn(format!("group {}: query {} ({}): {text}", self.id, error.id, error.name));
+        }
+        for (conn, frame) in sends {
+            self.send(conn, vec![frame], cx);
+        }
+    }
+}
