@@ -8,7 +8,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
@@ -24,7 +24,7 @@ use super::error::{Remedy, ReplicationError};
 use super::status::{Phase, ReplicaInfo, SharedStatus};
 use super::stream::{self, Ended, SessionParts};
 use super::upstream::shard::{self, Occasion, ShardConfig};
-use super::upstream::slots::{self, ReplicaRow, SlotHealth};
+use super::upstream::slots::{self, SlotHealth};
 use super::upstream::{UpstreamError, connect_checked, wal_sender_timeout};
 use super::{CommitSink, initial_sync};
 
@@ -55,6 +55,7 @@ pub(super) struct Core<'c> {
     checked: bool,
     backoff: Backoff,
     fruitless_resyncs: u32,
+    cleaner: Arc<Cleaner>,
 }
 
 impl<'c> Core<'c> {
@@ -71,6 +72,7 @@ impl<'c> Core<'c> {
             checked: false,
             backoff: Backoff::replication(),
             fruitless_resyncs: 0,
+            cleaner: Arc::default(),
         }
     }
 
@@ -258,7 +260,7 @@ impl<'c> Core<'c> {
             server_version,
         })?;
         self.status.set_phase(Phase::Streaming);
-        clean_up_old_replicas(config.clone(), row.clone(), self.status.clone());
+        self.cleaner.clean(config, row.rank, self.status);
         let ended = session.run();
         if session.progress() > 0 {
             // Not before: a message that cannot be handled must not be retried without rest.
@@ -269,31 +271,61 @@ impl<'c> Core<'c> {
     }
 }
 
-/// Removes what older replicas left behind, beside the stream. Ends by itself.
-fn clean_up_old_replicas(config: ReplicationConfig, row: ReplicaRow, status: SharedStatus) {
-    let work = move || {
+/// Removes what older replicas left behind, on a thread beside the stream that ends by itself.
+#[derive(Debug, Default)]
+struct Cleaner {
+    at_work: AtomicBool,
+    /// Replicas of a lower rank are to go.
+    rank: AtomicI64,
+}
+
+impl Cleaner {
+    fn clean(self: &Arc<Self>, config: &ReplicationConfig, rank: i64, status: &SharedStatus) {
+        self.rank.store(rank, Ordering::SeqCst);
+        if self.at_work.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let (cleaner, config, status) = (self.clone(), config.clone(), status.clone());
+        let work = move || {
+            loop {
+                let rank = cleaner.work(&config, &status);
+                cleaner.at_work.store(false, Ordering::SeqCst);
+                // A newer replica may have asked in vain just now.
+                let done = cleaner.rank.load(Ordering::SeqCst) == rank || status.stopping();
+                if done || cleaner.at_work.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("replica-cleanup".into());
+        if let Err(error) = thread.spawn(work) {
+            self.at_work.store(false, Ordering::SeqCst);
+            warn!(%error, "older replicas cannot be cleaned up");
+        }
+    }
+
+    /// Works until no older replica is left; returns the rank below which.
+    fn work(&self, config: &ReplicationConfig, status: &SharedStatus) -> i64 {
         loop {
-            let left = connect_checked(&config, "zero-replica-cleanup").and_then(
+            let rank = self.rank.load(Ordering::SeqCst);
+            let left = connect_checked(config, "zero-replica-cleanup").and_then(
                 |(mut client, _): (Client, u32)| {
-                    slots::drop_old_replicas(&mut client, &config.shard, row.rank)
+                    slots::drop_old_replicas(&mut client, &config.shard, rank)
                 },
             );
             match left {
-                Ok(0) => return,
+                Ok(0) => return rank,
                 Ok(draining) => info!(draining, "slots of older replicas are still in use"),
                 Err(error) => warn!(%error, "older replicas could not be cleaned up"),
             }
             let until = Instant::now() + CLEAN_UP_INTERVAL;
             while Instant::now() < until {
-                // Gone with the core; the weakest of all duties.
-                if status.stopping() || Arc::strong_count(&status) == 1 {
-                    return;
+                // The weakest of all duties: it ends with the core.
+                if status.stopping() || Arc::strong_count(status) == 1 {
+                    return rank;
                 }
                 std::thread::sleep(STOP_POLL);
             }
         }
-    };
-    if let Err(error) = std::thread::Builder::new().name("replica-cleanup".into()).spawn(work) {
-        warn!(%error, "older replicas cannot be cleaned up");
     }
 }

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use zeroring_core::change::Commit;
 use zeroring_storage::replica::checkpoint::ReaderBarrier;
+use zeroring_storage::replica::schema::TableIds;
 
 pub use config::{ReplicationConfig, ShardId};
 pub use error::{Remedy, ReplicationError};
@@ -55,6 +56,7 @@ pub struct ReplicationCore;
 #[derive(Debug)]
 pub struct ReplicationHandle {
     status: SharedStatus,
+    table_ids: TableIds,
     thread: Option<JoinHandle<Result<(), ReplicationError>>>,
 }
 
@@ -70,7 +72,7 @@ impl ReplicationCore {
     ) -> Result<ReplicationHandle, ReplicationError> {
         let status = SharedStatus::default();
         status.make_bell().map_err(ReplicationError::Thread)?;
-        let for_thread = status.clone();
+        let (for_thread, table_ids) = (status.clone(), config.table_ids.clone());
         let thread = std::thread::Builder::new()
             .name("replication".into())
             .spawn(move || {
@@ -82,7 +84,7 @@ impl ReplicationCore {
                 result
             })
             .map_err(ReplicationError::Thread)?;
-        Ok(ReplicationHandle { status, thread: Some(thread) })
+        Ok(ReplicationHandle { status, table_ids, thread: Some(thread) })
     }
 }
 
@@ -90,6 +92,11 @@ impl ReplicationHandle {
     /// The live status.
     pub fn status(&self) -> &SharedStatus {
         &self.status
+    }
+
+    /// The numbers of tables in commits: readers of the replica must have the same.
+    pub fn table_ids(&self) -> &TableIds {
+        &self.table_ids
     }
 
     /// Waits until there is a replica to open; `None` if the core ended first or time is up.

@@ -55,12 +55,16 @@ impl UpstreamError {
     }
 }
 
-/// Session settings that make the text form of values the same everywhere.
-const PINNED: [(&str, &str); 4] = [
+/// Session settings that make the text form of values the same everywhere, and that let a copy or
+/// a stream take its time, whatever the role's or the database's defaults are.
+const PINNED: [(&str, &str); 7] = [
     ("DateStyle", "ISO"),
     ("TimeZone", "UTC"),
     ("bytea_output", "hex"),
     ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "1"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
 ];
 
 /// The configuration of a session for the purpose `name`, with pinned text output.
@@ -70,14 +74,6 @@ pub fn session_config(config: &ReplicationConfig, name: &str) -> PgConfig {
     for (setting, value) in PINNED {
         session = session.with_parameter(setting, value);
     }
-    session
-}
-
-/// A session that may run long statements silently (index builds, locks): the server's own
-/// time-outs apply.
-pub fn patient_session_config(config: &ReplicationConfig, name: &str) -> PgConfig {
-    let mut session = session_config(config, name);
-    session.read_timeout = None;
     session
 }
 
