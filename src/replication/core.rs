@@ -28,8 +28,7 @@ use super::upstream::slots::{self, SlotHealth};
 use super::upstream::{UpstreamError, connect_checked, wal_sender_timeout};
 use super::{CommitSink, initial_sync};
 
-/// New initial syncs in a row, without a transaction in between, that an error other than a schema
-/// change may cause. More would not help.
+/// New initial syncs in a row that did not even lead to a stream. More would not help.
 const MAX_FRUITLESS_RESYNCS: u32 = 1;
 
 /// How often slots of servers that are being replaced are looked at.
@@ -51,10 +50,10 @@ pub(super) struct Core<'c> {
     status: &'c SharedStatus,
     sink: Box<dyn CommitSink>,
     replica: Option<Replica>,
-    /// The replica was checked against upstream since it was opened.
-    checked: bool,
     backoff: Backoff,
     fruitless_resyncs: u32,
+    /// The stream was started since the last initial sync.
+    streamed: bool,
     cleaner: Arc<Cleaner>,
 }
 
@@ -69,9 +68,9 @@ impl<'c> Core<'c> {
             status,
             sink,
             replica: None,
-            checked: false,
             backoff: Backoff::replication(),
             fruitless_resyncs: 0,
+            streamed: false,
             cleaner: Arc::default(),
         }
     }
@@ -121,17 +120,24 @@ impl<'c> Core<'c> {
 
     /// Answers an error by a new initial sync.
     fn resync(&mut self, cause: ReplicationError) -> Result<(), ReplicationError> {
-        let streaming = self.replica.is_some() && self.checked;
-        if streaming && !self.config.auto_reset {
-            error!(error = %cause, "replication needs a new initial sync, and ZERO_AUTO_RESET is off");
-            return Err(cause);
-        }
-        if !matches!(cause, ReplicationError::ResetRequired { .. }) {
+        if self.streamed {
+            if !self.config.auto_reset {
+                error!(error = %cause,
+                    "replication needs a new initial sync, and ZERO_AUTO_RESET is off");
+                return Err(cause);
+            }
+            // What stopped the stream lies before the new replica: it cannot stop it again. But
+            // the next one may follow at once, as the steps of a migration do: let it finish.
+            self.fruitless_resyncs = 0;
+            let delay = self.backoff.delay();
+            self.pause(delay);
+        } else {
             self.fruitless_resyncs += 1;
             if self.fruitless_resyncs > MAX_FRUITLESS_RESYNCS {
                 return Err(cause);
             }
         }
+        self.streamed = false;
         warn!(error = %cause, "making a new replica");
         self.status.set_last_error(cause.to_string());
         match self.sync() {
@@ -191,7 +197,6 @@ impl<'c> Core<'c> {
         }
         self.status.set_replica(info, writer.version().clone());
         self.replica = Some(Replica { version, writer, checkpointer: Checkpointer::default() });
-        self.checked = true;
         Ok(())
     }
 
@@ -259,13 +264,13 @@ impl<'c> Core<'c> {
             sender_timeout,
             server_version,
         })?;
+        self.streamed = true;
         self.status.set_phase(Phase::Streaming);
         self.cleaner.clean(config, row.rank, self.status);
         let ended = session.run();
         if session.progress() > 0 {
             // Not before: a message that cannot be handled must not be retried without rest.
             self.backoff.reset();
-            self.fruitless_resyncs = 0;
         }
         ended
     }

@@ -36,6 +36,26 @@ fn a_schema_change_leads_to_a_new_replica() {
 }
 
 #[test]
+fn changes_of_tables_that_no_event_announced_lead_to_a_new_replica() {
+    let mut f = Fixture::new(TABLE);
+    let running = f.start_ready();
+    running.wait_streaming();
+    let path = f.config.replica_path.clone();
+    // No event trigger fires for these; the second comes while the first is answered.
+    for n in 1..=3 {
+        f.exec(&format!("CREATE TABLE ctas_{n} AS SELECT {n} AS id"));
+    }
+    for n in 1..=3 {
+        eventually("the table", || {
+            (texts(&path, &format!("SELECT id FROM ctas_{n}")) == [n.to_string()]).then_some(())
+        });
+    }
+    f.exec("INSERT INTO t VALUES (2, 'y')");
+    f.catch_up(&running);
+    running.stop();
+}
+
+#[test]
 fn what_is_not_published_may_change_freely() {
     let mut f = Fixture::new(TABLE);
     f.exec("CREATE SCHEMA private; CREATE PUBLICATION mine FOR TABLE t, marker");

@@ -160,3 +160,26 @@ fn an_initial_sync_that_is_stopped_leaves_nothing_behind() {
     });
     running.stop();
 }
+
+#[test]
+fn two_servers_that_start_together_do_not_share_a_slot() {
+    let mut f = Fixture::new(COUNTER);
+    let mut other = f.config.clone();
+    other.replica_path = f.dir.path().join("other.db");
+    let (a, b) = (f.start(), Running::start(&other));
+    a.wait_streaming();
+    b.wait_streaming();
+    eventually("the older replica gives way", || {
+        let rows = f.scalar("SELECT count(*)::text FROM zero_0.replicas");
+        (rows.as_deref() == Some("1")).then_some(())
+    });
+    let slots = f.scalar("SELECT string_agg(slot_name, ',' ORDER BY 1) FROM pg_replication_slots");
+    assert_eq!(slots.as_deref(), Some("zero_0_a,zero_0_b"), "the older one still uses its own");
+    f.exec("UPDATE t SET n = 1");
+    f.catch_up(&a);
+    f.config.replica_path = other.replica_path;
+    f.catch_up(&b);
+    assert_eq!(count(&f), ["100|100|100"]);
+    a.stop();
+    b.stop();
+}
