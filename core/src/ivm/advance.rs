@@ -1,24 +1,30 @@
-//! One advance of the whole engine: lead the changed rows to instances, then bring the affected
+//! One advance of the whole engine: lead the changed rows to instances (through
+//! [`super::lead`] where many share an EXISTS body), then bring the affected
 //! instances to the new version one after the other. Can stop between any two pieces of work.
 
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
+use smallvec::SmallVec;
 
 use super::change_set::{ChangeSet, NetChange};
 use super::delta::{Advanced, InstanceDelta, RowDelta};
+use super::dirty::{Hit, HitRow};
 use super::emit::{Emission, NetTables, Snapshot};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
 use super::instance::{Instance, Phase};
+use super::lead::{Leading, LeafGroup, LeafHits, Led};
 use super::mutant::{self, Mutant};
-use super::plan::{NodeId, Role};
-use super::registry::{Interested, PlanEntry, Registry};
+use super::plan::NodeId;
+use super::registry::{Interested, Registry, slot};
 use super::route::{RouteTableId, Target, Who};
 use super::settle::Work;
+use super::shape::Shape;
 use super::source::Source;
-use super::update::{Hit, Update};
+use super::update::{Input, Update};
+use crate::row::Row;
 use crate::schema::Schema;
 use crate::version::StateVersion;
 use crate::zql::predicate;
@@ -35,6 +41,11 @@ pub(super) struct Advance {
     to_route: Vec<RouteTableId>,
     routed: usize,
     hits: Hits,
+    /// What reached EXISTS bodies that many instances share, and what came of it.
+    leaf_hits: HashMap<LeafGroup, LeafHits, FxBuildHasher>,
+    led: HashMap<LeafGroup, Arc<Led>, FxBuildHasher>,
+    /// Parent rows found for whole groups.
+    found: Vec<Arc<Row>>,
     /// Instances to re-hydrate and compare, whatever changed.
     rehydrate: HashSet<InstanceId, FxBuildHasher>,
     /// Instances to do, once routing is through.
@@ -76,6 +87,9 @@ impl Advance {
             to_route,
             routed: 0,
             hits: Hits::default(),
+            leaf_hits: HashMap::default(),
+            led: HashMap::default(),
+            found: Vec::new(),
             rehydrate,
             queue: None,
             current: None,
@@ -100,7 +114,7 @@ impl Advance {
         source: &mut dyn Source,
         budget: &mut Budget,
     ) -> Option<Advanced> {
-        if !self.route(registry, budget) {
+        if !self.route(config, registry, budget) || !self.lead(registry, source, budget) {
             return None;
         }
         if self.queue.is_none() {
@@ -148,8 +162,13 @@ impl Advance {
         }
     }
 
-    /// Leads changed rows to instances. True when all are.
-    fn route(&mut self, registry: &mut Registry, budget: &mut Budget) -> bool {
+    /// Leads changed rows to instances and leaf groups. True when all are.
+    fn route(
+        &mut self,
+        config: &EngineConfig,
+        registry: &mut Registry,
+        budget: &mut Budget,
+    ) -> bool {
         let mut targets = Vec::new();
         while let Some(&id) = self.to_route.last() {
             let Some(table) = self.changes.get(&id) else {
@@ -164,15 +183,23 @@ impl Advance {
                 }
                 targets.sort_unstable();
                 targets.dedup();
-                let number = self.routed as u32;
+                let mut route = Route {
+                    config,
+                    change,
+                    row: HitRow::Changed(self.routed as u32),
+                    hits: &mut self.hits,
+                    leaf_hits: &mut self.leaf_hits,
+                };
                 for &target in &targets {
-                    let Some(at) = registry.interested(target.plan) else { continue };
-                    lead(at, target, change, number, &mut self.hits);
+                    if let Some(mut at) = registry.interested(target.plan) {
+                        route.target(&mut at, target);
+                    }
                 }
                 for i in 0..registry.router.rest(id).len() {
                     let (plan, node) = registry.router.rest(id)[i];
-                    let Some(at) = registry.interested(plan) else { continue };
-                    lead_rest(at, node, change, number, &mut self.hits);
+                    if let Some(mut at) = registry.interested(plan) {
+                        route.rest(&mut at, plan, node);
+                    }
                 }
                 self.routed += 1;
                 budget.spend(1);
@@ -184,6 +211,120 @@ impl Advance {
             self.routed = 0;
         }
         true
+    }
+
+    /// Finds the dirty rows and parents of leaf groups, and leads those. True when all are.
+    fn lead(
+        &mut self,
+        registry: &mut Registry,
+        source: &mut dyn Source,
+        budget: &mut Budget,
+    ) -> bool {
+        // In a fixed order: the same commits do the same work.
+        let mut groups: Vec<LeafGroup> = self.leaf_hits.keys().copied().collect();
+        groups.sort_unstable();
+        for group in groups {
+            if budget.is_spent() {
+                return false;
+            }
+            let Some(reached) = self.leaf_hits.remove(&group) else { continue };
+            let Some(at) = registry.interested(group.plan) else { continue };
+            if !Arc::ptr_eq(&at.plan.shape, &reached.shape) {
+                continue;
+            }
+            let members = at.plan.members(group.top, group.group).to_vec();
+            let first = members.first().and_then(|&slot| at.instance(slot));
+            let Some(params) = first.map(|i| Arc::clone(&i.params)) else { continue };
+            let leading = Leading {
+                shape: &reached.shape,
+                tables: &at.plan.tables,
+                params: &params,
+                changes: &self.changes,
+                source,
+                budget,
+                counters: &mut at.plan.counters,
+            };
+            match leading.run(group.top, &reached.hits) {
+                Ok((led, parents)) => {
+                    self.led.insert(group, Arc::new(led));
+                    let first = self.found.len();
+                    self.found.extend(parents);
+                    for i in first..self.found.len() {
+                        self.lead_parent(registry, group, &reached.shape, &members, i);
+                    }
+                }
+                Err(error) => {
+                    // Each of them would have met it.
+                    let failed: Vec<InstanceId> =
+                        members.iter().filter_map(|&s| Some(registry.in_slot(s)?.id)).collect();
+                    for id in failed {
+                        registry.fail(id, error.clone());
+                        self.out.failed.push((id, error.clone()));
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// Leads a parent row that was found for a group to those members that may hold it.
+    fn lead_parent(
+        &mut self,
+        registry: &mut Registry,
+        group: LeafGroup,
+        shape: &Shape,
+        members: &[u32],
+        found: usize,
+    ) {
+        let Some(parent) = shape.node(group.top).parent.map(|p| shape.node(p)) else { return };
+        let row = &self.found[found];
+        let hit = Hit { node: parent.id, row: HitRow::Found(found as u32) };
+        let Some(table) = registry.plan(group.plan).map(|p| p.tables[usize::from(parent.id.0)])
+        else {
+            return;
+        };
+        let mut targets = Vec::new();
+        registry.router.find(table, row, &mut targets);
+        targets.retain(|t| t.plan == group.plan && t.node == parent.id);
+        let Some(at) = registry.interested(group.plan) else { return };
+        let planned = shape.plan.node(parent.id);
+        let mut lead = |slots: &[u32]| {
+            // All of `slots` agree on the parent's parameters.
+            let Some(first) = slots.first().and_then(|&s| at.instance(s)) else { return };
+            if !predicate::weak(planned, row, &first.params) {
+                return;
+            }
+            let (few, many) =
+                if slots.len() < members.len() { (slots, members) } else { (members, slots) };
+            for &slot in few.iter().filter(|s| many.binary_search(s).is_ok()) {
+                if let Some(instance) = at.instance(slot) {
+                    self.hits.entry(instance.id).or_default().push(hit);
+                }
+            }
+        };
+        for target in targets {
+            match target.who {
+                Who::Group(g) => lead(at.plan.members(parent.id, g)),
+                Who::Instance(slot) => lead(&[slot]),
+            }
+        }
+        if parent.owner.is_some() && parent.access.columns.is_empty() {
+            at.plan.groups(parent.id).for_each(|(_, slots)| lead(slots));
+        }
+    }
+
+    /// What was found for the leaf groups of an instance.
+    fn led_for(&self, instance: &Instance) -> Vec<Arc<Led>> {
+        if self.led.is_empty() || !matches!(instance.phase, Phase::Ready) {
+            return Vec::new();
+        }
+        let plan = instance.plan;
+        let groups = instance.groups.iter().enumerate();
+        groups
+            .filter_map(|(n, &group)| {
+                self.led.get(&LeafGroup { plan, top: NodeId(n as u16), group }).cloned()
+            })
+            .collect()
     }
 
     /// What an instance needs; `None` if nothing.
@@ -216,9 +357,10 @@ impl Advance {
         if !instance.is_started() {
             return None;
         }
-        let nodes = instance.nodes.len();
+        let led = self.led_for(instance);
+        let update = Update::new(hits, led, &registry.plan(plan)?.shape);
         registry.counters(plan).advances += 1;
-        Some(Step::Update(Update::new(hits, nodes)))
+        Some(Step::Update(update))
     }
 
     /// Goes on with one instance; `None` when it is at the new version.
@@ -235,10 +377,11 @@ impl Advance {
             return Ok(None);
         }
         let changes = &self.changes;
+        let input = Input { changes, found: &self.found };
         let out = &mut self.out;
         registry.work(id, source, budget, |instance, w| match step {
             Step::Update(mut update) => {
-                if !update.step(instance, changes, w)? {
+                if !update.step(instance, &input, w)? {
                     return Ok(Some(Step::Update(update)));
                 }
                 let ready = matches!(instance.phase, Phase::Ready);
@@ -273,59 +416,80 @@ fn deltas(
     Ok(known.difference(Snapshot::of(instance, w.shape)))
 }
 
-/// Leads a changed row to the instances of one target, if its weak predicate matches.
-fn lead(at: Interested<'_>, target: Target, change: &NetChange, number: u32, hits: &mut Hits) {
-    let hit = Hit { node: target.node, change: number };
-    match target.who {
-        Who::Group(group) => {
-            let Interested { plan, instances } = at;
-            let members = plan.members(target.node, group);
-            let count = lead_group(plan, instances, target.node, members, change, hit, hits);
-            if matches!(plan.plan.node(target.node).role, Role::Exists { .. }) {
-                plan.counters.leaf_fanouts += count;
+/// Leads one changed row.
+struct Route<'a> {
+    config: &'a EngineConfig,
+    change: &'a NetChange,
+    row: HitRow,
+    hits: &'a mut Hits,
+    leaf_hits: &'a mut HashMap<LeafGroup, LeafHits, FxBuildHasher>,
+}
+
+impl Route<'_> {
+    /// To one target of an index.
+    fn target(&mut self, at: &mut Interested<'_>, target: Target) {
+        match target.who {
+            Who::Group(group) => self.group(at, target.plan, target.node, group),
+            Who::Instance(slot) => {
+                self.members(at, target.node, &[slot]);
             }
         }
-        Who::Instance(slot) => {
-            let one = [slot];
-            lead_group(at.plan, at.instances, target.node, &one, change, hit, hits);
+    }
+
+    /// To the groups of a node that has no index.
+    fn rest(&mut self, at: &mut Interested<'_>, plan: u32, node: NodeId) {
+        let groups: SmallVec<[u32; 8]> = at.plan.groups(node).map(|(g, _)| g).collect();
+        at.plan.counters.rest_evaluations += groups.len() as u64;
+        groups.into_iter().for_each(|group| self.group(at, plan, node, group));
+    }
+
+    /// Members agree on what the node's weak predicate reads: the first one's parameters decide.
+    fn matches(&self, at: &Interested<'_>, node: NodeId, members: &[u32]) -> bool {
+        let Some(first) = members.first().and_then(|&slot| at.instance(slot)) else {
+            return false;
+        };
+        let planned = at.plan.shape.plan.node(node);
+        let mut sides = self.change.old.iter().chain(&self.change.new);
+        sides.any(|row| predicate::weak(planned, row, &first.params))
+    }
+
+    fn group(&mut self, at: &mut Interested<'_>, plan: u32, node: NodeId, group: u32) {
+        let members = at.plan.members(node, group);
+        let top = at.plan.shape.node(node).owner.filter(|_| at.plan.shape.node(node).below_leaf);
+        let Some(top) = top else {
+            self.members(at, node, members);
+            return;
+        };
+        if members.len() <= self.config.lead_above {
+            let fanout = self.members(at, node, members);
+            at.plan.counters.leaf_fanouts += fanout;
+            return;
         }
+        if !self.matches(at, node, members) {
+            return;
+        }
+        let hit = Hit { node, row: self.row };
+        for &id in at.hydrating.iter().filter(|_| !mutant::is(Mutant::HydratingLed)) {
+            let instance = at.instance(slot(id)).filter(|i| i.id == id && i.plan == plan);
+            if instance.is_some_and(|i| i.groups.get(usize::from(top.0)) == Some(&group)) {
+                self.hits.entry(id).or_default().push(hit);
+            }
+        }
+        self.leaf_hits
+            .entry(LeafGroup { plan, top, group })
+            .or_insert_with(|| LeafHits { shape: Arc::clone(&at.plan.shape), hits: Vec::new() })
+            .hits
+            .push(hit);
     }
-}
 
-/// Leads a changed row to the instances of every group of a node that has no index.
-fn lead_rest(at: Interested<'_>, node: NodeId, change: &NetChange, number: u32, hits: &mut Hits) {
-    let Interested { plan, instances } = at;
-    let hit = Hit { node, change: number };
-    let (mut groups, mut count) = (0, 0);
-    for members in plan.groups(node) {
-        groups += 1;
-        count += lead_group(plan, instances, node, members, change, hit, hits);
+    /// To instances that agree on the node's parameters; how many.
+    fn members(&mut self, at: &Interested<'_>, node: NodeId, members: &[u32]) -> u64 {
+        if !self.matches(at, node, members) {
+            return 0;
+        }
+        for instance in members.iter().filter_map(|&slot| at.instance(slot)) {
+            self.hits.entry(instance.id).or_default().push(Hit { node, row: self.row });
+        }
+        members.len() as u64
     }
-    plan.counters.rest_evaluations += groups;
-    if matches!(plan.plan.node(node).role, Role::Exists { .. }) {
-        plan.counters.leaf_fanouts += count;
-    }
-}
-
-/// Members agree on the node's parameters: the first one's decide for all.
-fn lead_group(
-    plan: &PlanEntry,
-    instances: &[Option<Box<Instance>>],
-    node: NodeId,
-    members: &[u32],
-    change: &NetChange,
-    hit: Hit,
-    hits: &mut Hits,
-) -> u64 {
-    let instance = |slot: u32| instances.get(slot as usize).and_then(|i| i.as_deref());
-    let Some(first) = members.first().and_then(|&slot| instance(slot)) else { return 0 };
-    let planned = plan.shape.plan.node(node);
-    let mut sides = change.old.iter().chain(&change.new);
-    if !sides.any(|row| predicate::weak(planned, row, &first.params)) {
-        return 0;
-    }
-    for member in members.iter().filter_map(|&slot| instance(slot)) {
-        hits.entry(member.id).or_default().push(hit);
-    }
-    members.len() as u64
 }

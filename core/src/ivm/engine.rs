@@ -57,6 +57,10 @@ pub struct EngineConfig {
     /// An instance that more changed rows than this reach in one advance, and more than it holds,
     /// is re-hydrated and compared.
     pub rehydrate_above: usize,
+    /// The parents of a changed row of an EXISTS body are searched once for all instances that
+    /// agree on the body, if there are more of them than this; otherwise once per instance, with
+    /// its own filter.
+    pub lead_above: usize,
 }
 
 impl Default for EngineConfig {
@@ -65,6 +69,7 @@ impl Default for EngineConfig {
             max_instances: 1 << 20,
             overshoot: Overshoot::Proportional { min: 8, divisor: 4 },
             rehydrate_above: 4_096,
+            lead_above: 4,
         }
     }
 }
@@ -245,6 +250,9 @@ impl Engine {
             }
             Ok(done)
         });
+        if matches!(done, Ok(true)) {
+            self.registry.hydrated(id);
+        }
         match done {
             Ok(true) => Ok(Progress::Done),
             Ok(false) => Ok(Progress::More),

@@ -47,7 +47,7 @@ pub(super) struct Instance {
     pub(super) phase: Phase,
     /// One per node of the plan; those of nodes that hold nothing stay empty.
     pub(super) nodes: Box<[NodeState]>,
-    /// Parameter group per node ([`u32::MAX`]: none).
+    /// Parameter group per node that owns groups ([`u32::MAX`]: none).
     pub(super) groups: Box<[u32]>,
     pub(super) signature: u64,
     /// While it re-hydrates: what its subscribers know.

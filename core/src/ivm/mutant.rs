@@ -30,6 +30,8 @@ pub(super) enum Mutant {
     IncompleteIsEmpty,
     /// A partition that filling passed over, because nobody wanted it then, stays unread.
     WantedAnewForgotten,
+    /// Hydrating instances rely on what is found for a whole group.
+    HydratingLed,
 }
 
 /// Whether a wrong variant is switched on: never.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
 
 use super::engine::{Budget, EngineConfig, InstanceId};
@@ -12,11 +12,12 @@ use super::intern::Interner;
 use super::plan::{NodeId, Param, Plan};
 use super::route::{RouteTableId, Router, Target, Who};
 use super::settle::Work;
-use super::shape::{Kind, NodeShape, Shape};
+use super::shape::{NodeShape, Shape};
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
+use crate::value::Value;
 
-/// No group: the node is routed by join keys, or not at all.
+/// No group: the node is routed by join keys, by the groups of another node, or not at all.
 const NO_GROUP: u32 = u32::MAX;
 
 /// Bits of an [`InstanceId`] that are its slot; also bounds the number of instances.
@@ -62,6 +63,8 @@ pub(super) struct Registry {
     serial: u64,
     live: usize,
     subscriptions: usize,
+    /// Instances that nobody knows the rows of yet.
+    pub(super) hydrating: HashSet<InstanceId, FxBuildHasher>,
     pub(super) router: Router,
     pub(super) interner: Interner,
     /// Work of plans that are gone.
@@ -72,6 +75,14 @@ pub(super) struct Registry {
 pub(super) struct Interested<'a> {
     pub(super) plan: &'a mut PlanEntry,
     pub(super) instances: &'a [Option<Box<Instance>>],
+    pub(super) hydrating: &'a HashSet<InstanceId, FxBuildHasher>,
+}
+
+impl Interested<'_> {
+    /// The instance in a slot.
+    pub(super) fn instance(&self, slot: u32) -> Option<&Instance> {
+        self.instances.get(slot as usize)?.as_deref()
+    }
 }
 
 impl Registry {
@@ -81,6 +92,10 @@ impl Registry {
 
     pub(super) fn get_mut(&mut self, id: InstanceId) -> Option<&mut Instance> {
         self.instances.get_mut(slot(id) as usize)?.as_deref_mut().filter(|i| i.id == id)
+    }
+
+    pub(super) fn in_slot(&self, slot: u32) -> Option<&Instance> {
+        self.instances.get(slot as usize)?.as_deref()
     }
 
     pub(super) fn plan(&self, number: u32) -> Option<&PlanEntry> {
@@ -132,6 +147,7 @@ impl Registry {
         self.instances[slot as usize] = Some(instance);
         self.live += 1;
         self.subscriptions += 1;
+        self.hydrating.insert(id);
         self.attach(config, id, plan);
         Ok(id)
     }
@@ -143,6 +159,7 @@ impl Registry {
         self.subscriptions -= 1;
         if gone {
             self.detach(id);
+            self.hydrating.remove(&id);
             self.instances[slot(id) as usize] = None;
             self.free_slots.push(slot(id));
             self.live -= 1;
@@ -267,9 +284,15 @@ impl Registry {
         }
     }
 
+    /// An instance is hydrated.
+    pub(super) fn hydrated(&mut self, id: InstanceId) {
+        self.hydrating.remove(&id);
+    }
+
     /// An instance gives up: its memory goes, the error stays until it is unsubscribed.
     pub(super) fn fail(&mut self, id: InstanceId, error: EngineError) {
         self.detach(id);
+        self.hydrating.remove(&id);
         if let Some(instance) = self.get_mut(id) {
             instance.known = None;
             instance.unbound = false;
@@ -315,7 +338,7 @@ impl Registry {
     /// The plan of a target and all instances.
     pub(super) fn interested(&mut self, plan: u32) -> Option<Interested<'_>> {
         let plan = self.plans.get_mut(plan as usize)?.as_mut()?;
-        Some(Interested { plan, instances: &self.instances })
+        Some(Interested { plan, instances: &self.instances, hydrating: &self.hydrating })
     }
 
     pub(super) fn stats(&self) -> EngineStats {
@@ -339,35 +362,38 @@ impl Registry {
 }
 
 impl PlanEntry {
-    /// Slots of a group.
+    /// Slots of a group of the owner of a node, ascending.
     pub(super) fn members(&self, node: NodeId, group: u32) -> &[u32] {
-        &self.groups[usize::from(node.0)].groups[group as usize].members
+        let owner = self.shape.node(node).owner.unwrap_or(node);
+        let groups = &self.groups[usize::from(owner.0)].groups;
+        groups.get(group as usize).map_or(&[], |g| &*g.members)
     }
 
-    /// Groups of a node that have members.
-    pub(super) fn groups(&self, node: NodeId) -> impl Iterator<Item = &[u32]> {
-        self.groups[usize::from(node.0)]
+    /// Groups of the owner of a node that have members.
+    pub(super) fn groups(&self, node: NodeId) -> impl Iterator<Item = (u32, &[u32])> {
+        let owner = self.shape.node(node).owner.unwrap_or(node);
+        self.groups[usize::from(owner.0)]
             .groups
             .iter()
-            .map(|g| &*g.members)
-            .filter(|m| !m.is_empty())
+            .enumerate()
+            .map(|(i, g)| (i as u32, &*g.members))
+            .filter(|(_, m)| !m.is_empty())
     }
 
     fn join_group(
         &mut self,
-        node: &NodeShape,
+        owner: &NodeShape,
         plan: u32,
         slot: u32,
         params: &[Param],
         router: &mut Router,
     ) -> u32 {
-        if routed_by_join(node) || node.kind == Kind::Dead {
+        if owner.owner != Some(owner.id) {
             return NO_GROUP;
         }
         let own: Box<[Param]> =
-            node.own_params.iter().map(|p| params[usize::from(p.0)].clone()).collect();
-        let table = self.tables[usize::from(node.id.0)];
-        let groups = &mut self.groups[usize::from(node.id.0)];
+            owner.group_params.iter().map(|p| params[usize::from(p.0)].clone()).collect();
+        let groups = &mut self.groups[usize::from(owner.id.0)];
         if let Some(&group) = groups.by_params.get(&own) {
             let members = &mut groups.groups[group as usize].members;
             if let Err(at) = members.binary_search(&slot) {
@@ -375,9 +401,7 @@ impl PlanEntry {
             }
             return group;
         }
-        if groups.by_params.is_empty() && node.access.columns.is_empty() {
-            router.add_rest(table, plan, node.id);
-        }
+        let first = groups.by_params.is_empty();
         let group = groups.free.pop().unwrap_or(groups.groups.len() as u32);
         let made = Group { params: own.clone(), members: vec![slot] };
         match groups.groups.get_mut(group as usize) {
@@ -385,7 +409,14 @@ impl PlanEntry {
             None => groups.groups.push(made),
         }
         groups.by_params.insert(own, group);
-        if !node.access.columns.is_empty() {
+        for node in self.shape.owned(owner.id) {
+            let table = self.tables[usize::from(node.id.0)];
+            if node.access.columns.is_empty() {
+                if first {
+                    router.add_rest(table, plan, node.id);
+                }
+                continue;
+            }
             for key in node.access.keys(params) {
                 let to = Target { plan, node: node.id, who: Who::Group(group) };
                 router.add(table, &node.access.columns, key, to);
@@ -394,11 +425,15 @@ impl PlanEntry {
         group
     }
 
-    fn leave_group(&mut self, node: NodeId, plan: u32, slot: u32, group: u32, router: &mut Router) {
-        let shape = Arc::clone(&self.shape);
-        let node = shape.node(node);
-        let table = self.tables[usize::from(node.id.0)];
-        let groups = &mut self.groups[usize::from(node.id.0)];
+    fn leave_group(
+        &mut self,
+        owner: NodeId,
+        plan: u32,
+        slot: u32,
+        group: u32,
+        router: &mut Router,
+    ) {
+        let groups = &mut self.groups[usize::from(owner.0)];
         let members = &mut groups.groups[group as usize].members;
         if let Ok(at) = members.binary_search(&slot) {
             members.remove(at);
@@ -409,21 +444,25 @@ impl PlanEntry {
         let own = std::mem::take(&mut groups.groups[group as usize].params);
         groups.by_params.remove(&own);
         groups.free.push(group);
-        if node.access.columns.is_empty() {
-            if groups.by_params.is_empty() {
-                router.remove_rest(table, plan, node.id);
-            }
-            return;
-        }
-        // The group's own parameters, put back where the access path looks for them.
-        let mut params =
-            vec![Param::Value(crate::value::Value::Null); usize::from(shape.plan.params)];
-        for (id, param) in node.own_params.iter().zip(own) {
+        let last = groups.by_params.is_empty();
+        // The group's own parameters, put back where the access paths look for them.
+        let shape = &self.shape;
+        let mut params = vec![Param::Value(Value::Null); usize::from(shape.plan.params)];
+        for (id, param) in shape.node(owner).group_params.iter().zip(own) {
             params[usize::from(id.0)] = param;
         }
-        for key in node.access.keys(&params) {
-            let to = Target { plan, node: node.id, who: Who::Group(group) };
-            router.remove(table, &node.access.columns, &key, to);
+        for node in shape.owned(owner) {
+            let table = self.tables[usize::from(node.id.0)];
+            if node.access.columns.is_empty() {
+                if last {
+                    router.remove_rest(table, plan, node.id);
+                }
+                continue;
+            }
+            for key in node.access.keys(&params) {
+                let to = Target { plan, node: node.id, who: Who::Group(group) };
+                router.remove(table, &node.access.columns, &key, to);
+            }
         }
     }
 }

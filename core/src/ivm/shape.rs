@@ -51,6 +51,7 @@ pub(super) struct Edge {
 pub(super) struct NodeShape {
     pub(super) id: NodeId,
     pub(super) table: Arc<TableSpec>,
+    pub(super) parent: Option<NodeId>,
     pub(super) kind: Kind,
     /// Child columns of the edge into this node; empty for the root.
     pub(super) join: Box<[usize]>,
@@ -65,9 +66,12 @@ pub(super) struct NodeShape {
     pub(super) access: Access,
     /// How the signature names a row of this node.
     pub(super) row_name: RowName,
-    /// Parameters that the node's weak predicate reads, ascending: instances that agree on them
-    /// are routed as one.
-    pub(super) own_params: Box<[ParamId]>,
+    /// The node whose parameter groups this node is routed by: itself for the root, the topmost
+    /// EXISTS or NOT EXISTS body above (or at) it for a body; `None` for related nodes.
+    pub(super) owner: Option<NodeId>,
+    /// Parameters that the weak predicates of the nodes it owns read, ascending: instances that
+    /// agree on them are routed as one, and find the same dirty rows.
+    pub(super) group_params: Box<[ParamId]>,
 }
 
 /// Equality conjuncts by which a changed row finds the instances that may want it.
@@ -102,7 +106,21 @@ impl Shape {
             let shape = NodeShape::new(id, node, overshoot, &shapes);
             shapes.push(shape);
         }
+        for i in 0..shapes.len() {
+            let Some(owner) = shapes[i].owner.filter(|o| usize::from(o.0) != i) else { continue };
+            let theirs = std::mem::take(&mut shapes[i].group_params);
+            let owner = &mut shapes[usize::from(owner.0)];
+            let mut all: Vec<ParamId> = owner.group_params.iter().chain(&theirs).copied().collect();
+            all.sort_unstable();
+            all.dedup();
+            owner.group_params = all.into();
+        }
         Shape { plan, nodes: shapes.into() }
+    }
+
+    /// Nodes that are routed by the groups of `owner`, itself first.
+    pub(super) fn owned(&self, owner: NodeId) -> impl DoubleEndedIterator<Item = &NodeShape> {
+        self.nodes.iter().filter(move |n| n.owner == Some(owner))
     }
 
     pub(super) fn node(&self, id: NodeId) -> &NodeShape {
@@ -161,11 +179,19 @@ impl NodeShape {
             parent_columns: e.parent_columns.clone().into(),
             child_columns: e.child_columns.clone().into(),
         });
-        let mut own_params = Vec::new();
-        collect_params(&node.condition, &mut own_params);
-        own_params.extend(node.start.iter().flat_map(|s| &s.position));
-        own_params.sort_unstable();
-        own_params.dedup();
+        let mut params = Vec::new();
+        collect_params(&node.condition, &mut params);
+        params.extend(node.start.iter().flat_map(|s| &s.position));
+        params.sort_unstable();
+        params.dedup();
+        let owner = match kind {
+            Kind::Root => Some(id),
+            Kind::Related | Kind::Dead => None,
+            // Of a body below a body: the body above owns it.
+            Kind::Evidence | Kind::Bare => {
+                Some(parent.filter(|p| p.below_leaf).and_then(|p| p.owner).unwrap_or(id))
+            }
+        };
         NodeShape {
             id,
             table: Arc::clone(&node.table),
@@ -178,7 +204,9 @@ impl NodeShape {
             below_leaf: exists,
             access: Access::of(&node.condition),
             row_name: RowName::new(&node.table),
-            own_params: own_params.into(),
+            parent: parent.map(|p| p.id),
+            owner,
+            group_params: params.into(),
         }
     }
 }

@@ -22,9 +22,11 @@ pub struct Counters {
     pub parent_lookups: u64,
     /// The same with every EXISTS leaf taken as true.
     pub weak_searches: u64,
+    /// The same without a predicate, once for all instances that share an EXISTS body.
+    pub shared_searches: u64,
     /// Weak predicates evaluated because no equality index led to the instances.
     pub rest_evaluations: u64,
-    /// Instances visited because a row of an EXISTS body changed that no index could narrow.
+    /// Instances that each searched for the parents of a changed row of an EXISTS body.
     pub leaf_fanouts: u64,
 }
 
@@ -40,6 +42,7 @@ impl Counters {
         self.point_checks += o.point_checks;
         self.parent_lookups += o.parent_lookups;
         self.weak_searches += o.weak_searches;
+        self.shared_searches += o.shared_searches;
         self.rest_evaluations += o.rest_evaluations;
         self.leaf_fanouts += o.leaf_fanouts;
     }

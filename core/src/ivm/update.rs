@@ -2,62 +2,32 @@
 //! (*dirty* rows), leaves before parents, and bring the partitions to the new version, each as a
 //! set and once. Reading rows that became missing, and everything that follows for child nodes,
 //! is [`super::settle`]'s.
-//!
-//! Dirty rows of a node are the changed rows that its weak predicate matches before or after (the
-//! router delivers them), and the rows that share a join key with a dirty row of one of its
-//! EXISTS bodies: resident ones always; others if they may qualify now. In the body of an EXISTS
-//! or NOT EXISTS, where a row that nobody holds and that *stops* qualifying matters as well, all
-//! that the weak predicate matches.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
-use super::change_set::NetChange;
+use super::dirty::{Dirty, Hit, HitRow, Search, search_filter};
 use super::emit::{NetTables, join_key};
 use super::engine::Budget;
 use super::error::EngineError;
 use super::instance::{Instance, NodeState};
+use super::lead::Led;
 use super::mutant::{self, Mutant};
 use super::partition::Bound;
-use super::plan::{ExistsEdge, NodeId, Param, Role};
+use super::plan::{ExistsEdge, NodeId, Param};
 use super::settle::Work;
 use super::shape::{Edge, Kind, NodeShape, Shape};
 use super::source::{Fetch, Filter, Keys, SourceError};
 use crate::row::{Key, Row};
 use crate::zql::predicate;
 
-/// Keys per statement of a parent search; bounds the statement's key list.
-const SEARCH_BATCH: usize = 128;
-
-/// A changed row that reached an instance: the node, and the change's place in the net table of
-/// the node's table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Hit {
-    pub(super) node: NodeId,
-    pub(super) change: u32,
-}
-
-/// Rows of a node to be judged anew, by identity key.
-#[derive(Debug, Default)]
-struct Dirty {
-    rows: Vec<NetChange>,
-    known: HashSet<Key, FxBuildHasher>,
-}
-
-impl Dirty {
-    fn add(&mut self, node: &NodeShape, change: NetChange) {
-        let Some(row) = change.old.as_ref().or(change.new.as_ref()) else { return };
-        if self.known.insert(row.project(&node.table.primary_key)) {
-            self.rows.push(change);
-        }
-    }
-
-    fn add_unchanged(&mut self, node: &NodeShape, row: &Arc<Row>) {
-        self.add(node, NetChange { old: Some(Arc::clone(row)), new: Some(Arc::clone(row)) });
-    }
+/// The rows of an advance.
+pub(super) struct Input<'a> {
+    pub(super) changes: &'a NetTables,
+    /// Rows found for whole groups.
+    pub(super) found: &'a [Arc<Row>],
 }
 
 /// An instance on its way to the new version.
@@ -65,6 +35,10 @@ impl Dirty {
 pub(super) struct Update {
     /// Sorted by node.
     hits: Vec<Hit>,
+    /// Dirty rows of bodies that were found for whole groups.
+    led: Vec<Arc<Led>>,
+    /// Owners of bodies of which changed rows were led to this instance alone.
+    own: Vec<Option<NodeId>>,
     /// Per node.
     dirty: Vec<Dirty>,
     /// Nodes still to do: those below this number.
@@ -74,25 +48,28 @@ pub(super) struct Update {
 }
 
 impl Update {
-    pub(super) fn new(mut hits: Vec<Hit>, nodes: usize) -> Update {
+    pub(super) fn new(mut hits: Vec<Hit>, led: Vec<Arc<Led>>, shape: &Shape) -> Update {
         hits.sort_unstable();
         hits.dedup();
+        let changed = hits.iter().filter(|h| matches!(h.row, HitRow::Changed(_)));
+        let own = changed.map(|h| shape.node(h.node).owner).filter(Option::is_some).collect();
+        let nodes = shape.nodes.len();
         let dirty = (0..nodes).map(|_| Dirty::default()).collect();
-        Update { hits, dirty, todo: nodes, points: HashMap::default() }
+        Update { hits, led, own, dirty, todo: nodes, points: HashMap::default() }
     }
 
     /// Works off nodes, the last first (children have larger numbers). True when done.
     pub(super) fn step(
         &mut self,
         instance: &mut Instance,
-        changes: &NetTables,
+        input: &Input<'_>,
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
         while self.todo > 0 {
             self.todo -= 1;
             let shape = w.shape;
             let node = &shape.nodes[self.todo];
-            self.node(node, instance, changes, w)?;
+            self.node(node, instance, input, w)?;
             if w.budget.is_spent() && self.todo > 0 {
                 return Ok(false);
             }
@@ -104,24 +81,44 @@ impl Update {
         &mut self,
         node: &NodeShape,
         instance: &mut Instance,
-        changes: &NetTables,
+        input: &Input<'_>,
         w: &mut Work<'_>,
     ) -> Result<(), EngineError> {
         let n = usize::from(node.id.0);
         let mut dirty = Dirty::default();
         let from = self.hits.partition_point(|h| h.node < node.id);
-        if let Some(table) = changes.get(&w.tables[n]) {
-            for hit in self.hits[from..].iter().take_while(|h| h.node == node.id) {
-                dirty.add(node, table.changes[hit.change as usize].clone());
+        let table = input.changes.get(&w.tables[n]);
+        for hit in self.hits[from..].iter().take_while(|h| h.node == node.id) {
+            match (hit.row, table) {
+                (HitRow::Changed(i), Some(t)) => dirty.add(node, t.changes[i as usize].clone()),
+                (HitRow::Changed(_), None) => {}
+                (HitRow::Found(i), _) => dirty.add_unchanged(node, &input.found[i as usize]),
+            }
+        }
+        if let Some(led) = self.led_by(node.owner)
+            && node.is_held()
+        {
+            // Of what the whole group found, what this instance holds partitions for.
+            let state = &instance.nodes[n];
+            let holds = |row: &Arc<Row>| state.partitions.contains_key(&row.project(&node.join));
+            for change in led.rows(node.id) {
+                if change.old.iter().chain(&change.new).any(holds) {
+                    dirty.add(node, change.clone());
+                }
             }
         }
         for edge in &node.leaves {
-            let keys = self.changed_keys(edge);
+            let owner = w.shape.node(edge.child).owner;
+            if self.led_by(owner).is_some() && !self.own.contains(&owner) {
+                // The parents were found for the whole group.
+                continue;
+            }
+            let keys = self.dirty[usize::from(edge.child.0)].keys(edge);
             if keys.is_empty() {
                 continue;
             }
             if node.is_held() && !mutant::is(Mutant::ResidentForgotten) {
-                resident(node, edge, &keys, &instance.nodes[n], &mut dirty);
+                dirty.add_resident(node, edge, &keys, &instance.nodes[n]);
             }
             search(node, edge, &keys, instance, &mut dirty, w)?;
         }
@@ -132,15 +129,8 @@ impl Update {
         Ok(())
     }
 
-    /// Join keys of the old and new versions of a body's dirty rows.
-    fn changed_keys(&self, edge: &Edge) -> Vec<Key> {
-        let rows = &self.dirty[usize::from(edge.child.0)].rows;
-        let sides = rows.iter().flat_map(|c| c.old.iter().chain(&c.new));
-        let mut keys: Vec<Key> =
-            sides.filter_map(|row| join_key(row, &edge.child_columns)).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        keys
+    fn led_by(&self, owner: Option<NodeId>) -> Option<&Led> {
+        self.led.iter().map(|l| &**l).find(|l| Some(l.top) == owner)
     }
 
     /// Brings a node's partitions to the new version.
@@ -228,26 +218,7 @@ fn take_out(node: &NodeShape, dirty: &Dirty, state: &mut NodeState) -> Vec<Key> 
     changed
 }
 
-/// Resident rows of a node with one of the join keys of a leaf.
-fn resident(node: &NodeShape, edge: &Edge, keys: &[Key], state: &NodeState, dirty: &mut Dirty) {
-    let wanted = |row: &Row| {
-        keys.binary_search_by(|key| {
-            let columns = edge.parent_columns.iter();
-            let mut pairs = key.iter().zip(columns.map(|&c| &row.values[c]));
-            pairs
-                .find_map(|(a, b)| Some(a.compare(b)).filter(|o| o.is_ne()))
-                .unwrap_or(std::cmp::Ordering::Equal)
-        })
-        .is_ok()
-    };
-    for partition in state.partitions.values() {
-        for row in partition.rows().iter().filter(|r| wanted(r)) {
-            dirty.add_unchanged(node, row);
-        }
-    }
-}
-
-/// Rows of a node that nobody holds, with one of the join keys of a leaf.
+/// Adds the rows of a node that nobody holds, with one of the join keys of a leaf.
 fn search(
     node: &NodeShape,
     edge: &Edge,
@@ -269,61 +240,20 @@ fn search(
         Kind::Related | Kind::Evidence | Kind::Bare => {}
         Kind::Dead => return Ok(()),
     }
-    let filter = search_filter(node, w.shape);
-    let mut found = Vec::new();
-    for keys in keys.chunks(SEARCH_BATCH) {
-        let fetch = Fetch {
-            plan: &w.shape.plan,
-            node: node.id,
-            params: &instance.params,
-            keys: Some(Keys { columns: &edge.parent_columns, keys }),
-            filter,
-            from: None,
-            before,
-            limit: None,
-            ordered: false,
-        };
-        match filter {
-            Filter::Whole => w.counters.parent_lookups += 1,
-            Filter::Weak | Filter::Any => w.counters.weak_searches += 1,
-        }
-        w.budget.spend(Budget::STATEMENT);
-        w.source.fetch(&fetch, &mut |row| {
-            w.budget.spend(1);
-            found.push(row);
-            ControlFlow::Continue(())
-        })?;
-    }
-    for row in found {
+    let search = Search {
+        shape: w.shape,
+        node,
+        columns: &edge.parent_columns,
+        params: &instance.params,
+        filter: search_filter(node, w.shape),
+        before,
+    };
+    for row in search.run(keys, w.source, w.budget, w.counters)? {
         if !mutant::is(Mutant::WeakForOneLeaf) || one_leaf_true(node, edge, instance, &row, w)? {
             dirty.add_unchanged(node, &row);
         }
     }
     Ok(())
-}
-
-/// Which rows a search must find: see the module.
-fn search_filter(node: &NodeShape, shape: &Shape) -> Filter {
-    let weak = if mutant::is(Mutant::WholeEverywhere) {
-        false
-    } else if mutant::is(Mutant::WeakByParity) {
-        node.below_leaf && negations(node, shape) % 2 == 1
-    } else if mutant::is(Mutant::EvidenceForVisible) {
-        node.below_leaf && shape.plan.node(node.id).below_not_exists
-    } else {
-        node.below_leaf
-    };
-    if weak { Filter::Weak } else { Filter::Whole }
-}
-
-/// NOT EXISTS edges above a node, up to the root or a related edge.
-fn negations(node: &NodeShape, shape: &Shape) -> usize {
-    let (mut count, mut at) = (0, node.id);
-    while let Role::Exists { parent, negated } = shape.plan.node(at).role {
-        count += usize::from(negated);
-        at = parent;
-    }
-    count
 }
 
 /// Whether a row of a body would qualify if only the given leaf were true (a wrong variant).

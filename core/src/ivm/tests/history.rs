@@ -63,6 +63,7 @@ impl History {
         let config = EngineConfig {
             max_instances: 16,
             overshoot: Overshoot::Fixed(rng.random_range(0..3)),
+            lead_above: rng.random_range(0..3),
             rehydrate_above: *[usize::MAX, usize::MAX, usize::MAX, 0, 2]
                 .choose(&mut rng)
                 .unwrap_or(&0),

@@ -5,6 +5,8 @@ mod examples;
 mod generator;
 mod history;
 mod kit;
+mod lifecycle;
 mod mutants;
 mod random;
+mod sharing;
 mod slicing;

@@ -1,0 +1,141 @@
+//! Cost follows what is affected: shared instances, routed changes, work counted not timed.
+
+use serde_json::{Value as Json, json};
+
+use super::kit::{Change, Kit, only, table, words};
+use crate::ivm::engine::{EngineConfig, InstanceId};
+use crate::ivm::stats::Counters;
+use crate::schema::ValueType::{Number, String as Text};
+
+/// Projects, each with one instance.
+const PROJECTS: usize = 2_000;
+
+fn kit() -> Kit {
+    let tables = vec![
+        table(0, "issue", &[("id", Text), ("project", Number), ("rank", Number)]),
+        table(1, "label", &[("id", Text), ("issue", Text), ("name", Text)]),
+    ];
+    let mut rows: Vec<Change> = Vec::new();
+    for p in 0..PROJECTS {
+        rows.push(("issue", json!([format!("i{p}"), p, 0])));
+    }
+    Kit::new(EngineConfig::default(), tables, &rows)
+}
+
+fn of_project(project: usize) -> Json {
+    json!({"type": "simple", "op": "=", "left": {"type": "column", "name": "project"},
+           "right": {"type": "literal", "value": project}})
+}
+
+fn work(kit: &Kit) -> Counters {
+    kit.engine.stats().counters
+}
+
+fn subscribe_all(kit: &mut Kit, query: impl Fn(usize) -> Json) -> Vec<InstanceId> {
+    let ids: Vec<_> = (0..PROJECTS).map(|p| kit.subscribe(&query(p))).collect();
+    ids.iter().for_each(|&id| kit.hydrate(id));
+    ids
+}
+
+#[test]
+fn equal_queries_share_an_instance_and_its_work() {
+    let mut kit = kit();
+    let query = json!({"table": "issue", "where": of_project(7)});
+    let ids: Vec<_> = (0..100).map(|_| kit.subscribe(&query)).collect();
+    assert!(ids.iter().all(|&id| id == ids[0]));
+    kit.hydrate(ids[0]);
+    assert_eq!(kit.source.fetches, 1);
+    let advanced = kit.change(&[("issue", json!(["x", 7, 0]))]);
+    assert_eq!(only(&advanced), "+x");
+    let stats = kit.engine.stats();
+    assert_eq!((stats.instances, stats.subscriptions, stats.plans), (1, 100, 1));
+    for &id in &ids[1..] {
+        kit.engine.unsubscribe(id);
+    }
+    assert_eq!(kit.rows(ids[0]), "+i7 +x");
+    kit.engine.unsubscribe(ids[0]);
+    assert!(kit.engine.status(ids[0]).is_err());
+    assert_ne!(kit.subscribe(&query), ids[0], "ids are not reused");
+}
+
+#[test]
+fn a_changed_row_reaches_only_the_instance_of_its_project() {
+    let mut kit = kit();
+    let ids = subscribe_all(&mut kit, |p| json!({"table": "issue", "where": of_project(p)}));
+    assert_eq!(kit.engine.stats().plans, 1);
+    let before = work(&kit);
+    let advanced = kit.change(&[("issue", json!(["i7", 8, 0]))]);
+    let after = work(&kit);
+    assert_eq!(after.advances - before.advances, 2);
+    assert_eq!(after.rest_evaluations, 0);
+    let delta = |p: usize| {
+        let d = advanced.deltas.iter().find(|d| d.instance == ids[p]);
+        words(&d.unwrap().rows)
+    };
+    assert_eq!((advanced.deltas.len(), delta(7), delta(8)), (2, "-i7".into(), "+i7".into()));
+}
+
+#[test]
+fn a_changed_row_of_a_shared_body_is_looked_up_once() {
+    let labelled = |p: usize| {
+        let related = json!({"correlation": {"parentField": ["id"], "childField": ["issue"]},
+            "subquery": {"table": "label", "alias": "l", "where":
+                {"type": "simple", "op": "=", "left": {"type": "column", "name": "name"},
+                 "right": {"type": "literal", "value": "bug"}}}});
+        let exists = json!({"type": "correlatedSubquery", "op": "EXISTS", "related": related});
+        json!({"table": "issue",
+               "where": {"type": "and", "conditions": [of_project(p), exists]}})
+    };
+    let mut kit = kit();
+    let ids = subscribe_all(&mut kit, labelled);
+    let (before, fetches) = (work(&kit), kit.source.fetches);
+    let advanced = kit.change(&[("label", json!(["l1", "i7", "bug"]))]);
+    let after = work(&kit);
+    assert_eq!(only(&advanced), "+i7 +l1");
+    assert_eq!(advanced.deltas[0].instance, ids[7]);
+    assert_eq!(after.advances - before.advances, 1);
+    assert_eq!(after.leaf_fanouts, 0);
+    assert_eq!(after.shared_searches - before.shared_searches, 1);
+    // The parents, the truth of the leaf, the evidence.
+    assert_eq!(kit.source.fetches - fetches, 3);
+    // A label that no query asks for costs nothing.
+    let fetches = kit.source.fetches;
+    assert!(kit.change(&[("label", json!(["l2", "i8", "later"]))]).deltas.is_empty());
+    assert_eq!(kit.source.fetches, fetches);
+    kit.check(ids[7], &labelled(7));
+}
+
+#[test]
+fn a_child_row_reaches_only_the_instances_that_hold_its_parent() {
+    let with_labels = |p: usize| {
+        let related = json!({"correlation": {"parentField": ["id"], "childField": ["issue"]},
+            "subquery": {"table": "label", "alias": "l"}});
+        json!({"table": "issue", "where": of_project(p), "related": [related]})
+    };
+    let mut kit = kit();
+    let ids = subscribe_all(&mut kit, with_labels);
+    let (before, fetches) = (work(&kit), kit.source.fetches);
+    let advanced = kit.change(&[("label", json!(["l1", "i7", "bug"]))]);
+    assert_eq!(only(&advanced), "+l1");
+    assert_eq!(advanced.deltas[0].instance, ids[7]);
+    assert_eq!(work(&kit).advances - before.advances, 1);
+    assert_eq!(kit.source.fetches, fetches, "everything needed is in memory");
+}
+
+#[test]
+fn ranges_are_evaluated_once_per_distinct_parameter() {
+    let mut kit = kit();
+    let above = |rank: usize, limit: usize| {
+        json!({"table": "issue", "limit": limit, "where":
+            {"type": "simple", "op": ">", "left": {"type": "column", "name": "rank"},
+             "right": {"type": "literal", "value": rank}}})
+    };
+    for rank in 0..5 {
+        let id = kit.subscribe(&above(rank, 3));
+        kit.hydrate(id);
+    }
+    let advanced = kit.change(&[("issue", json!(["i7", 7, 2]))]);
+    assert_eq!(advanced.deltas.len(), 2);
+    assert_eq!(work(&kit).rest_evaluations, 5);
+    assert_eq!(work(&kit).advances, 2);
+}
