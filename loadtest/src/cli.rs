@@ -1,0 +1,187 @@
+//! The command line.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::LoadError;
+use crate::result::{Results, RunResult};
+use crate::run::{RunOptions, run};
+use crate::scenario::Scenario;
+use crate::server::ServerKind;
+use crate::table;
+
+const HELP: &str = "\
+zeroring-loadtest: load, measure and compare sync servers.
+
+  zeroring-loadtest run SCENARIO.toml... --server SERVER [--server SERVER]
+      Runs each scenario against each server and prints a table. Postgres is private, and new
+      for every run. Exit code 1 if a run is void.
+
+Options
+  --server zeroring[=BINARY]         default target/release/zeroring
+  --server original[=NODE_MODULES]   default tests/client/node_modules
+  --abba                 two servers: run them in the order A B B A
+  --json FILE            write the results
+  --set NAME=VALUE       a setting of both servers (repeatable)
+  --set-zeroring NAME=VALUE, --set-original NAME=VALUE
+  --cvr file|postgres    where zeroring keeps client views; the original uses Postgres (file)
+  --postgres NAME=VALUE  a setting of Postgres (repeatable)
+  --workers N            threads of the load generator (1)
+";
+
+/// Client sockets, with room for files and pipes.
+const WANTED_FILES: u64 = 60_000;
+
+#[derive(Default)]
+struct Arguments {
+    files: Vec<PathBuf>,
+    servers: Vec<ServerKind>,
+    abba: bool,
+    json: Option<PathBuf>,
+    set: Vec<String>,
+    set_zeroring: Vec<String>,
+    set_original: Vec<String>,
+    cvr_in_postgres: bool,
+    postgres: Vec<String>,
+    workers: Option<NonZeroUsize>,
+}
+
+/// Runs the program; false if a run was void.
+///
+/// # Errors
+/// [`LoadError`]: wrong arguments, or a run that could not be made.
+pub fn main(arguments: &[String]) -> Result<bool, LoadError> {
+    match arguments.split_first() {
+        Some((command, rest)) if command == "run" => run_all(&parse(rest)?),
+        Some((command, _)) if matches!(command.as_str(), "help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(true)
+        }
+        _ => Err(LoadError::Usage("which command?".to_owned())),
+    }
+}
+
+fn parse(arguments: &[String]) -> Result<Arguments, LoadError> {
+    let mut parsed = Arguments::default();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut value = || {
+            let missing = || LoadError::Usage(format!("{argument} needs a value"));
+            rest.next().cloned().ok_or_else(missing)
+        };
+        match argument.as_str() {
+            "--server" => parsed.servers.push(ServerKind::parse(&value()?)?),
+            "--abba" => parsed.abba = true,
+            "--json" => parsed.json = Some(value()?.into()),
+            "--set" => parsed.set.push(value()?),
+            "--set-zeroring" => parsed.set_zeroring.push(value()?),
+            "--set-original" => parsed.set_original.push(value()?),
+            "--postgres" => parsed.postgres.push(value()?),
+            "--cvr" => {
+                parsed.cvr_in_postgres = match value()?.as_str() {
+                    "postgres" => true,
+                    "file" => false,
+                    other => {
+                        return Err(LoadError::Usage(format!("--cvr {other}: file, postgres")));
+                    }
+                }
+            }
+            "--workers" => {
+                let text = value()?;
+                let wrong = |_| LoadError::Usage(format!("--workers {text}: a number from 1"));
+                parsed.workers = Some(text.parse().map_err(wrong)?);
+            }
+            option if option.starts_with("--") => {
+                return Err(LoadError::Usage(format!("unknown option {option}")));
+            }
+            file => parsed.files.push(file.into()),
+        }
+    }
+    if parsed.files.is_empty() || parsed.servers.is_empty() {
+        return Err(LoadError::Usage("needs a scenario and a --server".to_owned()));
+    }
+    Ok(parsed)
+}
+
+impl Arguments {
+    fn options(&self, kind: &ServerKind) -> RunOptions {
+        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let mut settings = vec![format!("ZERO_NUM_SYNC_WORKERS={cpus}")];
+        settings.extend(self.set.iter().cloned());
+        match kind {
+            ServerKind::Zeroring(_) => {
+                if !self.cvr_in_postgres {
+                    settings.push("ZERO_CVR_DB=file:{dir}/cvr.db".to_owned());
+                }
+                settings.extend(self.set_zeroring.iter().cloned());
+            }
+            ServerKind::Original(_) => settings.extend(self.set_original.iter().cloned()),
+        }
+        RunOptions {
+            workers: self.workers.unwrap_or(NonZeroUsize::MIN),
+            postgres: self.postgres.clone(),
+            settings,
+            commit: commit(),
+        }
+    }
+
+    /// The servers in the order in which they run.
+    fn order(&self) -> Vec<&ServerKind> {
+        let forth = self.servers.iter();
+        if self.abba { forth.clone().chain(forth.rev()).collect() } else { forth.collect() }
+    }
+}
+
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
+    text.unwrap_or_default()
+}
+
+fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
+    allow_many_files();
+    let scenarios =
+        arguments.files.iter().map(|f| Scenario::read(f)).collect::<Result<Vec<_>, _>>()?;
+    let mut results = Results::default();
+    for scenario in &scenarios {
+        for kind in arguments.order() {
+            let result = run(scenario, kind, &arguments.options(kind)).unwrap_or_else(|error| {
+                eprintln!("{} · {}: {error}", scenario.name, kind.name());
+                RunResult {
+                    scenario: scenario.name.clone(),
+                    title: scenario.title.clone(),
+                    server: kind.name().to_owned(),
+                    void: Some(error.to_string()),
+                    ..RunResult::default()
+                }
+            });
+            results.runs.push(result);
+            if let Some(file) = &arguments.json {
+                write_json(file, &results)?;
+            }
+        }
+    }
+    print!("{}", table::text(&results));
+    Ok(results.runs.iter().all(|r| r.void.is_none()))
+}
+
+fn write_json(file: &Path, results: &Results) -> Result<(), LoadError> {
+    let doing = || format!("writing {}", file.display());
+    let text = serde_json::to_string(results)
+        .map_err(|e| LoadError::Io { doing: doing(), cause: std::io::Error::other(e) })?;
+    std::fs::write(file, text + "\n").map_err(LoadError::io(doing()))
+}
+
+/// Every client is a file descriptor.
+fn allow_many_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let most = limit.maximum.unwrap_or(WANTED_FILES);
+    if limit.current.is_some_and(|now| now < most.min(WANTED_FILES)) {
+        limit.current = Some(most.min(WANTED_FILES));
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            eprintln!("cannot raise the limit of open files: {error}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! All clients of a run, spread over workers, as the driver sees them.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+use zeroring_net::rt::{self, Executors, RtConfig, ring};
+
+use super::connection::{Ask, Client, ClientSetup, Pace};
+use super::model::RowId;
+use super::stats::{Interval, WorkerStats};
+
+/// Commands that may wait for a worker. The driver waits when it is full.
+const COMMAND_RING: usize = 4096;
+
+/// Real clients ping when nothing was sent for this long (spec: sync-protocol §0).
+const PING_EVERY: Duration = Duration::from_secs(5);
+
+/// How long workers may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The rows of one client: (table, id) and the row as JSON text.
+pub(crate) type Rows = Vec<(RowId, Box<str>)>;
+
+enum Command {
+    /// A new client, to connect at the time.
+    Open(Box<ClientSetup>, Instant),
+    /// An existing client connects again, with its cookie.
+    Reopen(usize, Instant),
+    Close(usize),
+    Pace(usize, Pace),
+    Swap(usize, String, Box<Ask>),
+    Rows(usize, mpsc::Sender<Rows>),
+}
+
+/// The clients of a run.
+pub(crate) struct Fleet {
+    executors: Option<Executors>,
+    commands: Vec<ring::Producer<Command>>,
+    stats: Vec<Arc<WorkerStats>>,
+}
+
+impl Fleet {
+    /// Starts `workers` threads; no client yet.
+    pub(crate) fn start(workers: NonZeroUsize, server: SocketAddr) -> Result<Fleet, rt::RtError> {
+        let config = RtConfig { executors: Some(workers), ..RtConfig::default() };
+        let mut commands = Vec::new();
+        let mut stats = Vec::new();
+        let mut inputs = Vec::new();
+        for index in 0..workers.get() {
+            let (producer, consumer) = ring::channel(COMMAND_RING)
+                .map_err(|cause| rt::RtError::Thread { index, cause })?;
+            let shared = Arc::new(WorkerStats::default());
+            commands.push(producer);
+            stats.push(shared.clone());
+            inputs.push((consumer, shared));
+        }
+        let executors = Executors::spawn_with(&config, inputs, move |_, (commands, stats)| {
+            worker(commands, stats, server)
+        })?;
+        Ok(Fleet { executors: Some(executors), commands, stats })
+    }
+
+    fn send(&mut self, index: usize, mut command: Command) -> io::Result<()> {
+        let worker = index % self.commands.len();
+        loop {
+            match self.commands[worker].try_push(command) {
+                Ok(()) => return Ok(()),
+                Err(_) if self.commands[worker].is_disconnected() => {
+                    return Err(io::Error::other("a worker of the load generator ended"));
+                }
+                Err(back) => command = back,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub(crate) fn open(&mut self, setup: ClientSetup, at: Instant) -> io::Result<()> {
+        self.send(setup.index, Command::Open(Box::new(setup), at))
+    }
+
+    pub(crate) fn reopen(&mut self, index: usize, at: Instant) -> io::Result<()> {
+        self.send(index, Command::Reopen(index, at))
+    }
+
+    pub(crate) fn close(&mut self, index: usize) -> io::Result<()> {
+        self.send(index, Command::Close(index))
+    }
+
+    pub(crate) fn set_pace(&mut self, index: usize, pace: Pace) -> io::Result<()> {
+        self.send(index, Command::Pace(index, pace))
+    }
+
+    /// Client `index` gives up the query `gone` for `new`.
+    pub(crate) fn swap(&mut self, index: usize, gone: String, new: Ask) -> io::Result<()> {
+        self.send(index, Command::Swap(index, gone, Box::new(new)))
+    }
+
+    /// The rows that a client holds.
+    pub(crate) fn rows(&mut self, index: usize) -> io::Result<Rows> {
+        let (send, receive) = mpsc::channel();
+        self.send(index, Command::Rows(index, send))?;
+        receive.recv_timeout(Duration::from_secs(30)).map_err(io::Error::other)
+    }
+
+    /// Clients with an open connection.
+    pub(crate) fn connected(&self) -> usize {
+        self.stats.iter().map(|s| s.connected.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Clients that have everything that they asked for.
+    pub(crate) fn complete(&self) -> usize {
+        self.stats.iter().map(|s| s.complete.load(Ordering::Relaxed)).sum()
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_interval(&self) -> Interval {
+        let mut all = Interval::default();
+        for stats in &self.stats {
+            all.merge(stats.take());
+        }
+        all
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.commands.clear();
+        if let Some(executors) = self.executors.take() {
+            executors.stop_handle().stop();
+            let (failures, all_ended) = executors.join(STOP_TIMEOUT);
+            for failure in failures {
+                eprintln!("load generator: {failure}");
+            }
+            if !all_ended {
+                eprintln!("load generator: a worker did not end within {STOP_TIMEOUT:?}");
+            }
+        }
+    }
+}
+
+type Clients = Rc<RefCell<FxHashMap<usize, Rc<Client>>>>;
+
+async fn worker(commands: ring::Consumer<Command>, stats: Arc<WorkerStats>, server: SocketAddr) {
+    let mut commands = match commands.into_local() {
+        Ok(commands) => commands,
+        Err(error) => {
+            stats.now().complain(format!("a worker cannot start: {error}"));
+            return;
+        }
+    };
+    let clients = Clients::default();
+    rt::spawn(keep_pinging(clients.clone()));
+    while let Some(command) = commands.recv().await {
+        obey(command, &clients, &stats, server);
+    }
+    for client in clients.borrow_mut().drain() {
+        client.1.close();
+    }
+}
+
+async fn keep_pinging(clients: Clients) {
+    loop {
+        rt::sleep(PING_EVERY).await;
+        let now: Vec<Rc<Client>> = clients.borrow().values().cloned().collect();
+        for client in now {
+            client.ping();
+        }
+    }
+}
+
+fn obey(command: Command, clients: &Clients, stats: &Arc<WorkerStats>, server: SocketAddr) {
+    let client = |index: usize| clients.borrow().get(&index).cloned();
+    match command {
+        Command::Open(setup, at) => {
+            let index = setup.index;
+            let client = Rc::new(Client::new(*setup, server, stats.clone()));
+            client.open(at);
+            clients.borrow_mut().insert(index, client);
+        }
+        Command::Reopen(index, at) => {
+            if let Some(client) = client(index) {
+                client.open(at);
+            }
+        }
+        Command::Close(index) => {
+            if let Some(client) = client(index) {
+                client.close();
+            }
+        }
+        Command::Pace(index, pace) => {
+            if let Some(client) = client(index) {
+                client.set_pace(pace);
+            }
+        }
+        Command::Swap(index, gone, new) => {
+            if let Some(client) = client(index) {
+                client.swap_query(&gone, *new);
+            }
+        }
+        Command::Rows(index, to) => {
+            let rows = client(index).map(|c| c.model.borrow().rows()).unwrap_or_default();
+            // The driver may have given up.
+            let _ = to.send(rows);
+        }
+    }
+}

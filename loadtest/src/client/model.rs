@@ -1,0 +1,396 @@
+//! What a client holds: its cookie, rows and queries, as the pokes make them. Pure.
+//!
+//! Strict on purpose: a broken chain of cookies, a poke inside a poke or a part of another poke is
+//! a violation that voids the run (spec: sync-protocol §4.4).
+
+use std::borrow::Cow;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The server broke a rule of the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("protocol violation: {0}")]
+pub(crate) struct Violation(pub(crate) String);
+
+/// A message, taken in.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Connected,
+    /// Nothing to tell: pongs, starts and parts of pokes, acknowledgements.
+    Nothing,
+    /// A complete poke was applied.
+    Poke(PokeSummary),
+    /// The server refused: kind and message.
+    Error(String),
+}
+
+/// What a poke brought.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct PokeSummary {
+    /// Row patches.
+    pub(crate) row_ops: u64,
+    /// Intended send times (µs of the epoch) of the writes that arrived as changes of rows: not
+    /// of rows that came with a new query or with the catch-up after a connect.
+    pub(crate) sent_us: Vec<u64>,
+    /// With this poke, the client has all that it asked for.
+    pub(crate) became_complete: bool,
+}
+
+/// (table, primary key): every table of the data set has the key `id`.
+pub(crate) type RowId = (Box<str>, Box<str>);
+
+#[derive(Default)]
+pub(crate) struct ClientModel {
+    cookie: Option<String>,
+    rows: FxHashMap<RowId, Box<str>>,
+    /// Asked for, not got.
+    awaited: FxHashSet<String>,
+    got: FxHashSet<String>,
+    /// No poke since the socket was opened.
+    fresh_socket: bool,
+    poke: Option<OpenPoke>,
+}
+
+struct OpenPoke {
+    id: String,
+    rows: Vec<RowChange>,
+    queries: Vec<(bool, String)>,
+    empty: bool,
+}
+
+struct RowChange {
+    id: RowId,
+    /// Row as JSON text and its intended send time; none = deleted.
+    put: Option<(Box<str>, u64)>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PokeStart {
+    #[serde(rename = "pokeID")]
+    poke_id: String,
+    base_cookie: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct PokeEnd {
+    #[serde(rename = "pokeID")]
+    poke_id: String,
+    cookie: String,
+    #[serde(default)]
+    cancel: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PokePart<'a> {
+    #[serde(rename = "pokeID", borrow)]
+    poke_id: Cow<'a, str>,
+    #[serde(borrow)]
+    desired_queries_patches: Option<&'a RawValue>,
+    #[serde(borrow)]
+    last_mutation_i_d_changes: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    got_queries_patch: Vec<QueryOp<'a>>,
+    #[serde(default, borrow)]
+    rows_patch: Vec<RowOp<'a>>,
+}
+
+#[derive(Deserialize)]
+struct QueryOp<'a> {
+    #[serde(borrow)]
+    op: Cow<'a, str>,
+    hash: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RowOp<'a> {
+    #[serde(borrow)]
+    op: Cow<'a, str>,
+    #[serde(borrow)]
+    table_name: Cow<'a, str>,
+    #[serde(borrow)]
+    value: Option<&'a RawValue>,
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+}
+
+/// The columns that the generator itself looks at.
+#[derive(Deserialize)]
+struct RowHead<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(default)]
+    sent_us: u64,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    kind: String,
+    #[serde(default)]
+    message: String,
+}
+
+fn parse<'a, T: Deserialize<'a>>(what: &str, body: &'a str) -> Result<T, Violation> {
+    serde_json::from_str(body).map_err(|e| Violation(format!("{what}: {e} in {}", excerpt(body))))
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// `["type", body]` → type and the text of the body.
+fn split(text: &str) -> Option<(&str, &str)> {
+    let inner = text.trim().strip_prefix('[')?.strip_suffix(']')?;
+    let (kind, rest) = inner.trim_start().strip_prefix('"')?.split_once('"')?;
+    Some((kind, rest.trim_start().strip_prefix(',')?))
+}
+
+impl ClientModel {
+    /// The version that the client is at.
+    pub(crate) fn cookie(&self) -> Option<&str> {
+        self.cookie.as_deref()
+    }
+
+    /// The client asks for one more query.
+    pub(crate) fn ask(&mut self, hash: &str) {
+        if !self.got.contains(hash) {
+            self.awaited.insert(hash.to_owned());
+        }
+    }
+
+    /// The client no longer asks for a query.
+    pub(crate) fn renounce(&mut self, hash: &str) {
+        self.awaited.remove(hash);
+    }
+
+    /// A new socket: an unfinished poke of the last one is void.
+    pub(crate) fn socket_opened(&mut self) {
+        self.poke = None;
+        self.fresh_socket = true;
+    }
+
+    /// Whether all that was asked for is there.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.awaited.is_empty() && !self.fresh_socket
+    }
+
+    /// A copy of the rows: (table, id) → row as JSON text.
+    pub(crate) fn rows(&self) -> Vec<(RowId, Box<str>)> {
+        self.rows.iter().map(|(id, row)| (id.clone(), row.clone())).collect()
+    }
+
+    /// Takes in one message of the server.
+    pub(crate) fn take(&mut self, message: &[u8]) -> Result<Taken, Violation> {
+        let text = std::str::from_utf8(message).map_err(|e| Violation(e.to_string()))?;
+        let Some((kind, body)) = split(text) else {
+            return Err(Violation(format!("not [type, body]: {}", excerpt(text))));
+        };
+        match kind {
+            "pokeStart" => self.start(parse(kind, body)?).map(|()| Taken::Nothing),
+            "pokePart" => self.part(parse(kind, body)?).map(|()| Taken::Nothing),
+            "pokeEnd" => self.end(parse(kind, body)?).map(Taken::Poke),
+            "connected" => Ok(Taken::Connected),
+            "pong" | "deleteClients" => Ok(Taken::Nothing),
+            "error" => {
+                let error: ErrorBody = parse(kind, body)?;
+                Ok(Taken::Error(format!("{}: {}", error.kind, error.message)))
+            }
+            "transformError" => Ok(Taken::Error(excerpt(text))),
+            other => Err(Violation(format!("unexpected message of type {other:?}"))),
+        }
+    }
+
+    fn start(&mut self, start: PokeStart) -> Result<(), Violation> {
+        if let Some(open) = &self.poke {
+            let (open, new) = (&open.id, &start.poke_id);
+            return Err(Violation(format!("poke {new} starts inside of poke {open}")));
+        }
+        if start.base_cookie != self.cookie {
+            return Err(Violation(format!(
+                "poke {} is based on {:?}, the client is at {:?}",
+                start.poke_id, start.base_cookie, self.cookie
+            )));
+        }
+        self.poke = Some(OpenPoke {
+            id: start.poke_id,
+            rows: Vec::new(),
+            queries: Vec::new(),
+            empty: true,
+        });
+        Ok(())
+    }
+
+    fn part(&mut self, part: PokePart<'_>) -> Result<(), Violation> {
+        let Some(poke) = self.poke.as_mut().filter(|p| p.id == part.poke_id) else {
+            return Err(Violation(format!("a part of poke {}, which is not open", part.poke_id)));
+        };
+        poke.empty &= part.desired_queries_patches.is_none()
+            && part.last_mutation_i_d_changes.is_none()
+            && part.got_queries_patch.is_empty()
+            && part.rows_patch.is_empty();
+        for query in part.got_queries_patch {
+            match &*query.op {
+                "put" => poke.queries.push((true, query.hash)),
+                "del" => poke.queries.push((false, query.hash)),
+                other => return Err(Violation(format!("query patch {other:?}"))),
+            }
+        }
+        for op in part.rows_patch {
+            let change = match (&*op.op, op.value, op.id) {
+                ("put", Some(value), _) => {
+                    let head: RowHead<'_> = parse("row", value.get())?;
+                    let id = (op.table_name.into(), head.id.into());
+                    RowChange { id, put: Some((value.get().into(), head.sent_us)) }
+                }
+                ("del", _, Some(id)) => {
+                    let head: RowHead<'_> = parse("row key", id.get())?;
+                    RowChange { id: (op.table_name.into(), head.id.into()), put: None }
+                }
+                (other, ..) => return Err(Violation(format!("row patch {other:?}"))),
+            };
+            poke.rows.push(change);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, end: PokeEnd) -> Result<PokeSummary, Violation> {
+        let Some(poke) = self.poke.take().filter(|p| p.id == end.poke_id) else {
+            return Err(Violation(format!("the end of poke {}, which is not open", end.poke_id)));
+        };
+        if end.cancel {
+            return Ok(PokeSummary::default());
+        }
+        let at = self.cookie.as_deref().unwrap_or("");
+        if end.cookie.as_str() < at {
+            return Err(Violation(format!(
+                "poke {} goes back from {at} to {}",
+                poke.id, end.cookie
+            )));
+        }
+        if end.cookie == at && !poke.empty {
+            return Err(Violation(format!("poke {} changes things but not the cookie", poke.id)));
+        }
+        let was_complete = self.is_complete();
+        let mut summary = PokeSummary { row_ops: poke.rows.len() as u64, ..Default::default() };
+        for change in poke.rows {
+            match change.put {
+                Some((row, sent_us)) => {
+                    if was_complete && sent_us > 0 {
+                        summary.sent_us.push(sent_us);
+                    }
+                    self.rows.insert(change.id, row);
+                }
+                None => {
+                    self.rows.remove(&change.id);
+                }
+            }
+        }
+        for (put, hash) in poke.queries {
+            if put {
+                self.awaited.remove(&hash);
+                self.got.insert(hash);
+            } else {
+                self.got.remove(&hash);
+            }
+        }
+        self.cookie = Some(end.cookie);
+        self.fresh_socket = false;
+        summary.became_complete = !was_complete && self.is_complete();
+        Ok(summary)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> ClientModel {
+        let mut model = ClientModel::default();
+        model.socket_opened();
+        model.ask("q1");
+        model
+    }
+
+    fn play(model: &mut ClientModel, messages: &[&str]) -> Result<Vec<Taken>, Violation> {
+        messages.iter().map(|m| model.take(m.as_bytes())).collect()
+    }
+
+    const HYDRATE: [&str; 4] = [
+        r#"["connected",{"wsid":"a","timestamp":1}]"#,
+        r#"["pokeStart",{"pokeID":"05","baseCookie":null}]"#,
+        r#"["pokePart",{"pokeID":"05","gotQueriesPatch":[{"op":"put","hash":"q1"}],"rowsPatch":[{"op":"put","tableName":"t","value":{"id":"a","x":"é","sent_us":3}}]}]"#,
+        r#"["pokeEnd",{"pokeID":"05","cookie":"05"}]"#,
+    ];
+
+    #[test]
+    fn a_hydration_completes_and_measures_no_write() {
+        let mut model = model();
+        assert!(!model.is_complete());
+        let taken = play(&mut model, &HYDRATE).unwrap();
+        let want = PokeSummary { row_ops: 1, sent_us: vec![], became_complete: true };
+        assert_eq!(taken[3], Taken::Poke(want));
+        assert!(model.is_complete());
+        assert_eq!(model.cookie(), Some("05"));
+        assert_eq!(model.rows().len(), 1);
+    }
+
+    #[test]
+    fn a_change_carries_its_intended_time_and_a_delete_removes() {
+        let mut model = model();
+        play(&mut model, &HYDRATE).unwrap();
+        let taken = play(
+            &mut model,
+            &[
+                r#"["pokeStart",{"pokeID":"06","baseCookie":"05"}]"#,
+                r#"["pokePart",{"pokeID":"06","rowsPatch":[{"op":"put","tableName":"t","value":{"id":"b","sent_us":9}},{"op":"del","tableName":"t","id":{"id":"a"}}]}]"#,
+                r#"["pokeEnd",{"pokeID":"06","cookie":"06"}]"#,
+            ],
+        )
+        .unwrap();
+        let want = PokeSummary { row_ops: 2, sent_us: vec![9], became_complete: false };
+        assert_eq!(taken[2], Taken::Poke(want));
+        assert_eq!(&*model.rows()[0].0.1, "b");
+    }
+
+    #[test]
+    fn a_cancelled_poke_leaves_no_trace() {
+        let mut model = model();
+        let mut messages = HYDRATE;
+        messages[3] = r#"["pokeEnd",{"pokeID":"05","cookie":"","cancel":true}]"#;
+        play(&mut model, &messages).unwrap();
+        assert_eq!(model.cookie(), None);
+        assert!(model.rows().is_empty());
+        assert!(!model.is_complete());
+    }
+
+    #[test]
+    fn broken_chains_are_violations() {
+        for bad in [
+            &[r#"["pokeStart",{"pokeID":"06","baseCookie":"04"}]"#][..],
+            &[r#"["pokeStart",{"pokeID":"06","baseCookie":null}]"#][..],
+            &[r#"["pokePart",{"pokeID":"06"}]"#][..],
+            &[r#"["pokeEnd",{"pokeID":"06","cookie":"06"}]"#][..],
+            &[
+                r#"["pokeStart",{"pokeID":"06","baseCookie":"05"}]"#,
+                r#"["pokeStart",{"pokeID":"07","baseCookie":"05"}]"#,
+            ][..],
+            &[
+                r#"["pokeStart",{"pokeID":"04","baseCookie":"05"}]"#,
+                r#"["pokeEnd",{"pokeID":"04","cookie":"04"}]"#,
+            ][..],
+            &[
+                r#"["pokeStart",{"pokeID":"05","baseCookie":"05"}]"#,
+                r#"["pokePart",{"pokeID":"05","rowsPatch":[{"op":"del","tableName":"t","id":{"id":"a"}}]}]"#,
+                r#"["pokeEnd",{"pokeID":"05","cookie":"05"}]"#,
+            ][..],
+        ] {
+            let mut model = model();
+            play(&mut model, &HYDRATE).unwrap();
+            assert!(play(&mut model, bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What processes use, from `/proc`.
+
+use std::collections::HashMap;
+use std::fs;
+
+/// The unit of times in `/proc`: the same on all architectures of Linux that matter.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+struct Stat {
+    parent: u32,
+    /// Clock ticks of its own.
+    own: u64,
+    /// Of children that ended and were waited for.
+    children: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in parentheses and may contain anything.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
+    Some(Stat {
+        parent: u32::try_from(number(1)?).ok()?,
+        own: number(11)? + number(12)?,
+        children: number(13)? + number(14)?,
+    })
+}
+
+fn all() -> HashMap<u32, Stat> {
+    let Ok(entries) = fs::read_dir("/proc") else { return HashMap::new() };
+    entries
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, stat(pid)?)))
+        .collect()
+}
+
+/// `root` and its descendants.
+pub(crate) fn tree(root: u32) -> Vec<u32> {
+    members(&all(), root)
+}
+
+fn members(processes: &HashMap<u32, Stat>, root: u32) -> Vec<u32> {
+    let mut found = vec![root];
+    let mut next = 0;
+    while let Some(&parent) = found.get(next) {
+        found.extend(processes.iter().filter(|(_, s)| s.parent == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.retain(|pid| processes.contains_key(pid));
+    found
+}
+
+/// CPU time of `root` and everything below it. Children that ended are counted with the parent
+/// that waited for them.
+pub(crate) fn cpu_seconds(root: u32) -> f64 {
+    let processes = all();
+    let members = members(&processes, root);
+    let ticks: u64 =
+        members.iter().filter_map(|pid| processes.get(pid)).map(|s| s.own + s.children).sum();
+    ticks as f64 / TICKS_PER_SECOND
+}
+
+/// CPU time of this process alone.
+pub(crate) fn own_cpu_seconds() -> f64 {
+    stat(std::process::id()).map_or(0.0, |s| s.own as f64 / TICKS_PER_SECOND)
+}
+
+/// Memory of `root` and everything below it, pages shared with others in proportion (PSS).
+pub(crate) fn pss_bytes(root: u32) -> u64 {
+    let pss = |pid: &u32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let line = text.lines().find(|l| l.starts_with("Pss:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    tree(root).iter().filter_map(pss).sum::<u64>() * 1024
+}
+
+/// The child of this process whose command line contains `text`.
+pub(crate) fn child_with_argument(text: &str) -> Option<u32> {
+    let me = std::process::id();
+    let processes = all();
+    processes.iter().filter(|(_, s)| s.parent == me).map(|(pid, _)| *pid).find(|pid| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.split(|b| *b == 0).any(|arg| arg == text.as_bytes()))
+    })
+}
+
+/// CPU model and count, and memory: what the figures depend on.
+pub(crate) fn hardware() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|l| l.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let model = field(&info, "model name").unwrap_or_else(|| "unknown CPU".to_owned());
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: u64 = field(&memory, "MemTotal")
+        .and_then(|m| m.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let gib = kib as f64 / f64::from(1 << 20);
+    format!("{cpus} × {model}, {gib:.0} GiB, Linux {}", kernel.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_child_is_found_and_counted() {
+        let me = std::process::id();
+        let before = cpu_seconds(me);
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; read x", "marker-arg"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert_eq!(child_with_argument("marker-arg"), Some(child.id()));
+        assert!(tree(me).contains(&child.id()));
+        assert!(pss_bytes(child.id()) > 10_000);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        // The work of a child that ended stays on the account.
+        assert!(cpu_seconds(me) > before);
+    }
+}

@@ -1,0 +1,364 @@
+//! One run: a fresh Postgres, a fresh server, a scenario's steps one after the other, the check.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use postgres::{Client, NoTls};
+use zeroring_net::pg::local_server::LocalServer;
+
+use crate::check::Comparison;
+use crate::client::fleet::Fleet;
+use crate::client::stats::Interval;
+use crate::data_set::{self, Query};
+use crate::error::LoadError;
+use crate::process;
+use crate::progress::Progress;
+use crate::result::{Distribution, RunResult, Sample, StepResult};
+use crate::scenario::Scenario;
+use crate::server::{Server, ServerKind};
+
+/// Between two looks at the workers' counters.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Length of a sample of a step's timeline.
+const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the last changes may take to arrive before clients count as diverged.
+const CONVERGE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What a run is made with, besides the scenario and the server.
+#[derive(Debug, Clone)]
+pub(crate) struct RunOptions {
+    /// Threads of the load generator.
+    pub(crate) workers: NonZeroUsize,
+    /// `name=value` settings of the private Postgres.
+    pub(crate) postgres: Vec<String>,
+    /// `NAME=value` settings of the server.
+    pub(crate) settings: Vec<String>,
+    pub(crate) commit: String,
+}
+
+/// All that is running, and what the steps need to know of it.
+pub(crate) struct Stage<'a> {
+    pub(crate) scenario: &'a Scenario,
+    pub(crate) fleet: Fleet,
+    pub(crate) url: String,
+    /// The queries of each client, by its index.
+    pub(crate) queries: Vec<Vec<Query>>,
+    /// Differs for every batch of writes.
+    pub(crate) write_seed: u64,
+    server: Server,
+    sql: Client,
+    postgres_pid: u32,
+    progress: Progress,
+    // Last: the database outlives who uses it.
+    _postgres: LocalServer,
+}
+
+/// The counters of one step.
+pub(crate) struct Watch {
+    pub(crate) begin: Instant,
+    pub(crate) total: Interval,
+    pub(crate) samples: Vec<Sample>,
+    sample: Interval,
+    sample_begin: Instant,
+    sample_cpu: f64,
+    cpu: Cpu,
+    wal: i64,
+    label: String,
+}
+
+#[derive(Clone, Copy)]
+struct Cpu {
+    server: f64,
+    postgres: f64,
+    generator: f64,
+}
+
+/// Runs `scenario` against `kind`.
+pub(crate) fn run(
+    scenario: &Scenario,
+    kind: &ServerKind,
+    options: &RunOptions,
+) -> Result<RunResult, LoadError> {
+    let mut progress = Progress::new(format!("{} · {}", scenario.name, kind.name()));
+    progress.tell("starting Postgres");
+    let settings: Vec<&str> = options.postgres.iter().map(String::as_str).collect();
+    let postgres = LocalServer::start(&settings)?;
+    let url = postgres.url("postgres");
+    let mut sql = Client::connect(&url, NoTls).map_err(LoadError::sql("connecting"))?;
+    progress.tell("seeding");
+    data_set::seed(&mut sql, &scenario.data)?;
+    let postgres_pid = process::child_with_argument(&format!("port={}", postgres.port()))
+        .ok_or_else(|| LoadError::Server {
+            server: "postgres".to_owned(),
+            cause: "its process was not found".to_owned(),
+        })?;
+    progress.tell("starting the server");
+    let server = Server::start(kind, &url, &options.settings)?;
+    let fleet = Fleet::start(options.workers, server.address())?;
+    let mut result = describe(scenario, kind, options);
+    result.start_seconds = server.start_seconds;
+    result.idle_pss_bytes = process::pss_bytes(server.pid());
+    let version = sql.query_one("SHOW server_version", &[]).map_err(LoadError::sql("asking"))?;
+    result.postgres_version = version.get(0);
+    let mut stage = Stage {
+        scenario,
+        fleet,
+        url,
+        queries: Vec::new(),
+        write_seed: 0,
+        server,
+        sql,
+        postgres_pid,
+        progress,
+        _postgres: postgres,
+    };
+    stage.play(&mut result)?;
+    Ok(result)
+}
+
+fn describe(scenario: &Scenario, kind: &ServerKind, options: &RunOptions) -> RunResult {
+    let data = &scenario.data;
+    RunResult {
+        scenario: scenario.name.clone(),
+        title: scenario.title.clone(),
+        about: scenario.about.clone(),
+        server: kind.name().to_owned(),
+        server_version: kind.version(),
+        settings: [options.postgres.as_slice(), options.settings.as_slice()].concat(),
+        hardware: process::hardware(),
+        commit: options.commit.clone(),
+        replicated_rows: (data.projects * (1 + data.items * (1 + data.comments))) as u64,
+        ..RunResult::default()
+    }
+}
+
+impl Stage<'_> {
+    fn play(&mut self, result: &mut RunResult) -> Result<(), LoadError> {
+        result.started_at = self.text("SELECT to_char(now(), 'YYYY-MM-DD HH24:MI:SS TZ')")?;
+        let mut violations = 0;
+        for step in &self.scenario.steps {
+            let done = self.step(step, &mut violations)?;
+            self.progress.line(&summary(&done));
+            let broken = !done.settled;
+            result.steps.push(done);
+            if violations > 0 || broken {
+                break;
+            }
+        }
+        let begin = Instant::now();
+        let mut watch = self.watch("comparing with Postgres")?;
+        let mut comparison = self.comparison()?;
+        let difference = self.converge(&mut watch, &mut comparison)?;
+        result.compared_clients = comparison.clients();
+        result.compared_rows = comparison.rows();
+        result.converge_seconds = begin.elapsed().as_secs_f64();
+        violations += watch.total.violations;
+        if let Some(difference) = difference {
+            result.void = Some(format!("clients diverged from Postgres: {difference}"));
+        }
+        if violations > 0 {
+            let first = result.steps.iter().flat_map(|s| &s.complaints).next();
+            let first = first.cloned().unwrap_or_default();
+            result.void = Some(format!("{violations} protocol violations, first: {first}"));
+        }
+        if let Some(why) = &result.void {
+            self.progress.line(&format!("VOID: {why}\n{}", self.server.log_tail()));
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, sql: &str) -> Result<String, LoadError> {
+        Ok(self.sql.query_one(sql, &[]).map_err(LoadError::sql("asking"))?.get(0))
+    }
+
+    fn wal(&mut self) -> Result<i64, LoadError> {
+        let text = self.text("SELECT (pg_current_wal_lsn() - '0/0')::bigint::text")?;
+        Ok(text.parse().unwrap_or(0))
+    }
+
+    fn cpu(&self) -> Cpu {
+        let seconds = |pid| process::cpu_seconds(pid);
+        let (server, postgres) = (seconds(self.server.pid()), seconds(self.postgres_pid));
+        let generator = process::own_cpu_seconds();
+        Cpu { server, postgres, generator }
+    }
+
+    /// Starts counting anew.
+    pub(crate) fn watch(&mut self, label: &str) -> Result<Watch, LoadError> {
+        let cpu = self.cpu();
+        let wal = self.wal()?;
+        let now = Instant::now();
+        Ok(Watch {
+            begin: now,
+            total: self.fleet.take_interval(),
+            samples: Vec::new(),
+            sample: Interval::default(),
+            sample_begin: now,
+            sample_cpu: cpu.server,
+            cpu,
+            wal,
+            label: label.to_owned(),
+        }
+        .emptied())
+    }
+
+    /// Lets a little time pass and looks at the counters.
+    pub(crate) fn tick(&mut self, watch: &mut Watch) -> Result<(), LoadError> {
+        std::thread::sleep(TICK);
+        watch.sample.merge(self.fleet.take_interval());
+        if watch.sample_begin.elapsed() >= SAMPLE_EVERY {
+            self.server.check_alive()?;
+            self.push_sample(watch);
+        }
+        Ok(())
+    }
+
+    fn push_sample(&mut self, watch: &mut Watch) {
+        let interval = std::mem::take(&mut watch.sample);
+        let seconds = watch.sample_begin.elapsed().as_secs_f64().max(0.001);
+        watch.sample_begin = Instant::now();
+        let cpu = process::cpu_seconds(self.server.pid());
+        let sample = Sample {
+            at: watch.begin.elapsed().as_secs_f64(),
+            write_p50: interval.write.quantile_ms(0.5),
+            write_p99: interval.write.quantile_ms(0.99),
+            rows: interval.row_ops,
+            connected: self.fleet.connected(),
+            server_cpu: (cpu - watch.sample_cpu) / seconds,
+            pss_bytes: process::pss_bytes(self.server.pid()),
+        };
+        watch.sample_cpu = cpu;
+        self.progress.tell(&format!(
+            "{} · {:.0} s · {}/{} complete · {:.0} rows/s · p50 {} ms · cpu {:.0} % · {:.0} MB",
+            watch.label,
+            sample.at,
+            self.fleet.complete(),
+            self.queries.len(),
+            interval.row_ops as f64 / seconds,
+            sample.write_p50.map_or("–".to_owned(), |ms| format!("{ms:.1}")),
+            sample.server_cpu * 100.0,
+            sample.pss_bytes as f64 / 1e6,
+        ));
+        watch.samples.push(sample);
+        watch.total.merge(interval);
+    }
+
+    /// Ticks until `done`; false if that is not so within `timeout`.
+    pub(crate) fn wait(
+        &mut self,
+        watch: &mut Watch,
+        timeout: Duration,
+        mut done: impl FnMut(&Fleet) -> bool,
+    ) -> Result<bool, LoadError> {
+        let deadline = Instant::now() + timeout;
+        while !done(&self.fleet) {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            self.tick(watch)?;
+        }
+        Ok(true)
+    }
+
+    /// What a sample of clients has to hold now.
+    pub(crate) fn comparison(&mut self) -> Result<Comparison, LoadError> {
+        Comparison::with_postgres(&mut self.sql, &self.queries, self.scenario.tabs)
+    }
+
+    /// Ticks until the sample is equal; the difference if it stays.
+    pub(crate) fn converge(
+        &mut self,
+        watch: &mut Watch,
+        comparison: &mut Comparison,
+    ) -> Result<Option<String>, LoadError> {
+        let deadline = Instant::now() + CONVERGE_TIMEOUT;
+        loop {
+            match comparison.difference(&mut self.fleet)? {
+                Some(difference) if Instant::now() > deadline => return Ok(Some(difference)),
+                Some(_) => self.tick(watch)?,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// The step's figures. `seconds` is the time that deliveries are related to.
+    pub(crate) fn finish(
+        &mut self,
+        mut watch: Watch,
+        seconds: f64,
+        settled: bool,
+    ) -> Result<StepResult, LoadError> {
+        self.fleet_settles(&mut watch);
+        let cpu = self.cpu();
+        let wal = self.wal()?;
+        let total = watch.total;
+        Ok(StepResult {
+            label: watch.label,
+            seconds,
+            clients: self.queries.len(),
+            hydrate: Distribution::of(&total.hydrate),
+            reconnect: Distribution::of(&total.reconnect),
+            change: Distribution::of(&total.change),
+            write: Distribution::of(&total.write),
+            pokes: total.pokes,
+            rows: total.row_ops,
+            deliveries_per_second: total.row_ops as f64 / seconds.max(0.001),
+            bytes: total.bytes,
+            server_cpu_seconds: cpu.server - watch.cpu.server,
+            postgres_cpu_seconds: cpu.postgres - watch.cpu.postgres,
+            generator_cpu_seconds: cpu.generator - watch.cpu.generator,
+            pss_bytes: process::pss_bytes(self.server.pid()),
+            wal_bytes: u64::try_from(wal - watch.wal).unwrap_or(0),
+            disconnects: total.disconnects,
+            settled,
+            timeline: watch.samples,
+            complaints: total.complaints,
+            ..StepResult::default()
+        })
+    }
+
+    fn fleet_settles(&mut self, watch: &mut Watch) {
+        watch.sample.merge(self.fleet.take_interval());
+        self.push_sample(watch);
+    }
+}
+
+impl Watch {
+    /// What was counted before the step is not its own.
+    fn emptied(mut self) -> Watch {
+        self.total = Interval::default();
+        self
+    }
+}
+
+/// One line about a step.
+pub(crate) fn summary(step: &StepResult) -> String {
+    let mut parts = vec![format!("{:.2} s", step.seconds)];
+    let latencies = [
+        ("hydrate", &step.hydrate),
+        ("reconnect", &step.reconnect),
+        ("change", &step.change),
+        ("write", &step.write),
+    ];
+    for (name, distribution) in latencies {
+        if let Some(d) = distribution {
+            parts.push(format!("{name} p50 {:.1} p99 {:.1} max {:.1} ms", d.p50, d.p99, d.max));
+        }
+    }
+    if let Some(rate) = step.sustained_rate {
+        parts.push(format!("sustains {rate:.0} writes/s"));
+    }
+    parts.push(format!("{} rows", step.rows));
+    parts.push(format!("server {:.2} CPU-s", step.server_cpu_seconds));
+    parts.push(format!("{:.0} MB", step.pss_bytes as f64 / 1e6));
+    if step.disconnects > 0 {
+        parts.push(format!("{} disconnects", step.disconnects));
+    }
+    if !step.settled {
+        parts.push("NOT SETTLED".to_owned());
+    }
+    parts.extend(step.complaints.first().map(|c| format!("first complaint: {c}")));
+    format!("{}: {}", step.label, parts.join(", "))
+}

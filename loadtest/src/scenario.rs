@@ -1,0 +1,180 @@
+//! Scenarios: what is run, as small TOML files (`loadtest/scenarios/`).
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data_set::{DataSize, QuerySpec};
+use crate::error::LoadError;
+use crate::writer::{Change, Target};
+
+/// Bounds of what a file may ask for: a mistyped zero must not fill the machine.
+const MAX_CLIENTS: usize = 50_000;
+const MAX_ROWS: usize = 20_000_000;
+const MAX_STEP_SECONDS: f64 = 600.0;
+
+/// A scenario.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scenario {
+    /// Short name; results are filed under it.
+    pub(crate) name: String,
+    /// One line for the report.
+    pub(crate) title: String,
+    /// What it shows, what limits it.
+    #[serde(default)]
+    pub(crate) about: String,
+    pub(crate) data: DataSize,
+    /// Every client asks for all of these.
+    #[serde(rename = "query")]
+    pub(crate) queries: Vec<QuerySpec>,
+    /// Tabs (clients) of a group.
+    #[serde(default = "one")]
+    pub(crate) tabs: usize,
+    #[serde(rename = "step")]
+    pub(crate) steps: Vec<Step>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn title() -> Change {
+    Change::Title
+}
+
+fn limit_ms() -> f64 {
+    2000.0
+}
+
+/// How rows are written during a step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Writes {
+    pub(crate) to: Target,
+    #[serde(default = "title")]
+    pub(crate) change: Change,
+    /// Rows changed by one transaction.
+    #[serde(default = "one")]
+    pub(crate) rows: usize,
+}
+
+/// One thing after the other.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub(crate) enum Step {
+    /// Nothing; memory and CPU of doing nothing.
+    Idle { seconds: f64 },
+    /// Connects groups until there are `groups`, and waits for all their queries.
+    Connect {
+        groups: usize,
+        /// All at once if absent.
+        #[serde(default)]
+        per_second: Option<f64>,
+    },
+    /// Writes at a rate.
+    Write {
+        rate: f64,
+        seconds: f64,
+        /// Share of the clients that wait before each read …
+        #[serde(default)]
+        slow: f64,
+        /// … and of those that do not read at all.
+        #[serde(default)]
+        stalled: f64,
+        #[serde(flatten)]
+        writes: Writes,
+    },
+    /// Looks for the highest rate that is sustained: doubling from `from` to at most `up_to`, then
+    /// halving the gap `refine` times.
+    Search {
+        from: f64,
+        up_to: f64,
+        /// Length of a trial.
+        seconds: f64,
+        #[serde(default)]
+        refine: u32,
+        /// What p99 of write-to-client has to stay below.
+        #[serde(default = "limit_ms")]
+        limit_ms: f64,
+        #[serde(flatten)]
+        writes: Writes,
+    },
+    /// All clients go away, some rows change, and all come back at once with their cookies.
+    Reconnect {
+        #[serde(default)]
+        writes_meanwhile: u32,
+        /// How long they stay away. Servers keep a group that nobody uses for 5 s.
+        away_seconds: f64,
+        #[serde(flatten)]
+        writes: Writes,
+    },
+    /// Clients exchange a query for the one of another project, at a rate.
+    Churn { rate: f64, seconds: f64 },
+}
+
+impl Step {
+    pub(crate) fn label(&self) -> String {
+        match self {
+            Step::Idle { .. } => "idle".to_owned(),
+            Step::Connect { groups, .. } => format!("connect {groups} groups"),
+            Step::Write { rate, stalled, slow, .. } if stalled + slow > 0.0 => {
+                format!("{rate} writes/s, {:.0} % slow or stalled", (stalled + slow) * 100.0)
+            }
+            Step::Write { rate, .. } => format!("{rate} writes/s"),
+            Step::Search { limit_ms, .. } => format!("highest rate, p99 < {limit_ms} ms"),
+            Step::Reconnect { away_seconds, .. } => format!("reconnect after {away_seconds} s"),
+            Step::Churn { rate, .. } => format!("{rate} query changes/s"),
+        }
+    }
+}
+
+impl Scenario {
+    /// Reads and checks a file.
+    pub(crate) fn read(file: &Path) -> Result<Scenario, LoadError> {
+        let wrong = |cause: String| LoadError::Scenario { file: file.display().to_string(), cause };
+        let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
+        let scenario: Scenario = basic_toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        scenario.check().map_err(wrong)?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let ok = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+        let data = &self.data;
+        let rows = data.projects.saturating_mul(data.items).saturating_mul(1 + data.comments);
+        ok(data.projects > 0 && data.items > 0, "needs projects and items")?;
+        ok(rows <= MAX_ROWS, "too many rows")?;
+        ok(!self.queries.is_empty() && self.tabs > 0, "needs queries and tabs")?;
+        let seconds = |s: f64| ok(s > 0.0 && s <= MAX_STEP_SECONDS, "seconds: above 0, up to 600");
+        let rate = |r: f64| ok(r > 0.0 && r <= 1e6, "rates are above 0, up to a million");
+        for step in &self.steps {
+            match step {
+                Step::Idle { seconds: s } => seconds(*s)?,
+                Step::Connect { groups, per_second } => {
+                    ok(groups.saturating_mul(self.tabs) <= MAX_CLIENTS, "too many clients")?;
+                    per_second.map_or(Ok(()), rate)?;
+                }
+                Step::Write { rate: r, seconds: s, slow, stalled, .. } => {
+                    rate(*r)?;
+                    seconds(*s)?;
+                    ok(*slow >= 0.0 && *stalled >= 0.0 && slow + stalled <= 1.0, "shares: 0 to 1")?;
+                }
+                Step::Churn { rate: r, seconds: s } => {
+                    rate(*r)?;
+                    seconds(*s)?;
+                }
+                Step::Search { from, up_to, seconds: s, refine, .. } => {
+                    rate(*from)?;
+                    rate(*up_to)?;
+                    seconds(*s)?;
+                    ok(from <= up_to && *refine <= 8, "from ≤ up_to, refine ≤ 8")?;
+                }
+                Step::Reconnect { writes_meanwhile, away_seconds, .. } => {
+                    seconds(*away_seconds)?;
+                    ok(*writes_meanwhile <= 100_000, "too many writes meanwhile")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

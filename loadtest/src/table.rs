@@ -1,0 +1,214 @@
+//! Results as a table for the terminal, with ratios where two servers ran the same step.
+
+use std::fmt::Write as _;
+
+use crate::result::{Distribution, Results, RunResult, StepResult};
+
+/// A figure of a step, and whether a smaller one is better.
+pub(crate) struct Figure {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) less_is_better: bool,
+    pub(crate) of: fn(&StepResult) -> Option<f64>,
+}
+
+fn p50(d: Option<&Distribution>) -> Option<f64> {
+    d.map(|d| d.p50)
+}
+
+fn p99(d: Option<&Distribution>) -> Option<f64> {
+    d.map(|d| d.p99)
+}
+
+/// What is printed and compared, where a step has it.
+pub(crate) const FIGURES: [Figure; 13] = [
+    Figure {
+        name: "all complete after",
+        unit: "s",
+        less_is_better: true,
+        of: |s| (s.hydrate.is_some() || s.reconnect.is_some()).then_some(s.seconds),
+    },
+    Figure {
+        name: "hydrate p50",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p50(s.hydrate.as_ref()),
+    },
+    Figure {
+        name: "hydrate p99",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p99(s.hydrate.as_ref()),
+    },
+    Figure {
+        name: "reconnect p50",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p50(s.reconnect.as_ref()),
+    },
+    Figure {
+        name: "reconnect p99",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p99(s.reconnect.as_ref()),
+    },
+    Figure {
+        name: "query change p50",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p50(s.change.as_ref()),
+    },
+    Figure {
+        name: "query change p99",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p99(s.change.as_ref()),
+    },
+    Figure {
+        name: "write to client p50",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p50(s.write.as_ref()),
+    },
+    Figure {
+        name: "write to client p99",
+        unit: "ms",
+        less_is_better: true,
+        of: |s| p99(s.write.as_ref()),
+    },
+    Figure {
+        name: "sustained writes",
+        unit: "/s",
+        less_is_better: false,
+        of: |s| s.sustained_rate,
+    },
+    Figure {
+        name: "deliveries",
+        unit: "rows/s",
+        less_is_better: false,
+        of: |s| s.write.is_some().then_some(s.deliveries_per_second),
+    },
+    Figure {
+        name: "server CPU",
+        unit: "s",
+        less_is_better: true,
+        of: |s| Some(s.server_cpu_seconds),
+    },
+    Figure {
+        name: "server memory (PSS)",
+        unit: "MB",
+        less_is_better: true,
+        of: |s| Some(s.pss_bytes as f64 / 1e6),
+    },
+];
+
+/// The lowest, mean and highest value of several runs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) low: f64,
+    pub(crate) mean: f64,
+    pub(crate) high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(values: &[f64]) -> Option<Spread> {
+        let low = values.iter().copied().reduce(f64::min)?;
+        let high = values.iter().copied().reduce(f64::max)?;
+        Some(Spread { low, mean: values.iter().sum::<f64>() / values.len() as f64, high })
+    }
+
+    fn text(self) -> String {
+        if self.low == self.high {
+            number(self.mean)
+        } else {
+            format!("{} ({}…{})", number(self.mean), number(self.low), number(self.high))
+        }
+    }
+}
+
+/// A figure with as many digits as it deserves.
+pub(crate) fn number(value: f64) -> String {
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// Scenario names in order of appearance.
+pub(crate) fn scenarios(results: &Results) -> Vec<&RunResult> {
+    let mut found: Vec<&RunResult> = Vec::new();
+    for run in &results.runs {
+        if !found.iter().any(|r| r.scenario == run.scenario) {
+            found.push(run);
+        }
+    }
+    found
+}
+
+/// Runs of a scenario by a server that count.
+pub(crate) fn valid<'a>(results: &'a Results, scenario: &str, server: &str) -> Vec<&'a RunResult> {
+    let matches = |r: &&RunResult| r.scenario == scenario && r.server == server;
+    results.runs.iter().filter(matches).filter(|r| r.void.is_none()).collect()
+}
+
+/// A figure over the runs of one server.
+pub(crate) fn spread(runs: &[&RunResult], step: usize, figure: &Figure) -> Option<Spread> {
+    let values: Vec<f64> = runs.iter().filter_map(|r| (figure.of)(r.steps.get(step)?)).collect();
+    Spread::of(&values)
+}
+
+/// original ÷ zeroring, or the reverse where more is better: above 1 = zeroring is better.
+pub(crate) fn advantage(original: Spread, ours: Spread, less_is_better: bool) -> Option<f64> {
+    let (over, under) =
+        if less_is_better { (original.mean, ours.mean) } else { (ours.mean, original.mean) };
+    (under > 0.0 && over > 0.0).then(|| over / under)
+}
+
+/// The whole table.
+pub(crate) fn text(results: &Results) -> String {
+    let mut out = String::new();
+    for first in scenarios(results) {
+        let name = first.scenario.as_str();
+        let _ = writeln!(out, "\n{name}: {}", first.title);
+        let original = valid(results, name, "original");
+        let ours = valid(results, name, "zeroring");
+        let mut row = |label: &str, a: Option<Spread>, b: Option<Spread>, less: bool| {
+            if a.is_none() && b.is_none() {
+                return;
+            }
+            let ratio = a.zip(b).and_then(|(a, b)| advantage(a, b, less));
+            let ratio = ratio.map(|r| format!("× {}", number(r))).unwrap_or_default();
+            let cell = |s: Option<Spread>| s.map(Spread::text).unwrap_or_default();
+            let _ = writeln!(out, "  {label:<44} {:>26} {:>26} {ratio:>9}", cell(a), cell(b));
+        };
+        let start = |runs: &[&RunResult]| {
+            Spread::of(&runs.iter().map(|r| r.start_seconds).collect::<Vec<_>>())
+        };
+        let idle = |runs: &[&RunResult]| {
+            let memory = runs.iter().map(|r| r.idle_pss_bytes as f64 / 1e6);
+            Spread::of(&memory.collect::<Vec<_>>())
+        };
+        row("start to ready, with initial sync, s", start(&original), start(&ours), true);
+        row("memory at start, MB", idle(&original), idle(&ours), true);
+        let longest = original.iter().chain(&ours).max_by_key(|r| r.steps.len());
+        for (index, step) in longest.iter().flat_map(|r| r.steps.iter().enumerate()) {
+            for figure in &FIGURES {
+                let label = format!("{}: {}, {}", step.label, figure.name, figure.unit);
+                let of = |runs: &[&RunResult]| spread(runs, index, figure);
+                row(&label, of(&original), of(&ours), figure.less_is_better);
+            }
+        }
+        for run in results.runs.iter().filter(|r| r.scenario == name) {
+            if let Some(why) = &run.void {
+                let _ =
+                    writeln!(out, "  VOID {}: {}", run.server, why.lines().next().unwrap_or(""));
+            }
+        }
+    }
+    if !out.is_empty() {
+        let head = format!("{:<46} {:>26} {:>26} {:>9}", "", "original", "zeroring", "better");
+        out.insert_str(0, &head);
+    }
+    out
+}
