@@ -227,11 +227,13 @@ impl Stage<'_> {
         }
         let complete =
             self.wait(&mut watch, COMPLETE_TIMEOUT, |fleet| fleet.complete() == clients)?;
-        let seconds = watch.begin.elapsed().as_secs_f64();
         let mut comparison = self.comparison()?;
         let difference = self.converge(&mut watch, &mut comparison)?;
         *violations += watch.total.violations;
-        let mut step = self.finish(watch, seconds, complete && difference.is_none())?;
+        self.fleet.caught_up(clients).map_err(LoadError::io("asking a worker"))?;
+        let mut step = self.finish(watch, 0.0, complete && difference.is_none())?;
+        // They all began at the same time.
+        step.seconds = step.reconnect.as_ref().map_or(0.0, |d| d.max / 1000.0);
         step.complaints.extend(difference);
         Ok(step)
     }

@@ -79,6 +79,10 @@ pub(crate) struct Client {
     /// It was slow or stalled once: its latencies are its own fault.
     unpunctual: Cell<bool>,
     errand: Cell<(Errand, Instant)>,
+    /// When the first poke of this socket came, or the last one with rows.
+    last_news: Cell<Option<Instant>>,
+    /// Writes that were meant for an earlier time came by catching up.
+    opened_us: Cell<u64>,
     connected: Cell<bool>,
     complete: Cell<bool>,
     /// The worker wants the socket closed.
@@ -138,6 +142,8 @@ impl Client {
             pace_changed: Notify::new(),
             unpunctual: Cell::new(false),
             errand: Cell::new((Errand::Hydrate, Instant::now())),
+            last_news: Cell::new(None),
+            opened_us: Cell::new(0),
             connected: Cell::new(false),
             complete: Cell::new(false),
             closing: Cell::new(false),
@@ -196,6 +202,15 @@ impl Client {
         self.send_text(&json!(["changeDesiredQueries", {"desiredQueriesPatch": patch}]));
     }
 
+    /// All clients are known to be right: a reconnect ended with the last news.
+    pub(crate) fn caught_up(&self) {
+        if let ((Errand::Reconnect, since), Some(news)) = (self.errand.get(), self.last_news.take())
+        {
+            let us = news.saturating_duration_since(since).as_micros() as u64;
+            self.stats.now().reconnect.record(us);
+        }
+    }
+
     pub(crate) fn ping(self: &Rc<Self>) {
         if self.connected.get() {
             self.send_text(&json!(["ping", {}]));
@@ -217,6 +232,8 @@ impl Client {
             let came_back = self.model.borrow().cookie().is_some();
             let errand = if came_back { Errand::Reconnect } else { Errand::Hydrate };
             self.errand.set((errand, at));
+            self.last_news.set(None);
+            self.opened_us.set(epoch_us());
             self.model.borrow_mut().socket_opened();
             let lost = match self.connection().await {
                 Ok(never) => match never {},
@@ -371,10 +388,17 @@ impl Client {
             Taken::Connected => self.set_flags(true, false),
             Taken::Error(text) => return Err(Lost::Error(text)),
             Taken::Poke(poke) => {
+                if poke.row_ops > 0 || self.last_news.get().is_none() {
+                    self.last_news.set(Some(Instant::now()));
+                }
+                let (punctual, opened_us) = (!self.unpunctual.get(), self.opened_us.get());
+                let counted = |times: Vec<u64>| {
+                    times.into_iter().filter(move |&sent| punctual && sent >= opened_us)
+                };
                 let mut stats = self.stats.now();
                 stats.pokes += 1;
                 stats.row_ops += poke.row_ops;
-                for sent in poke.sent_us.into_iter().filter(|_| !self.unpunctual.get()) {
+                for sent in counted(poke.sent_us) {
                     stats.write.record(now_us.saturating_sub(sent));
                 }
                 if poke.became_complete {
@@ -382,7 +406,8 @@ impl Client {
                     let us = since.elapsed().as_micros() as u64;
                     match errand {
                         Errand::Hydrate => stats.hydrate.record(us),
-                        Errand::Reconnect => stats.reconnect.record(us),
+                        // The first poke may come before the catch-up: see `caught_up`.
+                        Errand::Reconnect => {}
                         Errand::Change => stats.change.record(us),
                     }
                 }

@@ -37,6 +37,7 @@ enum Command {
     Close(usize),
     Pace(usize, Pace),
     Swap(usize, String, Box<Ask>),
+    CaughtUp(usize),
     Rows(usize, mpsc::Sender<Rows>),
 }
 
@@ -101,6 +102,18 @@ impl Fleet {
     /// Client `index` gives up the query `gone` for `new`.
     pub(crate) fn swap(&mut self, index: usize, gone: String, new: Ask) -> io::Result<()> {
         self.send(index, Command::Swap(index, gone, Box::new(new)))
+    }
+
+    /// Reconnected clients have nothing more to catch up with: their times are taken.
+    pub(crate) fn caught_up(&mut self, clients: usize) -> io::Result<()> {
+        for index in 0..clients {
+            self.send(index, Command::CaughtUp(index))?;
+        }
+        // Answers come in order: then every worker has seen its commands.
+        for worker in 0..self.commands.len() {
+            self.rows(worker)?;
+        }
+        Ok(())
     }
 
     /// The rows that a client holds.
@@ -203,6 +216,11 @@ fn obey(command: Command, clients: &Clients, stats: &Arc<WorkerStats>, server: S
         Command::Swap(index, gone, new) => {
             if let Some(client) = client(index) {
                 client.swap_query(&gone, *new);
+            }
+        }
+        Command::CaughtUp(index) => {
+            if let Some(client) = client(index) {
+                client.caught_up();
             }
         }
         Command::Rows(index, to) => {
