@@ -116,6 +116,13 @@ impl Partition {
         self.bound != Bound::End && window.limit.is_none_or(|l| self.rows.len() < l)
     }
 
+    /// Whether it had rows when it was last settled, and has some now.
+    pub(super) fn stayed_occupied(&self) -> bool {
+        let (removed, added) =
+            self.log.as_ref().map_or((0, 0), |l| (l.removed.len(), l.added.len()));
+        !self.rows.is_empty() && self.rows.len() + removed > added
+    }
+
     /// Starts the log. True if there was none: the caller must note the partition as touched.
     pub(super) fn touch(&mut self) -> bool {
         let fresh = self.log.is_none();

@@ -12,10 +12,10 @@ use super::dirty::{Dirty, Hit, HitRow, Search, search_filter};
 use super::emit::{NetTables, join_key};
 use super::engine::Budget;
 use super::error::EngineError;
-use super::instance::{Instance, NodeState};
+use super::instance::{Instance, NodeState, Phase};
 use super::lead::Led;
 use super::mutant::{self, Mutant};
-use super::partition::Bound;
+use super::partition::{Bound, Partition};
 use super::plan::{ExistsEdge, NodeId, Param};
 use super::settle::Work;
 use super::shape::{Edge, Kind, NodeShape, Shape};
@@ -113,7 +113,13 @@ impl Update {
                 // The parents were found for the whole group.
                 continue;
             }
-            let keys = self.dirty[usize::from(edge.child.0)].keys(edge);
+            let mut keys = self.dirty[usize::from(edge.child.0)].keys(edge);
+            // Where evidence was and still is, the leaf's truth did not change for any parent.
+            // (While hydrating, "was" may be more than one version ago.)
+            if matches!(instance.phase, Phase::Ready) {
+                let bodies = &instance.nodes[usize::from(edge.child.0)].partitions;
+                keys.retain(|k| !bodies.get(k).is_some_and(Partition::stayed_occupied));
+            }
             if keys.is_empty() {
                 continue;
             }

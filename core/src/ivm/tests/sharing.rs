@@ -139,3 +139,20 @@ fn ranges_are_evaluated_once_per_distinct_parameter() {
     assert_eq!(work(&kit).rest_evaluations, 5);
     assert_eq!(work(&kit).advances, 2);
 }
+
+#[test]
+fn more_of_the_same_evidence_reads_nothing() {
+    let related = json!({"correlation": {"parentField": ["id"], "childField": ["issue"]},
+        "subquery": {"table": "label", "alias": "l"}});
+    let exists = json!({"type": "correlatedSubquery", "op": "EXISTS", "related": related});
+    let query = json!({"table": "issue", "where": exists});
+    let mut kit = kit();
+    let id = kit.subscribe(&query);
+    kit.hydrate(id);
+    assert_eq!(only(&kit.change(&[("label", json!(["l1", "i7", "bug"]))])), "+i7 +l1");
+    let fetches = kit.source.fetches;
+    assert_eq!(only(&kit.change(&[("label", json!(["l2", "i7", "bug"]))])), "+l2");
+    assert_eq!(only(&kit.change(&[("label", json!(["l1"]))])), "-l1");
+    assert_eq!(kit.source.fetches, fetches);
+    kit.check(id, &query);
+}
