@@ -10,6 +10,7 @@
 mod support;
 
 mod crash;
+mod demo;
 mod fuzz;
 mod generate;
 mod groups;

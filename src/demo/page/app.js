@@ -24,6 +24,12 @@ const schema = {
   },
 };
 
+// The schema as the protocol wants it.
+const typed = columns => Object.fromEntries(Object.entries(columns).map(([c, type]) => [c, {type}]));
+const wireSchema = Object.fromEntries(
+  Object.entries(schema).map(([name, t]) => [name, {...t, columns: typed(t.columns)}]),
+);
+
 // ---- queries as ASTs -------------------------------------------------------------------------
 
 const column = name => ({type: 'column', name});
@@ -141,6 +147,7 @@ let lag = null;
 const wanted = new Map(); // hash → AST
 const changed = new Set(); // row keys that the last poke touched
 let poke = null;
+let refusal = null; // what the server said before it closed the connection
 
 function hash(ast) {
   let h = 2166136261;
@@ -156,7 +163,7 @@ function patch(from, to) {
 function connect() {
   const init = ['initConnection', {
     desiredQueriesPatch: patch(new Map(), wanted),
-    ...(cookie === null ? {clientSchema: {tables: schema}} : {}),
+    ...(cookie === null ? {clientSchema: {tables: wireSchema}} : {}),
   }];
   const bytes = new TextEncoder().encode(JSON.stringify({initConnectionMessage: init}));
   const header = encodeURIComponent(btoa(String.fromCharCode(...bytes)));
@@ -166,9 +173,12 @@ function connect() {
   });
   socket = new WebSocket(url, header);
   socket.onmessage = e => receive(JSON.parse(e.data));
-  socket.onopen = () => show('state', 'live', 'live');
+  socket.onopen = () => {
+    refusal = null;
+    show('state', 'live', 'live');
+  };
   socket.onclose = () => {
-    show('state', 'reconnecting', '');
+    show('state', refusal ?? 'reconnecting', '');
     poke = null;
     setTimeout(connect, 1000);
   };
@@ -180,7 +190,7 @@ function receive([type, body]) {
   else if (type === 'pokePart') poke?.parts.push(body);
   else if (type === 'pokeEnd') endPoke(body);
   else if (type === 'error') {
-    show('state', body.kind, '');
+    refusal = `${body.kind}: ${body.message}`;
     if (body.kind === 'ClientNotFound') location.reload();
   }
 }
@@ -199,7 +209,8 @@ function endPoke({cookie: next, cancel}) {
         rows.set(key, op.value);
         changed.add(op.tableName + key);
         const at = op.value.updated_at ?? op.value.created_at;
-        if (cookie !== null && Date.now() - at < 10_000) lag = Date.now() - at;
+        // Rows of a query that is new here are not news.
+        if (!part.gotQueriesPatch && Date.now() - at < 10_000) lag = Date.now() - at;
       } else rows.delete(keyOf(op.tableName, op.id));
     }
   }
