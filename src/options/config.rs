@@ -154,6 +154,8 @@ pub struct Options {
     pub publications: Vec<String>,
     /// Number of the shard.
     pub shard_num: u32,
+    /// Auth tokens are JWTs to be verified: `ZERO_AUTH_JWK`, `_SECRET` or `_JWKS_URL` is set.
+    pub jwt: bool,
     /// Interval of credential checks.
     pub auth_revalidate: Duration,
     /// Interval of query transformations.
@@ -325,6 +327,7 @@ impl Options {
             app_id: read.text("app.id").unwrap_or_default(),
             publications: read.list("app.publications").unwrap_or_default(),
             shard_num: read.count("shard.num").unwrap_or(0).min(u32::MAX as usize) as u32,
+            jwt: ["auth.jwk", "auth.secret", "auth.jwksUrl"].iter().any(|path| read.given(path)),
             auth_revalidate: read
                 .time("auth.revalidateIntervalSeconds", SECOND)
                 .unwrap_or(LONGEST_TIME),

@@ -128,10 +128,8 @@ impl Executor {
             (error, Some(CLOSE_UNAUTHORIZED))
         };
         if request.auth_token.is_some() {
-            if !self.config.takes_tokens {
-                let text = "Exactly one of jwk, secret, or jwksUrl must be set, or both a mutate \
-                            URL and a query URL, for clients that send an auth token.";
-                return Err((Box::new(ErrorBody::internal(text)), None));
+            if let Some(why) = &self.config.refuses_tokens {
+                return Err((Box::new(ErrorBody::internal(why)), None));
             }
             if request.user_id.is_none() {
                 return Err(unauthorized("Authenticated connections require a userID."));

@@ -418,6 +418,7 @@ pub(super) fn group_settings(config: &SyncConfig) -> Arc<Settings> {
         tables: zeroring_core::cvr::internal::ShardTables::new(&config.app_id, config.shard_num),
         has_query_endpoint: !config.query.urls.is_empty(),
         has_mutate_endpoint: config.has_mutate_endpoint,
+        refuses_tokens: config.refuses_tokens.as_deref().map(Arc::from),
         revalidate_ms: ms(config.auth_revalidate),
         retransform_ms: ms(config.auth_retransform),
     })

@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
 use zeroring_core::group::Frame;
 use zeroring_net::ws;
 
 /// Wire frames made while one event's effects are carried out: clients of a group share most.
 #[derive(Default)]
-pub(super) struct WireFrames(Vec<(Arc<[u8]>, ws::Frame)>);
+pub(super) struct WireFrames(FxHashMap<*const u8, (Arc<[u8]>, ws::Frame)>);
 
 impl WireFrames {
     /// The wire form of a frame.
     pub(super) fn of(&mut self, frame: &Frame, compress: bool) -> ws::Frame {
-        if let Some((_, made)) = self.0.iter().find(|(p, _)| Arc::ptr_eq(p, &frame.payload)) {
-            return made.clone();
-        }
-        let made = wire(&frame.payload, frame.binary, compress);
-        self.0.push((frame.payload.clone(), made.clone()));
-        made
+        // The payload is kept beside its address, so the address names nothing else meanwhile.
+        let made = self.0.entry(frame.payload.as_ptr()).or_insert_with(|| {
+            (frame.payload.clone(), wire(&frame.payload, frame.binary, compress))
+        });
+        made.1.clone()
     }
 }
 

@@ -35,8 +35,14 @@ const FLUSH_BATCH: usize = 1_024;
 /// Messages of one connection that wait for their turn. Real clients send a handful; beyond this
 /// the connection is not read until some were handled.
 pub(super) const MAX_BACKLOG: usize = 256;
+/// Bytes that may wait for a socket when a poke is to be sent to it; the poke itself may be larger.
+/// A client that has not read this much has been away for longer than a reconnect costs.
+pub(super) const MAX_QUEUED_BYTES: usize = 16 << 20;
 /// The client is told something at least this often.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(6);
+
+/// Code of the close frame of a client that does not read.
+const CLOSE_TRY_AGAIN: u16 = 1013;
 
 /// Names one life of a group: a group that ends and comes back is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -274,13 +280,17 @@ impl State {
         self.counters.frames += 1;
         match entry.writer.send(frame) {
             Ok(()) | Err(SendError::Closed) => {}
-            Err(error @ SendError::Overflow { .. }) => {
-                tracing::info!(conn = conn.0, "a client does not keep up: {error}");
-                self.counters.slow_clients += 1;
-                entry.writer.close_now(Some((1013, "the client does not read fast enough")));
-                self.disconnected(conn);
-            }
+            Err(error @ SendError::Overflow { .. }) => self.too_slow(conn, &error.to_string()),
         }
+    }
+
+    /// Closes a client that does not read; it comes back with its cookie.
+    fn too_slow(&mut self, conn: ConnId, why: &str) {
+        let Some(entry) = self.conns.get(&conn) else { return };
+        tracing::info!(conn = conn.0, "a client does not keep up: {why}");
+        self.counters.slow_clients += 1;
+        entry.writer.close_now(Some((CLOSE_TRY_AGAIN, "the client does not read fast enough")));
+        self.disconnected(conn);
     }
 
     /// Tells quiet clients that we are alive.
@@ -374,6 +384,11 @@ impl State {
     }
 
     fn send(&mut self, conn: ConnId, list: &[Frame], frames: &mut WireFrames) {
+        let Some(entry) = self.conns.get(&conn) else { return };
+        let waiting = entry.writer.queued_bytes();
+        if waiting > MAX_QUEUED_BYTES {
+            return self.too_slow(conn, &format!("{waiting} bytes wait for it"));
+        }
         for frame in list {
             let wire = frames.of(frame, self.compress);
             self.deliver(conn, &wire);

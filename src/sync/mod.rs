@@ -75,8 +75,8 @@ pub struct SyncConfig {
     pub query: Endpoint,
     /// A mutate endpoint is configured.
     pub has_mutate_endpoint: bool,
-    /// Clients may send auth tokens (opaque ones: both endpoints are there to judge them).
-    pub takes_tokens: bool,
+    /// Why clients cannot send auth tokens; `None`: they can, the app's endpoints judge them.
+    pub refuses_tokens: Option<String>,
     /// `ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS`.
     pub auth_revalidate: Duration,
     /// `ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS`.
@@ -96,16 +96,42 @@ impl SyncConfig {
             replica_file: options.replica_file.clone(),
             query: options.query.clone(),
             has_mutate_endpoint,
-            takes_tokens: has_mutate_endpoint && !options.query.urls.is_empty(),
+            refuses_tokens: refuses_tokens(options),
             auth_revalidate: options.auth_revalidate,
             auth_retransform: options.auth_retransform,
             websocket: WsConfig {
                 max_payload_bytes: options.max_payload_bytes,
                 deflate: options.compression.clone(),
-                ..WsConfig::default()
+                ..websocket_config()
             },
         }
     }
+}
+
+/// Sockets' limits. How much may wait for a socket is judged per poke, not per frame
+/// ([`groups::MAX_QUEUED_BYTES`]): a poke that is larger than the limit must get through.
+pub fn websocket_config() -> WsConfig {
+    WsConfig {
+        max_queued_bytes: usize::MAX / 2,
+        max_queued_frames: usize::MAX / 2,
+        ..WsConfig::default()
+    }
+}
+
+/// Whether somebody is there to judge tokens (spec: sync-protocol §1.6).
+fn refuses_tokens(options: &Options) -> Option<String> {
+    if options.jwt {
+        return Some(
+            "This version of zeroring does not verify JWTs yet (ZERO_AUTH_JWK, ZERO_AUTH_SECRET, \
+             ZERO_AUTH_JWKS_URL): no auth token is taken."
+                .to_owned(),
+        );
+    }
+    (options.mutate.urls.is_empty() || options.query.urls.is_empty()).then(|| {
+        "Exactly one of jwk, secret, or jwksUrl must be set, or both ZERO_MUTATE_URL and \
+         ZERO_QUERY_URL, for clients that send an auth token."
+            .to_owned()
+    })
 }
 
 /// Why the service cannot be prepared.

@@ -66,9 +66,7 @@ impl Group {
     ) -> StepResult {
         let mut made = BTreeMap::new();
         // A failure is ignored here: the sync that follows asks again, and reports it.
-        if self
-            .check_answer(asked.conn, asked.revision, &result, "transform", &asked.queries, cx)
-            .is_ok()
+        if self.check_answer(asked.conn, asked.revision, &result, &asked.queries, cx).is_ok()
             && let Ok(TransformResponse::Queries { queries, .. }) = result
         {
             for result in queries {

@@ -18,7 +18,7 @@ use crate::cvr::{
 };
 use crate::protocol::custom_query::{TransformResponse, ValidatedUser};
 use crate::protocol::down;
-use crate::protocol::error::{ApiFailure, ErrorBody, ErrorKind, FailureCause};
+use crate::protocol::error::{ApiFailure, ErrorBody, ErrorKind};
 use crate::protocol::up::{InitConnection, QueryOp, QueryPut};
 use crate::version::CvrVersion;
 
@@ -101,7 +101,7 @@ impl Group {
             }
             (Stage::Validating { revision, then }, Event::Transformed(result)) => {
                 let conn = trigger.conn().ok_or_else(|| bug("validation without connection"))?;
-                self.check_answer(conn, revision, &result, "validate", &[], cx)?;
+                self.check_answer(conn, revision, &result, &[], cx)?;
                 self.validated(trigger, conn, then, cx)
             }
             (Stage::FlushingConfig(flushing), Event::Flushed(verdict)) => {
@@ -175,6 +175,9 @@ impl Group {
                     "No token provided. An unauthenticated client cannot connect to an \
                      authenticated client group.",
                 ));
+            }
+            (_, Some(_)) if let Some(why) = &self.settings.refuses_tokens => {
+                return Err(Box::new(ErrorBody::internal(&**why)).into());
             }
             (_, Some(_)) if user.is_none() => {
                 return Err(unauthorized("Authenticated connections require a userID."));
@@ -255,7 +258,6 @@ impl Group {
         conn: ConnId,
         revision: u32,
         result: &Result<TransformResponse, ApiFailure>,
-        verb: &str,
         asked: &[QueryHash],
         cx: &mut Cx<'_>,
     ) -> Result<(), Failure> {
@@ -275,14 +277,8 @@ impl Group {
                     .into())
             }
             Err(failure) => {
-                let mut failure = failure.clone();
-                if let FailureCause::Call(crate::protocol::error::CallReason::Internal) =
-                    failure.cause
-                    && failure.message.is_empty()
-                {
-                    failure.message = format!("Failed to {verb} queries");
-                }
-                Err(Box::new(ErrorBody::TransformFailed { failure, query_ids: ids() }).into())
+                let (failure, query_ids) = (failure.clone(), ids());
+                Err(Box::new(ErrorBody::TransformFailed { failure, query_ids }).into())
             }
         }
     }

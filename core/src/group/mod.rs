@@ -74,6 +74,8 @@ pub struct Settings {
     pub has_query_endpoint: bool,
     /// A mutate endpoint is configured.
     pub has_mutate_endpoint: bool,
+    /// Why clients cannot send auth tokens; `None`: they can, the endpoints judge them.
+    pub refuses_tokens: Option<Arc<str>>,
     /// `ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS`, as milliseconds.
     pub revalidate_ms: f64,
     /// `ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS`, as milliseconds.

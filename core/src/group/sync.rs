@@ -127,8 +127,7 @@ impl Group {
         result: Result<TransformResponse, ApiFailure>,
         cx: &mut Cx<'_>,
     ) -> StepResult {
-        let checked =
-            self.check_answer(asked.conn, asked.revision, &result, "transform", &asked.queries, cx);
+        let checked = self.check_answer(asked.conn, asked.revision, &result, &asked.queries, cx);
         if let Err(failure) = checked {
             // What failed on the way is told; the rest stays as it is.
             self.tell_errored(&sync.errored, cx);

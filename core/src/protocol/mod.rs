@@ -20,9 +20,8 @@ pub mod poke;
 mod tests;
 pub mod up;
 
-/// The newest sync protocol that this server speaks. It becomes [`BINARY_POKES_SINCE`] once the
-/// sync service sends [`poke::Chunks`] to clients of that version.
-pub const PROTOCOL_VERSION: u32 = 51;
+/// The newest sync protocol that this server speaks.
+pub const PROTOCOL_VERSION: u32 = 52;
 /// The oldest sync protocol that is accepted. The original promises never to raise it.
 pub const MIN_PROTOCOL_VERSION: u32 = 30;
 /// First version whose poke payload travels in binary chunks.

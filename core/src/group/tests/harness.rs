@@ -95,6 +95,7 @@ impl Harness {
                 tables: ShardTables::new("zero", 0),
                 has_query_endpoint,
                 has_mutate_endpoint: false,
+                refuses_tokens: None,
                 revalidate_ms: 300_000.0,
                 retransform_ms: 300_000.0,
             }),
