@@ -28,6 +28,8 @@ use super::groups::wall_ms;
 /// How often a connection with a full backlog looks whether it may read again.
 const BACKLOG_POLL: std::time::Duration = std::time::Duration::from_millis(5);
 
+/// How long a client that broke the protocol may go on sending before it is cut off.
+const DISCARD_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 /// Code of the close frame of a server that ends.
 const CLOSE_GOING_AWAY: u16 = 1001;
 /// Code of the close frame after a request that cannot be served.
@@ -194,12 +196,15 @@ impl Executor {
                 }
                 ws::Incoming::Closed(how) => {
                     tracing::debug!(conn = conn.0, "closed: {how:?}");
-                    break;
+                    self.state.borrow_mut().disconnected(conn);
+                    self.work.notify_one();
+                    if let ws::Closed::Violation(_) = how {
+                        reader.discard(DISCARD_TIMEOUT).await;
+                    }
+                    return;
                 }
             }
         }
-        self.state.borrow_mut().disconnected(conn);
-        self.work.notify_one();
     }
 
     fn message(&self, conn: ConnId, text: &str) {

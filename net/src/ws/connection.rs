@@ -13,7 +13,7 @@ use super::frame::{self, Frame, OP_PONG};
 use super::handshake::{self, Handshake};
 use crate::http;
 use crate::rt::local::Notify;
-use crate::rt::{Chunk, Stream, sleep, spawn};
+use crate::rt::{Chunk, Stream, sleep, spawn, timeout};
 
 /// Pongs that may wait for a socket; of further pings only the latest is answered (RFC 6455 §5.5.3).
 const MAX_QUEUED_PONGS: usize = 16;
@@ -241,6 +241,23 @@ impl WsReader {
         self.inner.stream.peer_addr()
     }
 
+    /// After [`Closed::Violation`]: takes in and drops what the peer is still sending, for at most
+    /// `limit`. A socket that is closed over unread bytes is reset, and the peer would never see
+    /// the code of the close frame (1009 in the middle of a large message, say).
+    pub async fn discard(self, limit: Duration) {
+        let inner = self.inner.clone();
+        spawn(async move {
+            WsWriter { inner: inner.clone() }.flushed().await;
+            // Fails only if the socket is disconnected already.
+            let _ = inner.stream.shutdown(Shutdown::Write);
+        });
+        let read =
+            async { while let Ok(1..) = self.inner.stream.read_with(|bytes| bytes.len()).await {} };
+        // Whoever sends for longer is cut off.
+        let _ = timeout(limit, read).await;
+        self.inner.gone();
+    }
+
     fn decode(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.decoder.decode(&mut bytes) {
@@ -273,7 +290,8 @@ impl WsReader {
             }
             Err(error) => {
                 self.finished = true;
-                self.inner.close(Some((error.code(), &error.to_string())), Phase::Closed);
+                // The peer may still be sending: see `discard`.
+                self.inner.close(Some((error.code(), &error.to_string())), Phase::Closing);
                 Some(Incoming::Closed(if open { Closed::Violation(error) } else { Closed::ByUs }))
             }
         }
