@@ -151,7 +151,7 @@ fn versions_outside_the_range_are_refused_with_the_side_to_update() {
     assert_eq!(
         parsed(&down::error(&new)),
         json!(["error", {"kind": "VersionNotSupported", "origin": "zeroCache", "message":
-            "server is at sync protocol v51 and does not support v60. The server must be updated to a newer release."}])
+            "server is at sync protocol v52 and does not support v61. The server must be updated to a newer release."}])
     );
     let old = check_version(29.0).unwrap_err();
     assert!(old.message().contains("v29. The client must"), "{old}");
