@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all their own set-up; see README.md.
 CARGO ?= cargo
 
-.PHONY: demo test lint fmt fuzz setup-build setup-test
+.PHONY: bench demo test lint fmt fuzz setup-build setup-test
 
 # A private Postgres with sample data, the server, and a page of live queries.
 demo: setup-build
@@ -12,6 +12,16 @@ demo: setup-build
 test: setup-test lint
 	$(CARGO) test --workspace --doc --locked
 	$(CARGO) nextest run --workspace --locked --no-tests=fail
+
+# The original and ours side by side (A-B-B-A), about half an hour; writes docs/benchmarks/.
+# BENCH_SERVERS, BENCH_SCENARIOS and BENCH_FLAGS narrow or change it.
+BENCH_SCENARIOS ?= $(wildcard loadtest/scenarios/*.toml)
+BENCH_SERVERS ?= --server original --server zeroring
+BENCH_FLAGS ?= --abba
+bench: setup-test
+	$(CARGO) build --release --locked -p zeroring -p zeroring-loadtest
+	target/release/zeroring-loadtest run $(BENCH_SCENARIOS) $(BENCH_SERVERS) $(BENCH_FLAGS) \
+	  --json docs/benchmarks/results.json --html docs/benchmarks/report.html
 
 lint:
 	$(CARGO) fmt --all --check

@@ -9,7 +9,7 @@ use crate::result::{Results, RunResult};
 use crate::run::{RunOptions, run};
 use crate::scenario::Scenario;
 use crate::server::ServerKind;
-use crate::table;
+use crate::{report, table};
 
 const HELP: &str = "\
 zeroring-loadtest: load, measure and compare sync servers.
@@ -18,11 +18,15 @@ zeroring-loadtest: load, measure and compare sync servers.
       Runs each scenario against each server and prints a table. Postgres is private, and new
       for every run. Exit code 1 if a run is void.
 
+  zeroring-loadtest report RESULTS.json... --html FILE
+      Makes one report of results that were written before.
+
 Options
   --server zeroring[=BINARY]         default target/release/zeroring
   --server original[=NODE_MODULES]   default tests/client/node_modules
   --abba                 two servers: run them in the order A B B A
   --json FILE            write the results
+  --html FILE            write the report
   --set NAME=VALUE       a setting of both servers (repeatable)
   --set-zeroring NAME=VALUE, --set-original NAME=VALUE
   --cvr file|postgres    where zeroring keeps client views; the original uses Postgres (file)
@@ -39,6 +43,7 @@ struct Arguments {
     servers: Vec<ServerKind>,
     abba: bool,
     json: Option<PathBuf>,
+    html: Option<PathBuf>,
     set: Vec<String>,
     set_zeroring: Vec<String>,
     set_original: Vec<String>,
@@ -54,6 +59,7 @@ struct Arguments {
 pub fn main(arguments: &[String]) -> Result<bool, LoadError> {
     match arguments.split_first() {
         Some((command, rest)) if command == "run" => run_all(&parse(rest)?),
+        Some((command, rest)) if command == "report" => join_reports(&parse(rest)?),
         Some((command, _)) if matches!(command.as_str(), "help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(true)
@@ -74,6 +80,7 @@ fn parse(arguments: &[String]) -> Result<Arguments, LoadError> {
             "--server" => parsed.servers.push(ServerKind::parse(&value()?)?),
             "--abba" => parsed.abba = true,
             "--json" => parsed.json = Some(value()?.into()),
+            "--html" => parsed.html = Some(value()?.into()),
             "--set" => parsed.set.push(value()?),
             "--set-zeroring" => parsed.set_zeroring.push(value()?),
             "--set-original" => parsed.set_original.push(value()?),
@@ -98,8 +105,8 @@ fn parse(arguments: &[String]) -> Result<Arguments, LoadError> {
             file => parsed.files.push(file.into()),
         }
     }
-    if parsed.files.is_empty() || parsed.servers.is_empty() {
-        return Err(LoadError::Usage("needs a scenario and a --server".to_owned()));
+    if parsed.files.is_empty() {
+        return Err(LoadError::Usage("needs a file".to_owned()));
     }
     Ok(parsed)
 }
@@ -127,9 +134,13 @@ impl Arguments {
     }
 
     /// The servers in the order in which they run.
-    fn order(&self) -> Vec<&ServerKind> {
+    fn order(&self, scenario: &Scenario) -> Vec<&ServerKind> {
         let forth = self.servers.iter();
-        if self.abba { forth.clone().chain(forth.rev()).collect() } else { forth.collect() }
+        if self.abba && !scenario.once {
+            forth.clone().chain(forth.rev()).collect()
+        } else {
+            forth.collect()
+        }
     }
 }
 
@@ -139,13 +150,41 @@ fn commit() -> String {
     text.unwrap_or_default()
 }
 
+fn join_reports(arguments: &Arguments) -> Result<bool, LoadError> {
+    let mut all = Results::default();
+    for file in &arguments.files {
+        let doing = || format!("reading {}", file.display());
+        let text = std::fs::read_to_string(file).map_err(LoadError::io(doing()))?;
+        let results: Results = serde_json::from_str(&text)
+            .map_err(|e| LoadError::Io { doing: doing(), cause: std::io::Error::other(e) })?;
+        all.runs.extend(results.runs);
+    }
+    finish(arguments, &all)
+}
+
+/// Writes what was asked for, prints the table; false if a run was void.
+fn finish(arguments: &Arguments, results: &Results) -> Result<bool, LoadError> {
+    if let Some(file) = &arguments.json {
+        write_json(file, results)?;
+    }
+    if let Some(file) = &arguments.html {
+        let doing = format!("writing {}", file.display());
+        std::fs::write(file, report::html(results)).map_err(LoadError::io(doing))?;
+    }
+    print!("{}", table::text(results));
+    Ok(results.runs.iter().all(|r| r.void.is_none()))
+}
+
 fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
+    if arguments.servers.is_empty() {
+        return Err(LoadError::Usage("needs a --server".to_owned()));
+    }
     allow_many_files();
     let scenarios =
         arguments.files.iter().map(|f| Scenario::read(f)).collect::<Result<Vec<_>, _>>()?;
     let mut results = Results::default();
     for scenario in &scenarios {
-        for kind in arguments.order() {
+        for kind in arguments.order(scenario) {
             let result = run(scenario, kind, &arguments.options(kind)).unwrap_or_else(|error| {
                 eprintln!("{} · {}: {error}", scenario.name, kind.name());
                 RunResult {
@@ -162,8 +201,7 @@ fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
             }
         }
     }
-    print!("{}", table::text(&results));
-    Ok(results.runs.iter().all(|r| r.void.is_none()))
+    finish(arguments, &results)
 }
 
 fn write_json(file: &Path, results: &Results) -> Result<(), LoadError> {

@@ -20,11 +20,13 @@ mod data_set;
 mod error;
 mod process;
 mod progress;
+mod report;
 mod result;
 mod run;
 mod scenario;
 mod server;
 mod steps;
+mod svg;
 mod table;
 mod writer;
 

@@ -62,6 +62,8 @@ pub(crate) struct Trial {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct StepResult {
     pub(crate) label: String,
+    /// What the scenario calls it: `connect`, `write`, …
+    pub(crate) kind: String,
     /// From the step's begin until all its effects had arrived.
     pub(crate) seconds: f64,
     pub(crate) clients: usize,
@@ -98,6 +100,7 @@ pub(crate) struct RunResult {
     pub(crate) scenario: String,
     pub(crate) title: String,
     pub(crate) about: String,
+    pub(crate) headline: Option<String>,
     pub(crate) server: String,
     pub(crate) server_version: String,
     pub(crate) settings: Vec<String>,
@@ -105,7 +108,7 @@ pub(crate) struct RunResult {
     pub(crate) hardware: String,
     pub(crate) commit: String,
     pub(crate) started_at: String,
-    /// From starting the process until it was ready, initial sync included.
+    /// From starting the process until a first client had its rows, initial sync included.
     pub(crate) start_seconds: f64,
     pub(crate) replicated_rows: u64,
     pub(crate) idle_pss_bytes: u64,
@@ -115,6 +118,8 @@ pub(crate) struct RunResult {
     pub(crate) compared_rows: usize,
     /// Seconds until they were equal.
     pub(crate) converge_seconds: f64,
+    /// What the server said about itself at the end, if it can.
+    pub(crate) statz: Option<serde_json::Value>,
     /// Why the run does not count.
     pub(crate) void: Option<String>,
 }

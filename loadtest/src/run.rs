@@ -1,15 +1,17 @@
 //! One run: a fresh Postgres, a fresh server, a scenario's steps one after the other, the check.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
 use zeroring_net::pg::local_server::LocalServer;
 
 use crate::check::Comparison;
+use crate::client::connection::ClientSetup;
 use crate::client::fleet::Fleet;
 use crate::client::stats::Interval;
-use crate::data_set::{self, Query};
+use crate::data_set::{self, Query, QueryKind, QuerySpec, Whose};
 use crate::error::LoadError;
 use crate::process;
 use crate::progress::Progress;
@@ -22,6 +24,9 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// Length of a sample of a step's timeline.
 const SAMPLE_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the first client may wait for its row.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long the last changes may take to arrive before clients count as diverged.
 const CONVERGE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -98,8 +103,6 @@ pub(crate) fn run(
     let server = Server::start(kind, &url, &options.settings)?;
     let fleet = Fleet::start(options.workers, server.address())?;
     let mut result = describe(scenario, kind, options);
-    result.start_seconds = server.start_seconds;
-    result.idle_pss_bytes = process::pss_bytes(server.pid());
     let version = sql.query_one("SHOW server_version", &[]).map_err(LoadError::sql("asking"))?;
     result.postgres_version = version.get(0);
     let mut stage = Stage {
@@ -114,7 +117,11 @@ pub(crate) fn run(
         progress,
         _postgres: postgres,
     };
+    stage.probe()?;
+    result.start_seconds = stage.server.started.elapsed().as_secs_f64();
+    result.idle_pss_bytes = process::pss_bytes(stage.server.pid());
     stage.play(&mut result)?;
+    result.statz = stage.server.statz();
     Ok(result)
 }
 
@@ -124,6 +131,7 @@ fn describe(scenario: &Scenario, kind: &ServerKind, options: &RunOptions) -> Run
         scenario: scenario.name.clone(),
         title: scenario.title.clone(),
         about: scenario.about.clone(),
+        headline: scenario.headline.clone(),
         server: kind.name().to_owned(),
         server_version: kind.version(),
         settings: [options.postgres.as_slice(), options.settings.as_slice()].concat(),
@@ -135,11 +143,46 @@ fn describe(scenario: &Scenario, kind: &ServerKind, options: &RunOptions) -> Run
 }
 
 impl Stage<'_> {
+    /// A first client: the server is ready when it has its row.
+    fn probe(&mut self) -> Result<(), LoadError> {
+        self.progress.tell("waiting for the first rows");
+        let spec =
+            QuerySpec { kind: QueryKind::Project, project: Whose::Shared, offset: 0, limit: None };
+        let index = usize::MAX;
+        let setup = ClientSetup {
+            index,
+            client_id: "probe".to_owned(),
+            group_id: "probe".to_owned(),
+            queries: vec![spec.for_group(0, 1).ask()],
+            client_schema: Arc::new(data_set::client_schema()),
+        };
+        self.fleet.open(setup, Instant::now()).map_err(LoadError::io("opening a client"))?;
+        let begin = Instant::now();
+        for wanted in [1, 0] {
+            while self.fleet.complete() != wanted {
+                self.server.check_alive()?;
+                if begin.elapsed() > PROBE_TIMEOUT {
+                    let complaints = self.fleet.take_interval().complaints.join("; ");
+                    return Err(LoadError::Server {
+                        server: "the first client".to_owned(),
+                        cause: format!("{complaints}\n{}", self.server.log_tail()),
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if wanted == 1 {
+                self.fleet.close(index).map_err(LoadError::io("closing a client"))?;
+            }
+        }
+        Ok(())
+    }
+
     fn play(&mut self, result: &mut RunResult) -> Result<(), LoadError> {
         result.started_at = self.text("SELECT to_char(now(), 'YYYY-MM-DD HH24:MI:SS TZ')")?;
         let mut violations = 0;
         for step in &self.scenario.steps {
-            let done = self.step(step, &mut violations)?;
+            let mut done = self.step(step, &mut violations)?;
+            done.kind = step.kind().to_owned();
             self.progress.line(&summary(&done));
             let broken = !done.settled;
             result.steps.push(done);

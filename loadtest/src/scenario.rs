@@ -24,6 +24,12 @@ pub(crate) struct Scenario {
     /// What it shows, what limits it.
     #[serde(default)]
     pub(crate) about: String,
+    /// The figure that the summary shows instead of the steps' own: `memory` or `start`.
+    #[serde(default)]
+    pub(crate) headline: Option<String>,
+    /// Run by each server once, also where others are repeated: it takes long.
+    #[serde(default)]
+    pub(crate) once: bool,
     pub(crate) data: DataSize,
     /// Every client asks for all of these.
     #[serde(rename = "query")]
@@ -113,6 +119,18 @@ pub(crate) enum Step {
 }
 
 impl Step {
+    /// As in the file.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Step::Idle { .. } => "idle",
+            Step::Connect { .. } => "connect",
+            Step::Write { .. } => "write",
+            Step::Search { .. } => "search",
+            Step::Reconnect { .. } => "reconnect",
+            Step::Churn { .. } => "churn",
+        }
+    }
+
     pub(crate) fn label(&self) -> String {
         match self {
             Step::Idle { .. } => "idle".to_owned(),
@@ -144,6 +162,8 @@ impl Scenario {
         let rows = data.projects.saturating_mul(data.items).saturating_mul(1 + data.comments);
         ok(data.projects > 0 && data.items > 0, "needs projects and items")?;
         ok(rows <= MAX_ROWS, "too many rows")?;
+        let headline = self.headline.as_deref();
+        ok(matches!(headline, None | Some("memory" | "start")), "headline: memory or start")?;
         ok(!self.queries.is_empty() && self.tabs > 0, "needs queries and tabs")?;
         let seconds = |s: f64| ok(s > 0.0 && s <= MAX_STEP_SECONDS, "seconds: above 0, up to 600");
         let rate = |r: f64| ok(r > 0.0 && r <= 1e6, "rates are above 0, up to a million");
