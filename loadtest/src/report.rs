@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::result::{Distribution, Results, RunResult, StepResult};
+use crate::result::{Distribution, Results, RunResult, Sample, StepResult};
 use crate::svg::{Chart, Scale, Series, escape};
 use crate::table::{FIGURES, Figure, Spread, advantage, number, scenarios, spread, valid};
 
@@ -178,6 +178,10 @@ fn series<'a>(
     all
 }
 
+/// A figure of a moment.
+type OfSample = fn(&Sample) -> Option<f64>;
+
+/// One of a step's distributions.
 type Pick = fn(&StepResult) -> Option<&Distribution>;
 
 fn charts(out: &mut String, runs: &[&RunResult], index: usize, label: &str) {
@@ -202,7 +206,7 @@ fn charts(out: &mut String, runs: &[&RunResult], index: usize, label: &str) {
         drawn.extend(chart.html());
     }
     drawn.extend(trials(runs, index));
-    let over_time: [(&str, &str, Scale, fn(&crate::result::Sample) -> Option<f64>); 3] = [
+    let over_time: [(&str, &str, Scale, OfSample); 3] = [
         ("Lag over time (median of what arrives)", "ms", Scale::Log, |s| s.write_p50),
         ("CPU of the server over time", "% of a CPU", Scale::Linear, |s| {
             Some(s.server_cpu * 100.0)
