@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::LoadError;
+use crate::null::{self, NullLoad};
 use crate::result::{Results, RunResult};
 use crate::run::{RunOptions, run};
 use crate::scenario::Scenario;
@@ -20,6 +21,10 @@ zeroring-loadtest: load, measure and compare sync servers.
 
   zeroring-loadtest report RESULTS.json... --html FILE
       Makes one report of results that were written before.
+
+  zeroring-loadtest null [--clients N] [--rate N] [--pokes N] [--seconds N] [--workers N]
+      What the load generator itself can do: N clients, to each of which a server that does
+      nothing else makes N writes a second of N pokes each.
 
 Options
   --server zeroring[=BINARY]         default target/release/zeroring
@@ -60,12 +65,49 @@ pub fn main(arguments: &[String]) -> Result<bool, LoadError> {
     match arguments.split_first() {
         Some((command, rest)) if command == "run" => run_all(&parse(rest)?),
         Some((command, rest)) if command == "report" => join_reports(&parse(rest)?),
+        Some((command, rest)) if command == "null" => null(rest),
+        Some((command, [rate, pokes])) if command == "null-server" => {
+            null::serve(positive("rate", rate)?, positive("pokes", pokes)? as usize).map(|()| true)
+        }
         Some((command, _)) if matches!(command.as_str(), "help" | "--help" | "-h") => {
             print!("{HELP}");
             Ok(true)
         }
         _ => Err(LoadError::Usage("which command?".to_owned())),
     }
+}
+
+fn positive(name: &str, text: &str) -> Result<f64, LoadError> {
+    let wrong = || LoadError::Usage(format!("{name} {text}: a positive number"));
+    text.parse().ok().filter(|n| *n > 0.0).ok_or_else(wrong)
+}
+
+fn null(arguments: &[String]) -> Result<bool, LoadError> {
+    allow_many_files();
+    let mut load = NullLoad {
+        clients: 20_000,
+        rate: 2.0,
+        pokes: 5,
+        seconds: 10.0,
+        workers: NonZeroUsize::MIN,
+    };
+    for pair in arguments.chunks(2) {
+        let [name, value] = pair else {
+            return Err(LoadError::Usage(format!("{} needs a value", pair[0])));
+        };
+        let number = positive(name, value)?;
+        match name.as_str() {
+            "--clients" => load.clients = number as usize,
+            "--rate" => load.rate = number,
+            "--pokes" => load.pokes = number as usize,
+            "--seconds" => load.seconds = number,
+            "--workers" => {
+                load.workers = NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
+            }
+            other => return Err(LoadError::Usage(format!("unknown option {other}"))),
+        }
+    }
+    null::measure(&load)
 }
 
 fn parse(arguments: &[String]) -> Result<Arguments, LoadError> {

@@ -18,6 +18,7 @@ pub mod cli;
 mod client;
 mod data_set;
 mod error;
+mod null;
 mod process;
 mod progress;
 mod report;

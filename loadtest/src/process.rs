@@ -67,12 +67,18 @@ pub(crate) fn own_cpu_seconds() -> f64 {
 
 /// Memory of `root` and everything below it, pages shared with others in proportion (PSS).
 pub(crate) fn pss_bytes(root: u32) -> u64 {
-    let pss = |pid: &u32| {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-        let line = text.lines().find(|l| l.starts_with("Pss:"))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    tree(root).iter().filter_map(pss).sum::<u64>() * 1024
+    tree(root).iter().filter_map(|pid| pss(*pid)).sum()
+}
+
+/// Memory of this process alone.
+pub(crate) fn own_pss_bytes() -> u64 {
+    pss(std::process::id()).unwrap_or(0)
+}
+
+fn pss(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find(|l| l.starts_with("Pss:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
 }
 
 /// The child of this process whose command line contains `text`.

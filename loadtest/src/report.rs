@@ -8,6 +8,9 @@ use crate::svg::{Chart, Scale, Series, escape};
 use crate::table::{FIGURES, Figure, Spread, advantage, number, scenarios, spread, valid};
 
 const STYLE: &str = include_str!("report.css");
+/// A bar is full at a ratio of two to this power; its length is logarithmic.
+const BAR_DOUBLINGS: f64 = 8.0;
+
 const SERVERS: [&str; 2] = ["original", "zeroring"];
 
 /// The page.
@@ -74,14 +77,25 @@ fn cell(spread: Option<Spread>, unit: &str) -> String {
     format!("<td>{} {unit}{range}</td>", number(mean))
 }
 
-fn row(out: &mut String, label: &str, a: Option<Spread>, b: Option<Spread>, f: (&str, bool)) {
+fn row(
+    out: &mut String,
+    label: &str,
+    a: Option<Spread>,
+    b: Option<Spread>,
+    f: (&str, Option<bool>),
+) {
     if a.is_none() && b.is_none() {
         return;
     }
     let ratio = a.zip(b).and_then(|(a, b)| advantage(a, b, f.1));
     let ratio = ratio.map_or("<td></td>".to_owned(), |r| {
         let class = if r >= 1.0 { "win" } else { "lose" };
-        format!("<td class=\"{class}\">× {}</td>", number(r))
+        let width = (r.log2().abs() / BAR_DOUBLINGS).min(1.0) * 100.0;
+        format!(
+            "<td class=\"{class}\">× {}<span class=\"bar\"><i style=\"width:{width:.0}%\"></i>\
+             </span></td>",
+            number(r)
+        )
     });
     let (a, b) = (cell(a, f.0), cell(b, f.0));
     let _ = write!(out, "<tr><td>{}</td>{a}{b}{ratio}</tr>", escape(label));
@@ -93,7 +107,7 @@ const HEAD: &str = "<div class=\"scroll\"><table><tr><th></th><th>original</th><
 fn start_rows(out: &mut String, label: &str, original: &[&RunResult], ours: &[&RunResult]) {
     let start =
         |runs: &[&RunResult]| Spread::of(&runs.iter().map(|r| r.start_seconds).collect::<Vec<_>>());
-    row(out, label, start(original), start(ours), ("s", true));
+    row(out, label, start(original), start(ours), ("s", Some(true)));
 }
 
 fn summary(out: &mut String, results: &Results) {

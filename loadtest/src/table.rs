@@ -8,7 +8,8 @@ use crate::result::{Distribution, Results, RunResult, StepResult};
 pub(crate) struct Figure {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
-    pub(crate) less_is_better: bool,
+    /// None: nothing to compare, it follows from the scenario.
+    pub(crate) less_is_better: Option<bool>,
     pub(crate) of: fn(&StepResult) -> Option<f64>,
 }
 
@@ -25,79 +26,79 @@ pub(crate) const FIGURES: [Figure; 13] = [
     Figure {
         name: "all complete after",
         unit: "s",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| (s.hydrate.is_some() || s.reconnect.is_some()).then_some(s.seconds),
     },
     Figure {
         name: "hydrate p50",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p50(s.hydrate.as_ref()),
     },
     Figure {
         name: "hydrate p99",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p99(s.hydrate.as_ref()),
     },
     Figure {
         name: "reconnect p50",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p50(s.reconnect.as_ref()),
     },
     Figure {
         name: "reconnect p99",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p99(s.reconnect.as_ref()),
     },
     Figure {
         name: "query change p50",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p50(s.change.as_ref()),
     },
     Figure {
         name: "query change p99",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p99(s.change.as_ref()),
     },
     Figure {
         name: "write to client p50",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p50(s.write.as_ref()),
     },
     Figure {
         name: "write to client p99",
         unit: "ms",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| p99(s.write.as_ref()),
     },
     Figure {
         name: "sustained writes",
         unit: "/s",
-        less_is_better: false,
+        less_is_better: Some(false),
         of: |s| s.sustained_rate,
     },
     Figure {
         name: "deliveries",
         unit: "rows/s",
-        less_is_better: false,
+        less_is_better: None,
         of: |s| s.write.is_some().then_some(s.deliveries_per_second),
     },
     Figure {
         name: "server CPU",
         unit: "s",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| Some(s.server_cpu_seconds),
     },
     Figure {
         name: "server memory (PSS)",
         unit: "MB",
-        less_is_better: true,
+        less_is_better: Some(true),
         of: |s| Some(s.pss_bytes as f64 / 1e6),
     },
 ];
@@ -159,9 +160,13 @@ pub(crate) fn spread(runs: &[&RunResult], step: usize, figure: &Figure) -> Optio
 }
 
 /// original ÷ zeroring, or the reverse where more is better: above 1 = zeroring is better.
-pub(crate) fn advantage(original: Spread, ours: Spread, less_is_better: bool) -> Option<f64> {
+pub(crate) fn advantage(
+    original: Spread,
+    ours: Spread,
+    less_is_better: Option<bool>,
+) -> Option<f64> {
     let (over, under) =
-        if less_is_better { (original.mean, ours.mean) } else { (ours.mean, original.mean) };
+        if less_is_better? { (original.mean, ours.mean) } else { (ours.mean, original.mean) };
     (under > 0.0 && over > 0.0).then(|| over / under)
 }
 
@@ -173,7 +178,7 @@ pub(crate) fn text(results: &Results) -> String {
         let _ = writeln!(out, "\n{name}: {}", first.title);
         let original = valid(results, name, "original");
         let ours = valid(results, name, "zeroring");
-        let mut row = |label: &str, a: Option<Spread>, b: Option<Spread>, less: bool| {
+        let mut row = |label: &str, a: Option<Spread>, b: Option<Spread>, less: Option<bool>| {
             if a.is_none() && b.is_none() {
                 return;
             }
@@ -189,8 +194,8 @@ pub(crate) fn text(results: &Results) -> String {
             let memory = runs.iter().map(|r| r.idle_pss_bytes as f64 / 1e6);
             Spread::of(&memory.collect::<Vec<_>>())
         };
-        row("start to ready, with initial sync, s", start(&original), start(&ours), true);
-        row("memory at start, MB", idle(&original), idle(&ours), true);
+        row("start to ready, with initial sync, s", start(&original), start(&ours), Some(true));
+        row("memory at start, MB", idle(&original), idle(&ours), Some(true));
         let longest = original.iter().chain(&ours).max_by_key(|r| r.steps.len());
         for (index, step) in longest.iter().flat_map(|r| r.steps.iter().enumerate()) {
             for figure in &FIGURES {
