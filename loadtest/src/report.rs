@@ -20,7 +20,7 @@ pub(crate) fn html(results: &Results) -> String {
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
          <title>zeroring: benchmarks</title><style>{STYLE}</style><main>\
          <h1>Benchmarks</h1><p class=\"soft\">zeroring and the original zero-cache, side by side: \
-         same machine, same Postgres settings, same clients. Every figure is of runs in which all \
+         same machine, same Postgres settings, same clients. Only runs count in which the sampled \
          clients ended with exactly the rows of Postgres.</p>\
          <span class=\"key\"><i class=\"o\"></i>original</span>\
          <span class=\"key\"><i class=\"z\"></i>zeroring</span>"
