@@ -14,7 +14,7 @@ const MAX_FILE_LINES: usize = 800;
 const FLOORS: [(&str, &[&str]); 4] = [
     ("core/src", &["zeroring_net", "zeroring_storage", "zeroring::"]),
     ("net/src", &["zeroring_core", "zeroring_storage", "zeroring::"]),
-    ("storage/src", &["zeroring_net", "zeroring::"]),
+    ("storage/src", &["zeroring::"]),
     ("src", &["zeroring_bench", "zeroring_loadtest"]),
 ];
 

@@ -81,6 +81,32 @@ impl RowIdentity {
         Ok(RowIdentity::new(table.into(), key))
     }
 
+    /// The row of `table` whose key is this JSON object, columns in any order (as JSONB gives it).
+    ///
+    /// # Errors
+    /// [`RowIdentityError`] if it is no object.
+    pub fn from_key_json(table: &str, json: &str) -> Result<RowIdentity, RowIdentityError> {
+        let key: serde_json::Map<String, serde_json::Value> = serde_json::from_str(json)
+            .map_err(|_| RowIdentityError { text: json.to_owned(), why: "not a JSON object" })?;
+        let key = key.into_iter().map(|(column, value)| (Arc::from(column), key_value(value)));
+        Ok(RowIdentity::new(table.into(), key.collect()))
+    }
+
+    /// The key as JSON object `{column: value, …}`.
+    pub fn key_json(&self) -> String {
+        let mut out = String::from("{");
+        for (column, value) in &self.key {
+            if out.len() > 1 {
+                out.push(',');
+            }
+            push_json_string(&mut out, column);
+            out.push(':');
+            push_json_value(&mut out, value);
+        }
+        out.push('}');
+        out
+    }
+
     /// The table: `name`, or `schema.name` outside `public`.
     pub fn table(&self) -> &Arc<str> {
         &self.table
@@ -305,6 +331,8 @@ mod tests {
             prop_assert_eq!(&back, &identity);
             prop_assert_eq!(back.key(), identity.key());
             prop_assert_eq!(back.table(), identity.table());
+            let back = RowIdentity::from_key_json(identity.table(), &identity.key_json()).unwrap();
+            prop_assert_eq!(&back, &identity);
         }
 
         #[test]

@@ -13,9 +13,10 @@
 //!   is the expected one (ownership is looked at first);
 //! - reads of rows answer only if the group is at the version that the asker believes in.
 //!
-//! [`embedded`] is one local SQLite file.
+//! [`embedded`] is one local SQLite file; [`postgres`] the database that originals use too.
 
 pub mod embedded;
+pub mod postgres;
 
 use std::sync::Arc;
 

@@ -22,6 +22,11 @@ use zeroring_storage::cvr_store::{
 pub trait Lab {
     /// Another server with this task id.
     fn open(&self, task_id: &str) -> Server;
+
+    /// Steps of a simulation that this store makes in a few seconds.
+    fn steps(&self) -> u64 {
+        20_400
+    }
 }
 
 /// An embedded store in a directory of its own.

@@ -26,7 +26,6 @@ use zeroring_storage::cvr_store::RowScan;
 use crate::lab::*;
 
 const GROUPS: u64 = 4;
-const STEPS: u64 = 20_400;
 const ROWS: i64 = 10;
 const QUERIES: [&str; 5] = ["a", "b", "c", "d", "e"];
 const CLIENTS: [&str; 3] = ["x", "y", "z"];
@@ -543,7 +542,7 @@ fn run(servers: &[Server], seed: u64, steps: u64) -> u64 {
 pub fn clients_converge_on_the_model(lab: &dyn Lab) {
     let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
     let seed = number("CVR_SEED").unwrap_or_else(rand::random);
-    let steps = number("CVR_STEPS").unwrap_or(STEPS);
+    let steps = number("CVR_STEPS").unwrap_or_else(|| lab.steps());
     eprintln!("CVR_SEED={seed} CVR_STEPS={steps}");
     let servers = [lab.open("one"), lab.open("two")];
     let done: u64 = std::thread::scope(|scope| {

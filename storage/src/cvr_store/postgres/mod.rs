@@ -1,0 +1,282 @@
+//! The CVR store on Postgres, schema version 17: shared with other servers, ours and originals
+//! (1.9.0), which may read and write the same groups at any moment.
+//!
+//! ```text
+//! executors ──small flushes──────────▶ flush lane ──▶ 1 worker  ─┐
+//!     ├──────large flushes, TTL, purge▶ slow lane ───▶ 1 worker  ─┼─▶ Postgres
+//!     └──────load, rows, catch-up────▶ read lane ───▶ ≤ 4 workers ┘
+//! ```
+//!
+//! Each worker is a thread with one connection ([`session`]): made when needed, renewed after
+//! 5–10 minutes, closed when idle. With fewer than three connections allowed, workers serve several
+//! lanes.
+//!
+//! *Group commit.* The flush worker takes everything that waits and writes it as one transaction in
+//! one round trip ([`sql`], [`batch`], [`write`]); while it commits, the next batch gathers. A
+//! refused group writes nothing and leaves the others alone. Flushes of more than
+//! [`MAX_SMALL_ROWS`] rows go to the slow lane, so that a big hydration delays nobody else's poke.
+//!
+//! *Invariants* that all servers of a database keep (spec: view-syncer-cvr §2.11), and how:
+//! - a group changes only under the lock of its `instances` row, after ownership and version were
+//!   checked there: every flush begins so;
+//! - `rowsVersion` names the version that `rows` are of: both are written in the transaction of the
+//!   metadata, always. (An original may write rows after the metadata. We need not, and so a crash
+//!   never leaves a group behind its rows.) Loads wait for the rows of others, reads check;
+//! - a verdict is given after the commit was acknowledged, or found to have happened.
+//!
+//! *Failures.* A lost connection is made anew, and what was under way is done again or found done;
+//! for a minute requests only wait. Then they fail with `Storage`.
+
+mod batch;
+mod job;
+mod params;
+mod queue;
+mod read;
+mod schema;
+mod session;
+mod sql;
+mod worker;
+mod write;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use zeroring_core::cvr::store::{
+    CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, Purged, RowPage,
+};
+use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, RowRecord, TtlClock};
+use zeroring_net::pg::{Client, PgConfig, PgError};
+
+use self::job::{FlushPart, Job, LoadJob, answer};
+use self::queue::{Lane, MAX_WAITING, Queue, Refused};
+pub use self::schema::SCHEMA_VERSION;
+use self::session::{Session, Shared};
+use self::sql::Sql;
+use self::worker::Worker;
+use super::{Answer, CvrStore, PurgeLimits, Reply, RowLookup, RowScan, Verdict};
+
+/// Flushes of more rows than this go to the slow lane.
+const MAX_SMALL_ROWS: usize = 1_000;
+
+/// More connections than this do not read faster: a load takes many groups at once.
+const MAX_READERS: usize = 4;
+
+/// Where the store is and how it is used.
+#[derive(Debug, Clone)]
+pub struct PostgresCvrConfig {
+    /// The database: `ZERO_CVR_DB`, by default that of `ZERO_UPSTREAM_DB`.
+    pub connection: PgConfig,
+    /// `ZERO_APP_ID`; with the shard it names the schema, `"{app}_{shard}/cvr"`.
+    pub app: String,
+    /// `ZERO_SHARD_NUM`.
+    pub shard: u32,
+    /// `ZERO_CVR_MAX_CONNS`; at least one is used.
+    pub max_connections: usize,
+    /// `ZERO_PG_SOCKET_INACTIVITY_TIMEOUT`: a connection on which an answer is awaited and nothing
+    /// arrives for so long is given up. `None` waits for ever.
+    pub socket_inactivity: Option<Duration>,
+    /// `ZERO_IDLE_IN_TRANSACTION_SESSION_TIMEOUT`; zero for none.
+    pub idle_in_transaction: Duration,
+}
+
+impl PostgresCvrConfig {
+    /// The original's defaults for everything but the database.
+    pub fn new(connection: PgConfig) -> PostgresCvrConfig {
+        PostgresCvrConfig {
+            connection,
+            app: "zero".to_owned(),
+            shard: 0,
+            max_connections: 30,
+            socket_inactivity: Some(Duration::from_secs(120)),
+            idle_in_transaction: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why the store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No connection.
+    #[error("CVR database: {0}")]
+    Connect(#[from] PgError),
+    /// The tables cannot be made or brought up to date.
+    #[error("CVR database: migrating schema \"{schema}\" failed: {source}")]
+    Migrate {
+        /// The schema.
+        schema: String,
+        /// Postgres' error.
+        source: PgError,
+    },
+    /// A newer server has changed what we rely on.
+    #[error(
+        "Cannot run view-syncer at schema v{SCHEMA_VERSION} because rollback limit is v{limit}"
+    )]
+    RollbackLimit {
+        /// The oldest version that may run.
+        limit: i32,
+    },
+    /// The tables are of a time before anything that can be migrated.
+    #[error(
+        "CVR schema \"{schema}\" is of version {found}, the oldest that can be migrated is 6: drop \
+         the schema (its clients will resync) or migrate it with an older server"
+    )]
+    TooOld {
+        /// The schema.
+        schema: String,
+        /// Its version.
+        found: i32,
+    },
+    /// No thread.
+    #[error("CVR store: no thread could be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// The store. Dropping it finishes what waits and closes the connections.
+///
+/// To wire it: make a [`PostgresCvrConfig`] of the options, [`PostgresCvrStore::connect`] once per
+/// process (it migrates; several servers may do so at once) with the task id (`ZERO_TASK_ID`,
+/// unique per server), and give the store to the executors as `Arc<dyn CvrStore>`. Rounds of
+/// purging are asked for by the caller, as with the embedded store. Executors should flush what
+/// becomes ready together as one batch, and a large hydration as a batch of its own: a batch is
+/// answered when its last group is settled.
+#[derive(Debug)]
+pub struct PostgresCvrStore {
+    queue: Arc<Queue<Job>>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// The lanes of each kind of worker, by the number of connections allowed.
+fn kinds(connections: usize) -> &'static [&'static [Lane]] {
+    match connections {
+        0 | 1 => &[&[Lane::Flush, Lane::Slow, Lane::Read]],
+        2 => &[&[Lane::Flush, Lane::Slow], &[Lane::Read]],
+        _ => &[&[Lane::Flush], &[Lane::Slow], &[Lane::Read]],
+    }
+}
+
+impl PostgresCvrStore {
+    /// Connects, makes or migrates the tables, and starts the workers. `task_id` names this server
+    /// among those that share the database.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub fn connect(
+        config: &PostgresCvrConfig,
+        task_id: &str,
+    ) -> Result<PostgresCvrStore, ConnectError> {
+        let schema: Arc<str> = schema::schema_name(&config.app, config.shard).into();
+        let mut connection = config
+            .connection
+            .with_application_name(&format!("zero-sync-worker-{}-cvr", std::process::id()));
+        let mut first = Client::connect(&connection)?;
+        schema::migrate(&mut first, &schema)?;
+        connection.read_timeout = config.socket_inactivity;
+        first.set_read_timeout(config.socket_inactivity);
+        let shared = Arc::new(Shared {
+            connection,
+            sql: Sql::new(&schema),
+            task_id: task_id.into(),
+            idle_in_transaction: config.idle_in_transaction.as_millis().to_string(),
+            closing: AtomicBool::new(false),
+        });
+        let kinds = kinds(config.max_connections);
+        let queue = Arc::new(Queue::new(kinds));
+        let mut store =
+            PostgresCvrStore { queue: queue.clone(), shared: shared.clone(), threads: Vec::new() };
+        let mut first = Some(first);
+        for lanes in kinds {
+            let readers = config.max_connections.saturating_sub(2).clamp(1, MAX_READERS);
+            let count = if **lanes == [Lane::Read] { readers } else { 1 };
+            for n in 0..count {
+                let mut session = Session::new(shared.clone());
+                if let Some(client) = first.take() {
+                    session.adopt(client);
+                }
+                let worker = Worker::new(queue.clone(), lanes, session, schema.clone());
+                let name = format!("cvr-{:?}-{n}", lanes[0]).to_lowercase();
+                let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+                store.threads.push(thread.map_err(ConnectError::Thread)?);
+            }
+        }
+        Ok(store)
+    }
+
+    fn push(&self, lane: Lane, job: Job) {
+        self.push_all(lane, vec![job]);
+    }
+
+    fn push_all(&self, lane: Lane, jobs: Vec<Job>) {
+        let Err((jobs, why)) = self.queue.push_all(lane, jobs) else { return };
+        for job in jobs {
+            job.refuse(match why {
+                Refused::Full => CvrStoreError::Overloaded(MAX_WAITING),
+                Refused::Closed => CvrStoreError::Closed,
+            });
+        }
+    }
+}
+
+impl CvrStore for PostgresCvrStore {
+    fn load(&self, group: ClientGroupId, connect_ms: f64, reply: Reply<Answer<Loaded>>) {
+        self.push(Lane::Read, Job::Load(LoadJob { group, connect_ms, attempts: 0, reply }));
+    }
+
+    fn flush(&self, batch: Vec<GroupFlush>, reply: Reply<Vec<Verdict>>) {
+        let (large, small): (Vec<_>, Vec<_>) = FlushPart::split(batch, reply)
+            .into_iter()
+            .partition(|part| part.flush.rows.len() > MAX_SMALL_ROWS);
+        self.push_all(Lane::Flush, small.into_iter().map(Job::Flush).collect());
+        self.push_all(Lane::Slow, large.into_iter().map(Job::Flush).collect());
+    }
+
+    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<Vec<RowRecord>>>) {
+        self.push(Lane::Read, Job::Rows(lookup, reply));
+    }
+
+    fn catchup_rows(&self, scan: RowScan, reply: Reply<Answer<RowPage>>) {
+        if scan.range.is_empty() {
+            return answer(reply, Ok(RowPage::default()));
+        }
+        self.push(Lane::Read, Job::CatchupRows(scan, reply));
+    }
+
+    fn catchup_config(&self, range: CatchupRange, reply: Reply<Answer<Vec<ConfigChange>>>) {
+        if range.is_empty() {
+            return answer(reply, Ok(Vec::new()));
+        }
+        self.push(Lane::Read, Job::CatchupConfig(range, reply));
+    }
+
+    fn write_ttl_clock(&self, group: ClientGroupId, clock: TtlClock, now_ms: f64) {
+        self.push(Lane::Slow, Job::TtlClock(group, clock, now_ms));
+    }
+
+    fn inspect(
+        &self,
+        group: ClientGroupId,
+        client: Option<ClientId>,
+        clock: TtlClock,
+        reply: Reply<Answer<Vec<InspectedQuery>>>,
+    ) {
+        self.push(Lane::Read, Job::Inspect(group, client, clock, reply));
+    }
+
+    fn purge(&self, limits: PurgeLimits, reply: Reply<Answer<Purged>>) {
+        self.push(Lane::Slow, Job::Purge(limits, reply));
+    }
+}
+
+impl Drop for PostgresCvrStore {
+    fn drop(&mut self) {
+        self.shared.closing.store(true, Ordering::Relaxed);
+        self.queue.close();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the CVR store panicked");
+            }
+        }
+    }
+}

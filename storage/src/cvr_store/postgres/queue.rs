@@ -1,0 +1,211 @@
+//! Requests that wait for a worker.
+//!
+//! Three lanes: small flushes, which must never wait for long; large ones and side notes; reads.
+//! A worker serves some of the lanes, the first that has something; all workers of a lane serve the
+//! same ones, so that one bell wakes one of them.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Requests that may wait in a lane. A group has at most one in flight, so this is also the number
+/// of groups that can be busy at once; beyond it they are refused.
+pub(super) const MAX_WAITING: usize = 65_536;
+
+/// Which workers a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Group commits.
+    Flush = 0,
+    /// What takes long, one after the other, in order.
+    Slow = 1,
+    /// Reads, in any order.
+    Read = 2,
+}
+
+/// What a worker is to do next.
+#[derive(Debug)]
+pub(super) enum Taken<T> {
+    /// Requests of one lane, oldest first.
+    Jobs(Vec<T>),
+    /// Nothing came for a while.
+    Idle,
+    /// Nothing is left, and nothing will come.
+    Closed,
+}
+
+/// Why a request is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// [`MAX_WAITING`] wait.
+    Full,
+    /// The store shuts down.
+    Closed,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    lanes: [VecDeque<T>; 3],
+    /// Requests for the read lane that are to wait.
+    later: Vec<(Instant, T)>,
+    closed: bool,
+}
+
+/// The lanes.
+#[derive(Debug)]
+pub(super) struct Queue<T> {
+    state: Mutex<State<T>>,
+    bells: [Condvar; 3],
+    /// For each lane the first lane of its workers, whose bell they hear.
+    first_lane: [Lane; 3],
+}
+
+impl<T> Queue<T> {
+    /// `workers`: the lanes of each kind of worker; each lane in one of them.
+    pub(super) fn new(workers: &[&[Lane]]) -> Queue<T> {
+        let lanes = std::array::from_fn(|_| VecDeque::new());
+        let state = State { lanes, later: Vec::new(), closed: false };
+        let mut first_lane = [Lane::Flush, Lane::Slow, Lane::Read];
+        for lanes in workers {
+            for lane in *lanes {
+                first_lane[*lane as usize] = lanes[0];
+            }
+        }
+        Queue { state: Mutex::new(state), bells: Default::default(), first_lane }
+    }
+
+    fn bell(&self, lane: Lane) -> &Condvar {
+        &self.bells[self.first_lane[lane as usize] as usize]
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds requests that are to be taken together, or gives them back.
+    pub(super) fn push_all(&self, lane: Lane, jobs: Vec<T>) -> Result<(), (Vec<T>, Refused)> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err((jobs, Refused::Closed));
+        }
+        let waiting = &mut state.lanes[lane as usize];
+        if waiting.len() + jobs.len() > MAX_WAITING {
+            return Err((jobs, Refused::Full));
+        }
+        waiting.extend(jobs);
+        drop(state);
+        self.bell(lane).notify_one();
+        Ok(())
+    }
+
+    /// Adds a request to the read lane after `delay`, or gives it back.
+    pub(super) fn push_later(&self, delay: Duration, job: T) -> Result<(), (T, Refused)> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err((job, Refused::Closed));
+        }
+        if state.later.len() >= MAX_WAITING {
+            return Err((job, Refused::Full));
+        }
+        state.later.push((Instant::now() + delay, job));
+        drop(state);
+        self.bell(Lane::Read).notify_one();
+        Ok(())
+    }
+
+    /// Waits for requests of one of `lanes`, at most `max` of them and for `patience`.
+    pub(super) fn take(&self, lanes: &[Lane], max: usize, patience: Duration) -> Taken<T> {
+        let until = Instant::now() + patience;
+        let reads = lanes.contains(&Lane::Read);
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            if reads {
+                state.wake(now);
+            }
+            for lane in lanes {
+                let jobs = &mut state.lanes[*lane as usize];
+                if !jobs.is_empty() {
+                    let count = jobs.len().min(max);
+                    return Taken::Jobs(jobs.drain(..count).collect());
+                }
+            }
+            if state.closed {
+                return Taken::Closed;
+            }
+            let due = state.later.iter().map(|(at, _)| *at).min().filter(|_| reads);
+            let wait = due.map_or(until, |due| due.min(until)).saturating_duration_since(now);
+            if now >= until {
+                return Taken::Idle;
+            }
+            let woken = self.bell(lanes[0]).wait_timeout(state, wait);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Takes no more; what waits is still to be done, delayed requests at once.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.bells.iter().for_each(Condvar::notify_all);
+    }
+}
+
+impl<T> State<T> {
+    fn wake(&mut self, now: Instant) {
+        let closed = self.closed;
+        for (_, job) in self.later.extract_if(.., |(at, _)| closed || *at <= now) {
+            self.lanes[Lane::Read as usize].push_back(job);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(5);
+
+    fn taken(queue: &Queue<i32>, lanes: &[Lane], max: usize) -> Option<Vec<i32>> {
+        match queue.take(lanes, max, SHORT) {
+            Taken::Jobs(jobs) => Some(jobs),
+            Taken::Idle | Taken::Closed => None,
+        }
+    }
+
+    #[test]
+    fn lanes_are_served_in_the_order_of_the_worker_and_batches_are_bounded() {
+        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Read]]);
+        for n in 0..3 {
+            queue.push_all(Lane::Read, vec![10 + n]).unwrap();
+            queue.push_all(Lane::Flush, vec![n]).unwrap();
+        }
+        assert_eq!(taken(&queue, &[Lane::Slow], 9), None);
+        assert_eq!(taken(&queue, &[Lane::Slow, Lane::Flush, Lane::Read], 2), Some(vec![0, 1]));
+        assert_eq!(taken(&queue, &[Lane::Flush, Lane::Read], 2), Some(vec![2]));
+        assert_eq!(taken(&queue, &[Lane::Flush, Lane::Read], 9), Some(vec![10, 11, 12]));
+    }
+
+    #[test]
+    fn what_waits_is_done_after_closing() {
+        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Read]]);
+        queue.push_later(Duration::from_secs(3_600), 1).unwrap();
+        queue.push_all(Lane::Flush, vec![2]).unwrap();
+        assert_eq!(taken(&queue, &[Lane::Read], 9), None);
+        queue.close();
+        assert_eq!(queue.push_all(Lane::Read, vec![3]), Err((vec![3], Refused::Closed)));
+        assert_eq!(taken(&queue, &[Lane::Read], 9), Some(vec![1]));
+        assert_eq!(taken(&queue, &[Lane::Flush], 9), Some(vec![2]));
+        assert!(matches!(queue.take(&[Lane::Read, Lane::Flush], 9, SHORT), Taken::Closed));
+    }
+
+    #[test]
+    fn a_full_lane_refuses() {
+        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Read]]);
+        for n in 0..MAX_WAITING {
+            queue.push_all(Lane::Read, vec![n]).unwrap();
+        }
+        assert_eq!(queue.push_all(Lane::Read, vec![0]), Err((vec![0], Refused::Full)));
+        queue.push_all(Lane::Flush, vec![0]).unwrap();
+    }
+}

@@ -1,0 +1,519 @@
+//! Loads, lookups and scans, each of one moment.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tracing::warn;
+use zeroring_core::cvr::load::{StoredDesire, assemble};
+use zeroring_core::cvr::store::{
+    CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, RowCursor, RowPage,
+};
+use zeroring_core::cvr::{
+    ClientGroupId, ClientId, ClientSchema, Cvr, DEFAULT_TTL_MS, Query, QueryBody, QueryHash,
+    RowIdentity, RowRecord, TtlClock, parse_signature,
+};
+use zeroring_core::version::{CvrVersion, StateVersion};
+use zeroring_net::pg::{Param, PgError, QueryResult, Row};
+
+use super::super::{Answer, RowLookup, RowScan};
+use super::params::{Records, wall};
+use super::session::{Session, Shared};
+use super::write::{failed, snapshot, transaction};
+
+/// What a read does not understand, or Postgres refuses.
+#[derive(Debug)]
+enum Failure {
+    Postgres(PgError),
+    Damaged(String),
+    Refused(CvrStoreError),
+}
+
+impl From<PgError> for Failure {
+    fn from(e: PgError) -> Failure {
+        match e {
+            PgError::Decode { .. } => Failure::Damaged(e.to_string()),
+            e => Failure::Postgres(e),
+        }
+    }
+}
+impl From<CvrStoreError> for Failure {
+    fn from(e: CvrStoreError) -> Failure {
+        Failure::Refused(e)
+    }
+}
+
+impl Failure {
+    fn of(self, group: &ClientGroupId) -> CvrStoreError {
+        match self {
+            Failure::Postgres(e) => failed(e),
+            Failure::Damaged(what) => CvrStoreError::Damaged { group: group.clone(), what },
+            Failure::Refused(e) => e,
+        }
+    }
+}
+
+fn damaged(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Failure {
+    Failure::Damaged(format!("{what}: {why}"))
+}
+
+fn version(text: &str) -> Result<CvrVersion, Failure> {
+    CvrVersion::parse(text).map_err(|e| damaged("version", e))
+}
+
+/// One attempt to load a group.
+pub(super) enum Attempt {
+    Done(Answer<Loaded>),
+    /// Another server has not written its rows yet: try again. The versions of both.
+    RowsBehind {
+        version: String,
+        rows: String,
+    },
+}
+
+/// Reads through a worker's connection.
+#[derive(Debug)]
+pub(super) struct Reader<'w> {
+    pub(super) session: &'w mut Session,
+}
+
+/// What the store has of some groups, by group.
+struct Stored<'a> {
+    instances: HashMap<&'a str, &'a Row>,
+    clients: HashMap<&'a str, Vec<&'a Row>>,
+    queries: HashMap<&'a str, Vec<&'a Row>>,
+    desires: HashMap<&'a str, Vec<&'a Row>>,
+}
+
+impl Reader<'_> {
+    fn shared(&self) -> Arc<Shared> {
+        self.session.shared.clone()
+    }
+
+    fn read(&mut self, statements: &[(&str, &[Param])]) -> Result<Vec<QueryResult>, PgError> {
+        let shared = self.shared();
+        self.session.run(|client, _| snapshot(client, &shared, statements))
+    }
+
+    /// Loads groups (spec §2.5), given the latest connection to each on this server. Those that
+    /// others own are taken over.
+    pub(super) fn load(&mut self, groups: &[(ClientGroupId, f64)]) -> Vec<Attempt> {
+        let shared = self.shared();
+        let ids = Param::array(groups.iter().map(|(g, _)| Some(g.as_str())));
+        let with_deleted = [ids.clone(), false.into()];
+        let ids = std::slice::from_ref(&ids);
+        let read = self.read(&[
+            (&shared.sql.load_instances, ids),
+            (&shared.sql.load_clients, ids),
+            (&shared.sql.load_queries, &with_deleted),
+            (&shared.sql.load_desires, ids),
+        ]);
+        let read = match read {
+            Ok(read) => read,
+            Err(e) => {
+                let error = failed(e);
+                return groups.iter().map(|_| Attempt::Done(Err(error.clone()))).collect();
+            }
+        };
+        let stored = match Stored::of(&read) {
+            Ok(stored) => stored,
+            Err(e) => {
+                let error = failed(e);
+                return groups.iter().map(|_| Attempt::Done(Err(error.clone()))).collect();
+            }
+        };
+        let mut claims = Records::<2>::new();
+        let attempts = groups
+            .iter()
+            .map(|(group, connect_ms)| {
+                let (attempt, claim) = stored
+                    .load(group, *connect_ms, &shared.task_id)
+                    .unwrap_or_else(|e| (Attempt::Done(Err(e.of(group))), false));
+                if claim {
+                    claims.push([group.as_str().into(), wall(*connect_ms).into()]);
+                }
+                attempt
+            })
+            .collect();
+        if claims.len() > 0 {
+            self.claim(&shared, &mut claims);
+        }
+        attempts
+    }
+
+    /// Tells the former owners. Only a hint: our first flush takes the groups over anyway.
+    fn claim(&mut self, shared: &Shared, claims: &mut Records<2>) {
+        let count = claims.len();
+        let mut params = vec![Param::from(&*shared.task_id)];
+        params.extend(claims.take());
+        let statements = [(shared.sql.claim.as_str(), &params[..])];
+        let done = self.session.run(|client, _| transaction(client, shared, &statements));
+        if let Err(error) = done {
+            warn!(groups = count, %error, "take-overs were not noted");
+        }
+    }
+
+    /// Reads of a group that believe in its version.
+    fn at_version<T>(
+        &mut self,
+        group: &ClientGroupId,
+        current: &CvrVersion,
+        statements: &[(&str, &[Param])],
+        body: impl FnOnce(&[QueryResult]) -> Result<T, Failure>,
+    ) -> Answer<T> {
+        let shared = self.shared();
+        let id = [Param::from(group.as_str())];
+        let mut all: Vec<(&str, &[Param])> = vec![(&shared.sql.versions, &id)];
+        all.extend_from_slice(statements);
+        let read = self.read(&all).map_err(failed)?;
+        expect_version(&read[0], current).and_then(|()| body(&read[1..])).map_err(|e| e.of(group))
+    }
+
+    /// Live records of the rows that are asked for.
+    pub(super) fn rows(&mut self, lookup: &RowLookup) -> Answer<Vec<RowRecord>> {
+        let shared = self.shared();
+        let mut keys = Records::<2>::new();
+        for id in &lookup.ids {
+            keys.push([(&**id.table()).into(), id.key_json().into()]);
+        }
+        let has_keys = keys.len() > 0;
+        let mut by_key = vec![Param::from(lookup.group.as_str())];
+        by_key.extend(keys.take());
+        let by_query = [
+            Param::from(lookup.group.as_str()),
+            Param::array(lookup.queries.iter().map(|q| Some(q.as_str()))),
+        ];
+        let mut statements: Vec<(&str, &[Param])> = Vec::new();
+        if !lookup.queries.is_empty() {
+            statements.push((&shared.sql.rows_of_queries, &by_query));
+        }
+        if has_keys {
+            statements.push((&shared.sql.rows_by_key, &by_key));
+        }
+        self.at_version(&lookup.group, &lookup.current, &statements, |read| {
+            let mut found: Vec<RowRecord> = Vec::new();
+            let mut seen: HashSet<Arc<RowIdentity>> = HashSet::new();
+            for row in read.iter().flat_map(|r| &r.rows) {
+                let record = record(row)?;
+                if read.len() < 2 || seen.insert(record.id.clone()) {
+                    found.push(record);
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// A page of rows that a late client misses, in key order. Postgres leaves out what is surely
+    /// not meant; the versions are compared here, as text they are in another order.
+    pub(super) fn catchup_rows(&mut self, scan: &RowScan) -> Answer<RowPage> {
+        let shared = self.shared();
+        let range = &scan.range;
+        let limit = scan.limit.max(1);
+        let from: Option<(String, String)> = match &scan.from {
+            None => None,
+            Some(cursor) => Some(serde_json::from_str(&cursor.0).map_err(|e| {
+                CvrStoreError::Storage(format!("a row cursor that is none of ours: {e}"))
+            })?),
+        };
+        let params = [
+            Param::from(range.group.as_str()),
+            since(range),
+            Param::array(scan.without.iter().map(|q| Some(q.as_str()))),
+            from.as_ref().map(|(table, _)| table.as_str()).into(),
+            from.as_ref().map(|(_, key)| key.as_str()).into(),
+            Param::from(limit as i64),
+        ];
+        let statements = [(shared.sql.catchup_rows.as_str(), &params[..])];
+        self.at_version(&range.group, &range.current, &statements, |read| {
+            let rows = &read[0].rows;
+            let mut page = RowPage::default();
+            for row in rows {
+                let record = record(row)?;
+                if range.contains(&record.patch_version) {
+                    page.rows.push(record);
+                }
+            }
+            if let Some(last) = rows.last().filter(|_| rows.len() >= limit) {
+                let at: (&str, &str) = (last.get(0)?, last.get(1)?);
+                let cursor = serde_json::to_string(&at).map_err(|e| damaged("a row", e))?;
+                page.next = Some(RowCursor(cursor));
+            }
+            Ok(page)
+        })
+    }
+
+    /// Changes of queries and desires that a late client misses.
+    pub(super) fn catchup_config(&mut self, range: &CatchupRange) -> Answer<Vec<ConfigChange>> {
+        let shared = self.shared();
+        let params = [Param::from(range.group.as_str()), since(range)];
+        let statements = [
+            (shared.sql.catchup_queries.as_str(), &params[..]),
+            (shared.sql.catchup_desires.as_str(), &params[..]),
+        ];
+        self.at_version(&range.group, &range.current, &statements, |read| {
+            let mut changes = Vec::new();
+            for row in &read[0].rows {
+                let patch_version = version(row.get(1)?)?;
+                if range.contains(&patch_version) {
+                    let query = row.get::<&str>(0)?.into();
+                    changes.push(ConfigChange::Got { query, deleted: row.get(2)?, patch_version });
+                }
+            }
+            for row in &read[1].rows {
+                let patch_version = version(row.get(2)?)?;
+                if range.contains(&patch_version) {
+                    changes.push(ConfigChange::Desire {
+                        client: row.get::<&str>(0)?.into(),
+                        query: row.get::<&str>(1)?.into(),
+                        deleted: row.get(3)?,
+                        patch_version,
+                    });
+                }
+            }
+            Ok(changes)
+        })
+    }
+
+    /// The inspector's list (spec §2.9).
+    pub(super) fn inspect(
+        &mut self,
+        group: &ClientGroupId,
+        client: Option<&ClientId>,
+        clock: TtlClock,
+    ) -> Answer<Vec<InspectedQuery>> {
+        let shared = self.shared();
+        let ids = [Param::array([Some(group.as_str())])];
+        let queries = [ids[0].clone(), true.into()];
+        let id = [Param::from(group.as_str())];
+        let read = self
+            .read(&[
+                (&shared.sql.load_queries, &queries),
+                (&shared.sql.load_desires, &ids),
+                (&shared.sql.rows_per_query, &id),
+            ])
+            .map_err(failed)?;
+        inspected(&read, client, clock).map_err(|e| e.of(group))
+    }
+}
+
+/// Where a scan of patch versions begins as bytes: all later versions are above the state alone.
+fn since(range: &CatchupRange) -> Param {
+    Param::from(range.after.as_ref().map_or("", |after| after.state.as_str()))
+}
+
+fn expect_version(found: &QueryResult, current: &CvrVersion) -> Result<(), Failure> {
+    let expected = current.cookie();
+    let (actual, rows) = match found.rows.first() {
+        Some(row) => (row.get::<String>(0)?, row.get::<String>(1)?),
+        None => (CvrVersion::empty().cookie(), CvrVersion::empty().cookie()),
+    };
+    // Rows of another version are somebody else's work under way: after a reload, which waits for
+    // them, they can be used.
+    if actual == expected && rows == expected {
+        return Ok(());
+    }
+    let actual = if actual == expected { rows } else { actual };
+    Err(CvrStoreError::ConcurrentModification { expected, actual }.into())
+}
+
+fn by_group(result: &QueryResult) -> Result<HashMap<&str, Vec<&Row>>, PgError> {
+    let mut groups: HashMap<&str, Vec<&Row>> = HashMap::new();
+    for row in &result.rows {
+        groups.entry(row.get(0)?).or_default().push(row);
+    }
+    Ok(groups)
+}
+
+impl<'a> Stored<'a> {
+    /// Of the answers to the four loading statements.
+    fn of(read: &'a [QueryResult]) -> Result<Stored<'a>, PgError> {
+        let instances = read[0].rows.iter().map(|row| Ok((row.get(0)?, row)));
+        Ok(Stored {
+            instances: instances.collect::<Result<_, PgError>>()?,
+            clients: by_group(&read[1])?,
+            queries: by_group(&read[2])?,
+            desires: by_group(&read[3])?,
+        })
+    }
+
+    /// The flag: this server takes the group over, which is to be noted.
+    fn load(
+        &self,
+        group: &ClientGroupId,
+        connect_ms: f64,
+        task_id: &str,
+    ) -> Result<(Attempt, bool), Failure> {
+        let Some(row) = self.instances.get(group.as_str()) else {
+            let loaded = Loaded { cvr: Cvr::empty(group.clone()), taken_over_from: None };
+            return Ok((Attempt::Done(Ok(loaded)), false));
+        };
+        if row.get(9)? {
+            let why = "Client has been purged due to inactivity".to_owned();
+            return Err(CvrStoreError::ClientNotFound(why).into());
+        }
+        let owner: Option<Arc<str>> = row.get::<Option<&str>>(5)?.map(Arc::from);
+        let granted_ms = row.get::<Option<f64>>(6)?.unwrap_or(0.0);
+        let foreign = owner.as_deref() != Some(task_id);
+        if foreign && granted_ms > connect_ms {
+            let owner = owner.unwrap_or_default();
+            return Err(CvrStoreError::Ownership { owner, granted_ms, connect_ms }.into());
+        }
+        let (found, rows): (&str, &str) = (row.get(1)?, row.get(10)?);
+        if found != rows {
+            let behind = Attempt::RowsBehind { version: found.to_owned(), rows: rows.to_owned() };
+            return Ok((behind, foreign));
+        }
+        let cvr = self.cvr(group, row)?;
+        let taken_over_from = owner.filter(|_| foreign);
+        Ok((Attempt::Done(Ok(Loaded { cvr, taken_over_from })), foreign))
+    }
+
+    fn cvr(&self, group: &ClientGroupId, row: &Row) -> Result<Cvr, Failure> {
+        let client_schema = match row.get::<Option<&str>>(7)? {
+            None => None,
+            Some(json) => {
+                let schema = ClientSchema::parse(json)
+                    .map_err(|e| CvrStoreError::InvalidClientSchema(e.to_string()))?;
+                Some(Arc::new(schema))
+            }
+        };
+        let replica_version = row.get::<Option<&str>>(4)?.map(StateVersion::parse).transpose();
+        let cvr = Cvr {
+            version: version(row.get(1)?)?,
+            stored: true,
+            last_active_ms: row.get(2)?,
+            ttl_clock: TtlClock(row.get(3)?),
+            replica_version: replica_version.map_err(|e| damaged("replica version", e))?,
+            profile_id: row.get::<Option<&str>>(8)?.map(Arc::from),
+            client_schema,
+            ..Cvr::empty(group.clone())
+        };
+        let of = |rows: &HashMap<&str, Vec<&'a Row>>| {
+            rows.get(group.as_str()).cloned().unwrap_or_default()
+        };
+        let clients = of(&self.clients)
+            .into_iter()
+            .map(|row| Ok(ClientId::from(row.get::<&str>(1)?)))
+            .collect::<Result<Vec<_>, PgError>>()?;
+        let queries =
+            of(&self.queries).into_iter().map(query).collect::<Result<Vec<_>, Failure>>()?;
+        let desires =
+            of(&self.desires).into_iter().map(desire).collect::<Result<Vec<_>, Failure>>()?;
+        Ok(assemble(cvr, clients, queries, desires))
+    }
+}
+
+/// A row of [`super::sql::Sql::load_queries`].
+fn query(row: &Row) -> Result<Query, Failure> {
+    let id = QueryHash::from(row.get::<&str>(1)?);
+    let text = |at| -> Result<Option<Arc<str>>, PgError> {
+        Ok(row.get::<Option<&str>>(at)?.map(Arc::from))
+    };
+    let body = match row.get::<Option<&str>>(2)? {
+        Some(json) => {
+            let ast = serde_json::from_str(json)
+                .map_err(|e| damaged(format!("AST of query {id}"), e))
+                .map(Arc::new)?;
+            if row.get(8)? { QueryBody::Internal { ast } } else { QueryBody::Client { ast } }
+        }
+        None => QueryBody::Custom {
+            name: text(3)?.ok_or_else(|| damaged(format!("query {id}"), "no name"))?,
+            args: text(4)?.ok_or_else(|| damaged(format!("query {id}"), "no arguments"))?,
+        },
+    };
+    let parsed = |at| -> Result<Option<CvrVersion>, Failure> {
+        row.get::<Option<&str>>(at)?.map(version).transpose()
+    };
+    Ok(Query {
+        patch_version: parsed(5)?,
+        transformation_hash: text(6)?,
+        transformation_version: parsed(7)?,
+        signature: row.get::<Option<&str>>(9)?.and_then(parse_signature),
+        ..Query::new(id, body)
+    })
+}
+
+/// A row of [`super::sql::Sql::load_desires`].
+fn desire(row: &Row) -> Result<StoredDesire, Failure> {
+    Ok(StoredDesire {
+        client: row.get::<&str>(1)?.into(),
+        query: row.get::<&str>(2)?.into(),
+        patch_version: version(row.get(3)?)?,
+        deleted: row.get(4)?,
+        ttl_ms: row.get(5)?,
+        inactivated_at: row.get::<Option<f64>>(6)?.map(TtlClock),
+    })
+}
+
+/// A row record: table, key, row version, patch version, references.
+fn record(row: &Row) -> Result<RowRecord, Failure> {
+    let (table, key): (&str, &str) = (row.get(0)?, row.get(1)?);
+    let id = RowIdentity::from_key_json(table, key).map_err(|e| damaged("a row", e))?;
+    let ref_counts = match row.get::<Option<&str>>(4)? {
+        None => None,
+        Some(json) => {
+            let counts: HashMap<Cow<'_, str>, i64> = serde_json::from_str(json)
+                .map_err(|e| damaged(format!("reference counts of row {id}"), e))?;
+            Some(counts.into_iter().map(|(query, n)| (QueryHash::new(query), n)).collect())
+        }
+    };
+    let row_version =
+        StateVersion::parse(row.get(2)?).map_err(|e| damaged(format!("row {id}"), e))?;
+    Ok(RowRecord {
+        id: Arc::new(id),
+        row_version,
+        patch_version: version(row.get(3)?)?,
+        ref_counts,
+    })
+}
+
+/// The inspector's lines from queries, desires and row counts.
+fn inspected(
+    read: &[QueryResult],
+    client: Option<&ClientId>,
+    clock: TtlClock,
+) -> Result<Vec<InspectedQuery>, Failure> {
+    let queries = read[0]
+        .rows
+        .iter()
+        .map(|row| query(row).map(|q| (q.id.clone(), q)))
+        .collect::<Result<HashMap<_, _>, Failure>>()?;
+    let counts = read[2]
+        .rows
+        .iter()
+        .map(|row| Ok((row.get::<&str>(0)?, row.get::<i64>(1)? as u64)))
+        .collect::<Result<HashMap<_, _>, PgError>>()?;
+    let mut list = Vec::new();
+    for row in &read[1].rows {
+        let desire = desire(row)?;
+        let ttl_ms = desire.ttl_ms.unwrap_or(DEFAULT_TTL_MS);
+        let over = desire.inactivated_at.is_some_and(|at| at.plus(ttl_ms) <= clock);
+        if over || client.is_some_and(|c| *c != desire.client) {
+            continue;
+        }
+        let stored = queries.get(&desire.query);
+        let (ast, name, args) = match stored.map(|q| &q.body) {
+            None => (None, None, None),
+            Some(QueryBody::Custom { name, args }) => {
+                (None, Some(name.clone()), Some(args.clone()))
+            }
+            Some(QueryBody::Client { ast } | QueryBody::Internal { ast }) => {
+                (Some(ast.clone()), None, None)
+            }
+        };
+        list.push(InspectedQuery {
+            rows: counts.get(desire.query.as_str()).copied().unwrap_or(0),
+            got: stored.is_some_and(Query::is_got),
+            client: desire.client,
+            query: desire.query,
+            ttl_ms,
+            inactivated_at: desire.inactivated_at,
+            ast,
+            deleted: desire.deleted,
+            name,
+            args,
+        });
+    }
+    list.sort_by(|a, b| (&a.client, &a.query).cmp(&(&b.client, &b.query)));
+    Ok(list)
+}

@@ -1,0 +1,279 @@
+//! Group commit: what waits is written in as few transactions as its failures allow.
+//!
+//! A batch is one transaction. If Postgres refuses a record, the batch is halved until only the
+//! group that it belongs to fails. Groups that are locked by others are then taken alone, waiting.
+//!
+//! *A lost connection* leaves in doubt whether the transaction was committed. It is run again, with
+//! a gate that also recognises its own work: version, owner, connection, activity, clock and
+//! profile of the stored group are exactly ours, and its version is not the one we started from.
+//! Nobody else writes that, so the group was committed; otherwise it is committed now or refused.
+//! (If the lost transaction is still to come, it finds another version than it expects.)
+
+use std::collections::HashSet;
+
+use tracing::warn;
+use zeroring_core::cvr::store::{CvrStoreError, Flushed, Purged};
+use zeroring_core::cvr::{ClientGroupId, GroupFlush, TtlClock};
+use zeroring_core::version::CvrVersion;
+use zeroring_net::pg::{Client, Format, Param, PgError, SqlState};
+
+use super::super::{Answer, PurgeLimits};
+use super::batch::{Batch, Locked, Outcome};
+use super::params::{Records, wall};
+use super::session::{Session, Shared};
+use super::sql::purge_delete;
+
+/// Groups of which it is remembered that their client schema is stored. Beyond it, all are
+/// forgotten: their schemas are sent once more.
+const MAX_KNOWN_SCHEMAS: usize = 200_000;
+/// Attempts of a single group that deadlocks with others.
+const ATTEMPTS: usize = 4;
+
+pub(super) fn failed(error: PgError) -> CvrStoreError {
+    CvrStoreError::Storage(error.to_string())
+}
+
+/// Writes through a worker's connection.
+#[derive(Debug)]
+pub(super) struct Writer<'w> {
+    pub(super) session: &'w mut Session,
+    /// Groups whose client schema, which never changes, is stored: it is not sent again.
+    pub(super) known_schemas: &'w mut HashSet<ClientGroupId>,
+}
+
+impl Writer<'_> {
+    /// Commits groups, each at most once among them. One verdict each.
+    pub(super) fn commit(&mut self, flushes: &[&GroupFlush]) -> Vec<Answer<Flushed>> {
+        let mut verdicts: Vec<_> = flushes.iter().map(|_| None).collect();
+        let at: Vec<usize> = (0..flushes.len()).collect();
+        self.commit_some(flushes, &at, false, &mut verdicts);
+        let lost = || Err(CvrStoreError::Storage("a verdict is missing".to_owned()));
+        verdicts.into_iter().map(|v| v.unwrap_or_else(lost)).collect()
+    }
+
+    /// Commits the flushes at these positions, all at once if possible.
+    fn commit_some(
+        &mut self,
+        flushes: &[&GroupFlush],
+        at: &[usize],
+        maybe_done: bool,
+        verdicts: &mut [Option<Answer<Flushed>>],
+    ) {
+        if let [one] = at {
+            let result = self.commit_one(flushes[*one], maybe_done);
+            verdicts[*one] = Some(result);
+            return;
+        }
+        let chosen: Vec<_> = at.iter().map(|n| flushes[*n]).collect();
+        let mut maybe_done = maybe_done;
+        match self.attempt(&chosen, Locked::Skip, &mut maybe_done) {
+            Ok(outcomes) => {
+                let mut left = Vec::new();
+                for (n, outcome) in at.iter().zip(outcomes) {
+                    match outcome {
+                        Outcome::Done(result) => verdicts[*n] = Some(result),
+                        Outcome::Locked => left.push(*n),
+                    }
+                }
+                for n in left {
+                    let result = self.commit_one(flushes[n], maybe_done);
+                    verdicts[n] = Some(result);
+                }
+            }
+            // One of them is to blame, or the database: find out which.
+            Err(CommitError::Malformed(_) | CommitError::Refused(_)) => {
+                let (first, second) = at.split_at(at.len() / 2);
+                self.commit_some(flushes, first, maybe_done, verdicts);
+                self.commit_some(flushes, second, maybe_done, verdicts);
+            }
+            Err(CommitError::Unreachable(error)) => {
+                for n in at {
+                    verdicts[*n] = Some(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Commits a single group; waits for whoever holds its lock.
+    fn commit_one(&mut self, flush: &GroupFlush, mut maybe_done: bool) -> Answer<Flushed> {
+        let mut attempt = 1;
+        loop {
+            let refused = match self.attempt(&[flush], Locked::Wait, &mut maybe_done) {
+                Ok(outcomes) => return single(flush, outcomes),
+                Err(CommitError::Malformed(error) | CommitError::Unreachable(error)) => {
+                    return Err(error);
+                }
+                Err(CommitError::Refused(error)) => error,
+            };
+            let Some(code) = refused.code() else { return Err(failed(refused)) };
+            let again =
+                matches!(code, SqlState::DEADLOCK_DETECTED | SqlState::SERIALIZATION_FAILURE);
+            if again && attempt < ATTEMPTS {
+                attempt += 1;
+                continue;
+            }
+            // Classes 22 and 23: a value, or what it refers to.
+            if code.as_str().starts_with("22") || code.as_str().starts_with("23") {
+                let what = format!("a record of a flush is refused: {refused}");
+                return Err(CvrStoreError::Damaged { group: flush.group.clone(), what });
+            }
+            return Err(failed(refused));
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        flushes: &[&GroupFlush],
+        locked: Locked,
+        maybe_done: &mut bool,
+    ) -> Result<Vec<Outcome>, CommitError> {
+        let known = &*self.known_schemas;
+        let sends_schema = |flush: &GroupFlush| {
+            flush.expected == CvrVersion::empty() || !known.contains(&flush.group)
+        };
+        let shared = self.session.shared.clone();
+        let mut batch =
+            Batch::new(&shared, flushes, locked, sends_schema).map_err(CommitError::Malformed)?;
+        let outcomes = self.session.run(|client, again| {
+            *maybe_done |= again;
+            batch.run(client, *maybe_done)
+        });
+        let outcomes = outcomes.map_err(CommitError::of)?;
+        for (flush, outcome) in flushes.iter().zip(&outcomes) {
+            if flush.instance.client_schema.is_some() && matches!(outcome, Outcome::Done(Ok(_))) {
+                if self.known_schemas.len() >= MAX_KNOWN_SCHEMAS {
+                    self.known_schemas.clear();
+                }
+                self.known_schemas.insert(flush.group.clone());
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Notes groups' clocks. Groups that are unknown, or being flushed, are left alone.
+    pub(super) fn ttl_clocks(&mut self, clocks: &[(ClientGroupId, TtlClock, f64)]) {
+        let mut records = Records::<3>::new();
+        let mut seen = HashSet::new();
+        // The last one of a group counts.
+        for (group, clock, now_ms) in clocks.iter().rev().filter(|c| seen.insert(&c.0)) {
+            records.push([group.as_str().into(), clock.0.into(), wall(*now_ms).into()]);
+        }
+        let params: Vec<_> = records.take().collect();
+        let shared = self.session.shared.clone();
+        let done = self.session.run(|client, _| {
+            transaction(client, &shared, &[(shared.sql.ttl_clocks.as_str(), &params)]).map(drop)
+        });
+        if let Err(error) = done {
+            warn!(groups = clocks.len(), %error, "TTL clocks were not written");
+        }
+    }
+
+    /// One round of purging.
+    pub(super) fn purge(&mut self, limits: &PurgeLimits, schema: &str) -> Answer<Purged> {
+        let since = Param::from(limits.now_ms - limits.inactive_ms);
+        let find = [since.clone(), Param::from(limits.batch as i64)];
+        let forget = [Param::from(limits.now_ms - limits.tombstone_ms())];
+        let shared = self.session.shared.clone();
+        let deletes = ["desires", "queries", "clients", "rows", "rowsVersion"]
+            .map(|t| purge_delete(t, schema));
+        let sql = &shared.sql;
+        let mut statements: Vec<(&str, &[Param])> = vec![(&sql.purge_find, &find)];
+        statements.extend(deletes.iter().map(|d| (d.as_str(), &[][..])));
+        statements.push((&sql.purge_bury, &[]));
+        statements.push((&sql.purge_forget, &forget));
+        statements.push((&sql.purge_rest, std::slice::from_ref(&since)));
+        let last = statements.len() - 1;
+        self.session
+            .run(|client, _| {
+                let results = transaction(client, &shared, &statements)?;
+                let count = |at: usize| -> Result<usize, PgError> {
+                    Ok(results[at].rows.first().map_or(Ok(0), |r| r.get::<i64>(0))? as usize)
+                };
+                Ok(Purged {
+                    groups: count(0)?,
+                    tombstones: results[last - 1].affected() as usize,
+                    remaining: count(last)?,
+                })
+            })
+            .map_err(failed)
+    }
+}
+
+/// Why a batch was not committed.
+enum CommitError {
+    /// A flush contradicts itself.
+    Malformed(CvrStoreError),
+    /// Postgres does not take it.
+    Refused(PgError),
+    /// Nothing more can be tried.
+    Unreachable(CvrStoreError),
+}
+
+impl CommitError {
+    fn of(error: PgError) -> CommitError {
+        match error {
+            PgError::Server(_) => CommitError::Refused(error),
+            error => CommitError::Unreachable(failed(error)),
+        }
+    }
+}
+
+fn single(flush: &GroupFlush, outcomes: Vec<Outcome>) -> Answer<Flushed> {
+    match outcomes.into_iter().next() {
+        Some(Outcome::Done(result)) => result,
+        // It came into being, or went, while we waited.
+        Some(Outcome::Locked) | None => Err(CvrStoreError::ConcurrentModification {
+            expected: flush.expected.cookie(),
+            actual: CvrVersion::empty().cookie(),
+        }),
+    }
+}
+
+/// Runs statements as one transaction; waits for locks as a single flush does.
+pub(super) fn transaction(
+    client: &mut Client,
+    shared: &Shared,
+    statements: &[(&str, &[Param])],
+) -> Result<Vec<zeroring_net::pg::QueryResult>, PgError> {
+    let limits = [shared.idle_in_transaction.as_str().into(), "10s".into()];
+    in_transaction(client, "BEGIN ISOLATION LEVEL READ COMMITTED", shared, &limits, statements)
+}
+
+/// Runs reads as one transaction: all they read is of one moment.
+pub(super) fn snapshot(
+    client: &mut Client,
+    shared: &Shared,
+    statements: &[(&str, &[Param])],
+) -> Result<Vec<zeroring_net::pg::QueryResult>, PgError> {
+    let limits = [shared.idle_in_transaction.as_str().into(), "0".into()];
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    in_transaction(client, begin, shared, &limits, statements)
+}
+
+fn in_transaction(
+    client: &mut Client,
+    begin: &str,
+    shared: &Shared,
+    limits: &[Param],
+    statements: &[(&str, &[Param])],
+) -> Result<Vec<zeroring_net::pg::QueryResult>, PgError> {
+    let mut pipeline = client.pipeline()?;
+    pipeline.query(begin, &[], Format::Text)?.query(&shared.sql.limits, limits, Format::Text)?;
+    for (sql, params) in statements {
+        pipeline.query(sql, params, Format::Text)?;
+    }
+    pipeline.query("COMMIT", &[], Format::Text)?;
+    match pipeline.run_one() {
+        Ok(mut results) => {
+            results.pop();
+            results.drain(..2);
+            Ok(results)
+        }
+        Err(error) => {
+            if !client.is_broken() {
+                client.batch_execute("ROLLBACK")?;
+            }
+            Err(error)
+        }
+    }
+}

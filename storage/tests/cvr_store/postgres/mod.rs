@@ -1,0 +1,26 @@
+//! The store on Postgres: the common contract, and what is its own.
+
+mod lab;
+
+use lab::{PostgresLab, server};
+
+use crate::{contract, simulation, suite};
+
+/// Each property in a schema of its own, on one Postgres; a failure names its property.
+#[test]
+fn the_contract_holds() {
+    let postgres = server();
+    macro_rules! run_each {
+        ($($module:ident :: $property:ident),* $(,)?) => {
+            std::thread::scope(|scope| {
+                let runs = [$((stringify!($property), scope.spawn(|| {
+                    $module::$property(&PostgresLab::new(&postgres, stringify!($property)));
+                }))),*];
+                let failed: Vec<_> =
+                    runs.into_iter().filter_map(|(name, run)| run.join().err().map(|_| name)).collect();
+                assert!(failed.is_empty(), "{failed:?}");
+            });
+        };
+    }
+    contract!(run_each);
+}
