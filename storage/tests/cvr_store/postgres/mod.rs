@@ -1,6 +1,7 @@
 //! The store on Postgres: the common contract, and what is its own.
 
 mod lab;
+mod schema;
 
 use lab::{PostgresLab, server};
 
