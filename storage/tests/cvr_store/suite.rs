@@ -14,7 +14,7 @@ use zeroring_storage::cvr_store::{PurgeLimits, RowScan};
 
 use crate::lab::*;
 
-fn custom(query: &str) -> DesiredPut {
+pub fn custom(query: &str) -> DesiredPut {
     DesiredPut {
         query: query.into(),
         body: QueryBody::Custom { name: "byOwner".into(), args: r#"[true,{"b":1,"a":[]}]"#.into() },
@@ -22,7 +22,7 @@ fn custom(query: &str) -> DesiredPut {
     }
 }
 
-fn legacy(query: &str) -> DesiredPut {
+pub fn legacy(query: &str) -> DesiredPut {
     let ast = json!({"table": "issue", "where": {"type": "simple", "op": "=",
         "left": {"type": "column", "name": "id"}, "right": {"type": "literal", "value": 1.5}}});
     let ast = Arc::new(serde_json::from_value(ast).unwrap());
@@ -30,7 +30,7 @@ fn legacy(query: &str) -> DesiredPut {
 }
 
 /// A stored group with client `c` that desires the queries.
-fn group(server: &Server, id: &str, queries: &[&str]) -> Cvr {
+pub fn group(server: &Server, id: &str, queries: &[&str]) -> Cvr {
     let mut updater = ConfigUpdater::new(&server.load(id));
     updater.ensure_client(&"c".into(), &shard());
     let puts: Vec<_> = queries.iter().map(|q| custom(q)).collect();
@@ -39,7 +39,7 @@ fn group(server: &Server, id: &str, queries: &[&str]) -> Cvr {
 }
 
 /// Executes the queries at `at`, each row referenced as given.
-fn execute(server: &Server, cvr: &Cvr, at: u64, rows: &[(i64, &[(&str, i64)])]) -> Cvr {
+pub fn execute(server: &Server, cvr: &Cvr, at: u64, rows: &[(i64, &[(&str, i64)])]) -> Cvr {
     let mut updater = QueryUpdater::new(cvr, &state(at), &state(1)).unwrap();
     let executed: Vec<_> = cvr
         .queries
@@ -153,7 +153,7 @@ pub fn of_two_flushes_from_one_base_one_commits(lab: &dyn Lab) {
     assert!(!server.load("i").stored);
 }
 
-fn at_connect(mut flush: GroupFlush, connect_ms: f64) -> GroupFlush {
+pub fn at_connect(mut flush: GroupFlush, connect_ms: f64) -> GroupFlush {
     flush.connect_ms = connect_ms;
     flush
 }

@@ -58,6 +58,9 @@ pub(super) struct LoadJob {
 /// One group's flush of a batch.
 pub(super) struct FlushPart {
     pub(super) flush: GroupFlush,
+    /// Found locked: to be taken alone, and to wait. The flag: an earlier attempt may have
+    /// committed.
+    pub(super) locked: Option<bool>,
     at: usize,
     batch: Arc<Verdicts>,
 }
@@ -83,7 +86,7 @@ impl FlushPart {
             missing: batch.len(),
             reply: Some(reply),
         })));
-        let part = |(at, flush)| FlushPart { flush, at, batch: verdicts.clone() };
+        let part = |(at, flush)| FlushPart { flush, locked: None, at, batch: verdicts.clone() };
         batch.into_iter().enumerate().map(part).collect()
     }
 

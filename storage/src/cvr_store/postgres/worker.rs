@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::info;
-use zeroring_core::cvr::store::CvrStoreError;
+use zeroring_core::cvr::store::{CvrStoreError, Flushed};
 use zeroring_core::cvr::{ClientGroupId, TtlClock};
 
+use super::super::Answer;
 use super::job::{FlushPart, Job, LoadJob, answer};
 use super::queue::{Lane, Queue, Taken};
 use super::read::{Attempt, Reader};
 use super::session::{IDLE, Session};
-use super::write::Writer;
+use super::write::{Settled, Writer};
 
 /// Requests that are taken at once; for reads, also the groups of one load.
 const MAX_TAKEN: usize = 256;
@@ -68,7 +69,13 @@ impl Worker {
         let (mut flushes, mut loads, mut clocks) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs {
             match job {
-                Job::Flush(part) => flushes.push(part),
+                Job::Flush(part) => match part.locked {
+                    None => flushes.push(part),
+                    Some(maybe_done) => {
+                        let result = self.writer().commit_waiting(&part.flush, maybe_done);
+                        settle(part, result);
+                    }
+                },
                 Job::Load(job) => loads.push(job),
                 Job::TtlClock(group, clock, now_ms) => clocks.push((group, clock, now_ms)),
                 Job::Purge(limits, reply) => {
@@ -117,18 +124,25 @@ impl Worker {
                 }
             }
             let flushes: Vec<_> = now.iter().map(|part| &part.flush).collect();
-            let verdicts = self.writer().commit(&flushes);
-            for (part, verdict) in now.into_iter().zip(verdicts) {
-                if let Ok(flushed) = &verdict
-                    && flushed.anomalies > 0
-                {
-                    tracing::warn!(group = %part.flush.group, rows = flushed.anomalies,
-                        "rows changed that the CVR did not hold as live");
+            let settled = self.writer().commit(&flushes);
+            for (part, settled) in now.into_iter().zip(settled) {
+                match settled {
+                    Settled::Verdict(result) => settle(part, result),
+                    Settled::Locked { maybe_done } => self.wait(part, maybe_done),
                 }
-                part.settle(verdict);
             }
             waiting = later;
         }
+    }
+
+    /// Lets the slow lane wait for a group's lock.
+    fn wait(&mut self, mut part: FlushPart, maybe_done: bool) {
+        part.locked = Some(maybe_done);
+        let Err((jobs, _)) = self.queue.push_all(Lane::Slow, vec![Job::Flush(part)]) else {
+            return;
+        };
+        // The store shuts down.
+        self.work(jobs);
     }
 
     fn load(&mut self, jobs: Vec<LoadJob>) {
@@ -159,4 +173,14 @@ impl Worker {
             }
         }
     }
+}
+
+fn settle(part: FlushPart, result: Answer<Flushed>) {
+    if let Ok(flushed) = &result
+        && flushed.anomalies > 0
+    {
+        tracing::warn!(group = %part.flush.group, rows = flushed.anomalies,
+            "rows changed that the CVR did not hold as live");
+    }
+    part.settle(result);
 }

@@ -1,7 +1,8 @@
 //! Group commit: what waits is written in as few transactions as its failures allow.
 //!
 //! A batch is one transaction. If Postgres refuses a record, the batch is halved until only the
-//! group that it belongs to fails. Groups that are locked by others are then taken alone, waiting.
+//! group that it belongs to fails. Groups that are locked by others go to the slow lane, where each
+//! is taken alone and waits.
 //!
 //! *A lost connection* leaves in doubt whether the transaction was committed. It is run again, with
 //! a gate that also recognises its own work: version, owner, connection, activity, clock and
@@ -42,13 +43,13 @@ pub(super) struct Writer<'w> {
 }
 
 impl Writer<'_> {
-    /// Commits groups, each at most once among them. One verdict each.
-    pub(super) fn commit(&mut self, flushes: &[&GroupFlush]) -> Vec<Answer<Flushed>> {
-        let mut verdicts: Vec<_> = flushes.iter().map(|_| None).collect();
+    /// Commits groups, each at most once among them; waits for nobody's locks.
+    pub(super) fn commit(&mut self, flushes: &[&GroupFlush]) -> Vec<Settled> {
+        let mut settled: Vec<_> = flushes.iter().map(|_| None).collect();
         let at: Vec<usize> = (0..flushes.len()).collect();
-        self.commit_some(flushes, &at, false, &mut verdicts);
-        let lost = || Err(CvrStoreError::Storage("a verdict is missing".to_owned()));
-        verdicts.into_iter().map(|v| v.unwrap_or_else(lost)).collect()
+        self.commit_some(flushes, &at, false, &mut settled);
+        let lost = || Settled::Verdict(Err(CvrStoreError::Storage("no verdict".to_owned())));
+        settled.into_iter().map(|v| v.unwrap_or_else(lost)).collect()
     }
 
     /// Commits the flushes at these positions, all at once if possible.
@@ -56,56 +57,70 @@ impl Writer<'_> {
         &mut self,
         flushes: &[&GroupFlush],
         at: &[usize],
-        maybe_done: bool,
-        verdicts: &mut [Option<Answer<Flushed>>],
+        mut maybe_done: bool,
+        settled: &mut [Option<Settled>],
     ) {
         if let [one] = at {
-            let result = self.commit_one(flushes[*one], maybe_done);
-            verdicts[*one] = Some(result);
+            settled[*one] = Some(self.commit_one(flushes[*one], Locked::Skip, maybe_done));
             return;
         }
         let chosen: Vec<_> = at.iter().map(|n| flushes[*n]).collect();
-        let mut maybe_done = maybe_done;
         match self.attempt(&chosen, Locked::Skip, &mut maybe_done) {
             Ok(outcomes) => {
-                let mut left = Vec::new();
                 for (n, outcome) in at.iter().zip(outcomes) {
-                    match outcome {
-                        Outcome::Done(result) => verdicts[*n] = Some(result),
-                        Outcome::Locked => left.push(*n),
-                    }
-                }
-                for n in left {
-                    let result = self.commit_one(flushes[n], maybe_done);
-                    verdicts[n] = Some(result);
+                    settled[*n] = Some(Settled::of(outcome, maybe_done));
                 }
             }
             // One of them is to blame, or the database: find out which.
             Err(CommitError::Malformed(_) | CommitError::Refused(_)) => {
                 let (first, second) = at.split_at(at.len() / 2);
-                self.commit_some(flushes, first, maybe_done, verdicts);
-                self.commit_some(flushes, second, maybe_done, verdicts);
+                self.commit_some(flushes, first, maybe_done, settled);
+                self.commit_some(flushes, second, maybe_done, settled);
             }
             Err(CommitError::Unreachable(error)) => {
                 for n in at {
-                    verdicts[*n] = Some(Err(error.clone()));
+                    settled[*n] = Some(Settled::Verdict(Err(error.clone())));
                 }
             }
         }
     }
 
-    /// Commits a single group; waits for whoever holds its lock.
-    fn commit_one(&mut self, flush: &GroupFlush, mut maybe_done: bool) -> Answer<Flushed> {
+    /// Commits a group that [`Writer::commit`] found locked; waits for its lock.
+    pub(super) fn commit_waiting(
+        &mut self,
+        flush: &GroupFlush,
+        maybe_done: bool,
+    ) -> Answer<Flushed> {
+        match self.commit_one(flush, Locked::Wait, maybe_done) {
+            Settled::Verdict(result) => result,
+            // It came into being, or went, while we waited.
+            Settled::Locked { .. } => Err(CvrStoreError::ConcurrentModification {
+                expected: flush.expected.cookie(),
+                actual: CvrVersion::empty().cookie(),
+            }),
+        }
+    }
+
+    fn commit_one(&mut self, flush: &GroupFlush, locked: Locked, mut maybe_done: bool) -> Settled {
         let mut attempt = 1;
         loop {
-            let refused = match self.attempt(&[flush], Locked::Wait, &mut maybe_done) {
-                Ok(outcomes) => return single(flush, outcomes),
+            let refused = match self.attempt(&[flush], locked, &mut maybe_done) {
+                Ok(outcomes) => {
+                    let outcome = outcomes.into_iter().next().unwrap_or(Outcome::Locked);
+                    return Settled::of(outcome, maybe_done);
+                }
                 Err(CommitError::Malformed(error) | CommitError::Unreachable(error)) => {
-                    return Err(error);
+                    return Settled::Verdict(Err(error));
                 }
                 Err(CommitError::Refused(error)) => error,
             };
-            let Some(code) = refused.code() else { return Err(failed(refused)) };
+            let Some(code) = refused.code() else {
+                return Settled::Verdict(Err(failed(refused)));
+            };
+            // Somebody else flushes it for the first time.
+            if code == SqlState::LOCK_NOT_AVAILABLE && locked == Locked::Skip {
+                return Settled::Locked { maybe_done };
+            }
             let again =
                 matches!(code, SqlState::DEADLOCK_DETECTED | SqlState::SERIALIZATION_FAILURE);
             if again && attempt < ATTEMPTS {
@@ -115,9 +130,10 @@ impl Writer<'_> {
             // Classes 22 and 23: a value, or what it refers to.
             if code.as_str().starts_with("22") || code.as_str().starts_with("23") {
                 let what = format!("a record of a flush is refused: {refused}");
-                return Err(CvrStoreError::Damaged { group: flush.group.clone(), what });
+                let group = flush.group.clone();
+                return Settled::Verdict(Err(CvrStoreError::Damaged { group, what }));
             }
-            return Err(failed(refused));
+            return Settled::Verdict(Err(failed(refused)));
         }
     }
 
@@ -218,14 +234,22 @@ impl CommitError {
     }
 }
 
-fn single(flush: &GroupFlush, outcomes: Vec<Outcome>) -> Answer<Flushed> {
-    match outcomes.into_iter().next() {
-        Some(Outcome::Done(result)) => result,
-        // It came into being, or went, while we waited.
-        Some(Outcome::Locked) | None => Err(CvrStoreError::ConcurrentModification {
-            expected: flush.expected.cookie(),
-            actual: CvrVersion::empty().cookie(),
-        }),
+/// What became of a flush.
+#[derive(Debug)]
+pub(super) enum Settled {
+    Verdict(Answer<Flushed>),
+    /// Another transaction holds the group's lock. An earlier attempt may have committed.
+    Locked {
+        maybe_done: bool,
+    },
+}
+
+impl Settled {
+    fn of(outcome: Outcome, maybe_done: bool) -> Settled {
+        match outcome {
+            Outcome::Done(result) => Settled::Verdict(result),
+            Outcome::Locked => Settled::Locked { maybe_done },
+        }
     }
 }
 

@@ -41,7 +41,19 @@ impl PostgresLab {
 
     /// All values of a query as text, NULL as `-`.
     pub fn values(&self, text: &str) -> Vec<Vec<String>> {
-        let results = self.client().simple_query(&self.sql(text)).unwrap();
+        self.values_by(&mut self.client(), text)
+    }
+
+    /// Asks until the answer is as wanted.
+    pub fn until(&self, text: &str, wanted: impl Fn(&[Vec<String>]) -> bool) {
+        let mut client = self.client();
+        while !wanted(&self.values_by(&mut client, text)) {
+            client.batch_execute("SELECT pg_sleep(0.005)").unwrap();
+        }
+    }
+
+    fn values_by(&self, client: &mut Client, text: &str) -> Vec<Vec<String>> {
+        let results = client.simple_query(&self.sql(text)).unwrap();
         let rows = results.into_iter().flat_map(|r| r.rows);
         rows.map(|row| {
             (0..row.columns().len())

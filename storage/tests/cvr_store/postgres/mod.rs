@@ -1,7 +1,10 @@
 //! The store on Postgres: the common contract, and what is its own.
 
 mod lab;
+mod outage;
+mod proxy;
 mod schema;
+mod shared;
 
 use lab::{PostgresLab, server};
 

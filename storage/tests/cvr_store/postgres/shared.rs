@@ -1,0 +1,290 @@
+//! What other servers on the database see, and what they do to us (conformance checklist 11–20,
+//! 63).
+
+use std::sync::mpsc::channel;
+
+use zeroring_core::cvr::store::{CvrStoreError, DesireWrite};
+use zeroring_core::cvr::{ConfigUpdater, FlushTimes, GroupFlush, TtlClock};
+use zeroring_core::version::CvrVersion;
+
+use super::lab::{PostgresLab, server};
+use crate::lab::*;
+use crate::suite::{at_connect, custom, execute, group, legacy};
+
+#[test]
+fn records_are_encoded_as_the_original_does() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "encoding");
+    let store = lab.open("task");
+    let mut updater = ConfigUpdater::new(&store.load("g"));
+    updater.ensure_client(&"c".into(), &shard());
+    updater.put_desired(&"c".into(), &[custom("q"), legacy("ast")]).unwrap();
+    let at = FlushTimes { connect_ms: 1_500.0, now_ms: 2_250.7, ttl_clock: TtlClock(1.5) };
+    let cvr = store.commit(updater.finish(at));
+
+    let instance = r#"SELECT "version", "lastActive" AT TIME ZONE 'UTC', "ttlClock",
+        "replicaVersion", "owner", "grantedAt" AT TIME ZONE 'UTC', "clientSchema", "profileID",
+        "deleted" FROM @."instances""#;
+    let times = ["1970-01-01 00:00:02.25", "1970-01-01 00:00:01.5"];
+    assert_eq!(
+        lab.values(instance),
+        [["00:01", times[0], "1.5", "-", "task", times[1], "-", "-", "f"]]
+    );
+    assert_eq!(lab.values(r#"SELECT * FROM @."rowsVersion""#), [["g", "00:01"]]);
+    assert_eq!(lab.values(r#"SELECT * FROM @."clients""#), [["g", "c"]]);
+    let queries = lab.values(
+        r#"SELECT "queryHash", "clientAST" IS NULL, "queryName", "queryArgs", "internal",
+           "deleted", "patchVersion", "rowSetSignature" FROM @."queries" ORDER BY 1"#,
+    );
+    let args = r#"[true,{"b":1,"a":[]}]"#;
+    assert_eq!(
+        queries,
+        [
+            ["ast", "f", "-", "-", "-", "f", "-", "-"],
+            ["lmids", "f", "-", "-", "t", "f", "-", "-"],
+            ["mutationResults", "f", "-", "-", "t", "f", "-", "-"],
+            ["q", "t", "byOwner", args, "-", "f", "-", "-"],
+        ]
+    );
+    let desires = r#"SELECT "queryHash", "patchVersion", "deleted", "ttl", "ttlMs",
+        "inactivatedAt" AT TIME ZONE 'UTC', "inactivatedAtMs" FROM @."desires" ORDER BY 1"#;
+    assert_eq!(
+        lab.values(desires),
+        [
+            ["ast", "00:01", "f", "00:10:00", "600000", "-", "-"],
+            ["q", "00:01", "f", "00:05:00", "300000", "-", "-"],
+        ]
+    );
+
+    let mut updater = ConfigUpdater::new(&cvr);
+    updater.inactivate_desired(&"c".into(), &["q".into()], TtlClock(123_456.0));
+    let cvr = store.commit(updater.finish(at));
+    let since = "1970-01-01 00:00:00.123456";
+    assert_eq!(lab.values(desires)[1], ["q", "00:02", "t", "00:05:00", "300000", since, "123456"]);
+
+    let cvr = execute(&store, &cvr, 5, &[(1, &[("q", 1)]), (1 << 60, &[("q", 2), ("ast", 1)])]);
+    let rows = r#"SELECT "schema", "table", "rowKey", "rowVersion", "patchVersion", "refCounts"
+        FROM @."rows" ORDER BY "rowKey""#;
+    let (small, large) = (r#"{"id": 1}"#, r#"{"id": 1152921504606846976}"#);
+    assert_eq!(
+        lab.values(rows),
+        [
+            ["", "issue", small, "05", "05", r#"{"q": 1}"#],
+            ["", "issue", large, "05", "05", r#"{"q": 2, "ast": 1}"#],
+        ]
+    );
+    execute(&store, &cvr, 6, &[]);
+    assert_eq!(lab.values(rows)[0], ["", "issue", small, "05", "06", "-"]);
+    assert_eq!(lab.values(r#"SELECT * FROM @."rowsVersion""#), [["g", "06"]]);
+}
+
+/// As an original that was asked to write many rows: the metadata is there, the rows are not.
+fn leave_rows_behind(lab: &PostgresLab, group: &str) {
+    let sql =
+        format!(r#"UPDATE @."rowsVersion" SET "version" = '00' WHERE "clientGroupID" = '{group}'"#);
+    lab.client().batch_execute(&lab.sql(&sql)).unwrap();
+}
+
+#[test]
+fn a_load_waits_for_the_rows_of_the_former_owner() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "behind");
+    let (a, b) = (lab.open("a"), lab.open("b"));
+    let cvr = group(&a, "g", &["q"]);
+    let stuck = group(&a, "stuck", &["q"]);
+    leave_rows_behind(&lab, "g");
+    leave_rows_behind(&lab, "stuck");
+    let load = |id: &'static str| {
+        let (send, answer) = channel();
+        b.0.load(id.into(), 2_000.0, Box::new(move |loaded| send.send(loaded).unwrap()));
+        answer
+    };
+    let (answer, stuck_answer) = (load("g"), load("stuck"));
+    // The first attempt has taken place when the former owner is told.
+    let owner = r#"SELECT "owner" FROM @."instances" WHERE "clientGroupID" = 'g'"#;
+    lab.until(owner, |found| *found == [["b"]]);
+    assert!(answer.try_recv().is_err());
+    // Which may still write the rows that it owes; but no metadata.
+    let late = a.flush(&join(&cvr, "late").flush).unwrap_err();
+    assert!(matches!(&late, CvrStoreError::Ownership { owner, .. } if &**owner == "b"), "{late}");
+    let catch_up = r#"UPDATE @."rowsVersion" SET "version" = '00:01'
+        WHERE "clientGroupID" = 'g'"#;
+    lab.client().batch_execute(&lab.sql(catch_up)).unwrap();
+    let loaded = answer.recv().unwrap().unwrap();
+    assert_eq!((&loaded.cvr, loaded.taken_over_from), (&cvr, None), "ours since the first attempt");
+    let gone = stuck_answer.recv().unwrap().unwrap_err();
+    assert_eq!(
+        gone,
+        CvrStoreError::ClientNotFound(
+            "max attempts exceeded waiting for CVR@00:01 to catch up from 00".to_owned()
+        )
+    );
+    assert!(b.rows(&stuck, &["q"], &[]).is_err(), "rows of another version are not used");
+}
+
+/// One batch meets everything at once: a take-over, another version, a lock, a poisoned record.
+#[test]
+fn troubles_of_one_group_leave_the_batch_alone() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "troubles");
+    let store = lab.open("a");
+    let names = ["fine1", "locked", "taken", "newer", "poison", "fine2"];
+    let cvrs: Vec<_> = names.iter().map(|n| group(&store, n, &["q"])).collect();
+    lab.client()
+        .batch_execute(&lab.sql(
+            r#"UPDATE @."instances" SET "owner" = 'b', "grantedAt" = '2030-01-01Z'
+                 WHERE "clientGroupID" = 'taken';
+               UPDATE @."instances" SET "version" = '07' WHERE "clientGroupID" = 'newer';"#,
+        ))
+        .unwrap();
+    let mut holder = lab.client();
+    holder
+        .batch_execute(&lab.sql(
+            r#"BEGIN; SELECT 1 FROM @."instances" WHERE "clientGroupID" = 'locked' FOR UPDATE"#,
+        ))
+        .unwrap();
+    let mut batch: Vec<_> = cvrs.iter().map(|cvr| join(cvr, "n").flush).collect();
+    batch.push(join(&empty("brand new"), "n").flush);
+    batch[4].desires.push(DesireWrite {
+        client: "nul\0".into(),
+        query: "q".into(),
+        patch_version: version(0, 2),
+        deleted: false,
+        ttl_ms: 1.0,
+        inactivated_at: None,
+    });
+    let (send, answer) = channel();
+    store.0.flush(batch, Box::new(move |verdicts| send.send(verdicts).unwrap()));
+    // The others are committed while the lock is held.
+    let committed = r#"SELECT "clientGroupID" FROM @."instances" WHERE "version" = '00:02'
+        ORDER BY 1"#;
+    lab.until(committed, |found| *found == [["fine1"], ["fine2"]]);
+    assert!(answer.try_recv().is_err());
+    holder.batch_execute("COMMIT").unwrap();
+    let verdicts = answer.recv().unwrap();
+    let fine: Vec<_> = verdicts.iter().map(|v| v.result.is_ok()).collect();
+    assert_eq!(fine, [true, true, false, false, false, true, true], "{verdicts:?}");
+    let error = |n: usize| verdicts[n].result.clone().unwrap_err();
+    assert!(matches!(error(2), CvrStoreError::Ownership { .. }));
+    assert!(
+        matches!(error(3), CvrStoreError::ConcurrentModification { actual, .. } if actual == "07")
+    );
+    assert!(matches!(error(4), CvrStoreError::Damaged { .. }), "{}", error(4));
+    for (n, cvr) in cvrs.iter().enumerate() {
+        let joined = format!(
+            r#"SELECT 1 FROM @."clients" WHERE "clientGroupID" = '{}' AND "clientID" = 'n'"#,
+            cvr.id
+        );
+        assert_eq!(lab.values(&joined).len(), usize::from(fine[n]), "{}", cvr.id);
+    }
+    // A group that cannot even begin leaves nothing at all.
+    let mut hopeless = join(&empty("hopeless"), "n").flush;
+    hopeless.desires = vec![];
+    hopeless.queries.clear();
+    hopeless.queries.push(zeroring_core::cvr::store::QueryWrite::Removed {
+        id: "none".into(),
+        patch_version: version(0, 1),
+    });
+    let verdicts = store.flush_all(vec![hopeless, join(&empty("other"), "n").flush]);
+    assert!(verdicts[0].result.is_err() && verdicts[1].result.is_ok(), "{verdicts:?}");
+    assert!(!store.load("hopeless").stored && store.load("other").stored);
+}
+
+#[test]
+fn an_original_that_commits_while_we_wait_wins() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "waits");
+    let store = lab.open("a");
+    let cvr = group(&store, "g", &["q"]);
+    let mut original = lab.client();
+    original
+        .batch_execute(&lab.sql(
+            r#"BEGIN; SELECT 1 FROM @."instances" WHERE "clientGroupID" = 'g' FOR UPDATE;
+               UPDATE @."instances" SET "version" = '09', "owner" = 'o', "grantedAt" = '1970-01-01Z'
+                 WHERE "clientGroupID" = 'g'"#,
+        ))
+        .unwrap();
+    let (send, answer) = channel();
+    let flush = join(&cvr, "n").flush;
+    store.0.flush(vec![flush], Box::new(move |verdicts| send.send(verdicts).unwrap()));
+    let waits = "SELECT 1 FROM pg_locks WHERE NOT granted";
+    lab.until(waits, |found| !found.is_empty());
+    original.batch_execute("COMMIT").unwrap();
+    let error = answer.recv().unwrap().remove(0).result.unwrap_err();
+    let CvrStoreError::ConcurrentModification { expected, actual } = error else {
+        panic!("{error}")
+    };
+    assert_eq!((expected.as_str(), actual.as_str()), ("00:01", "09"));
+    assert_eq!(lab.values(r#"SELECT "clientID" FROM @."clients""#), [["c"]]);
+}
+
+/// Two servers flush the same groups in opposite orders, first flushes among them.
+#[test]
+fn of_two_servers_exactly_one_commits_and_none_deadlocks() {
+    const GROUPS: usize = 12;
+    const ROUNDS: usize = 15;
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "race");
+    let stores = [lab.open("a"), lab.open("b")];
+    let mut versions = vec![CvrVersion::empty(); GROUPS];
+    for round in 0..ROUNDS {
+        let cvrs: Vec<_> = (0..GROUPS).map(|n| stores[0].load(&format!("g{n}"))).collect();
+        let flushes = |who: &str| -> Vec<GroupFlush> {
+            let client = format!("{who}{round}");
+            cvrs.iter().map(|cvr| at_connect(join(cvr, &client).flush, 1e15)).collect()
+        };
+        let (forth, mut back) = (flushes("a"), flushes("b"));
+        back.reverse();
+        let results = std::thread::scope(|scope| {
+            let a = scope.spawn(|| stores[0].flush_all(forth));
+            let b = scope.spawn(|| stores[1].flush_all(back));
+            [a.join().unwrap(), b.join().unwrap()]
+        });
+        for n in 0..GROUPS {
+            let (a, b) = (&results[0][n], &results[1][GROUPS - 1 - n]);
+            assert_eq!(a.group, b.group);
+            assert!(a.result.is_ok() != b.result.is_ok(), "{a:?} {b:?}");
+            let lost = a.result.as_ref().err().or(b.result.as_ref().err()).unwrap();
+            assert!(matches!(lost, CvrStoreError::ConcurrentModification { .. }), "{lost}");
+            let now = stores[0].load(a.group.as_str());
+            assert!(now.version > versions[n]);
+            assert_eq!(now.clients.len(), round + 1, "each round one client joins");
+            versions[n] = now.version;
+        }
+    }
+    let deadlocks = "SELECT sum(deadlocks) FROM pg_stat_database";
+    assert_eq!(lab.values(deadlocks), [["0"]]);
+}
+
+#[test]
+fn few_connections_do_all_the_work_and_limits_are_kept() {
+    let postgres = server();
+    for connections in [1, 2, 4] {
+        let mut lab = PostgresLab::new(&postgres, &format!("conns{connections}"));
+        lab.config.max_connections = connections;
+        let store = lab.open("t");
+        let cvr = group(&store, "g", &["q"]);
+        // Above the limit of small flushes.
+        let rows: Vec<_> = (0..1_500).map(|n| (n, &[("q", 1)][..])).collect();
+        let cvr = execute(&store, &cvr, 5, &rows);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    assert_eq!(store.load("g"), cvr);
+                    assert_eq!(store.rows(&cvr, &["q"], &[]).unwrap().len(), 1_500);
+                });
+            }
+        });
+        let open = lab.values(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE application_name LIKE 'zero-sync-worker-%-cvr'",
+        );
+        let open: usize = open[0][0].parse().unwrap();
+        assert!((1..=connections).contains(&open), "{open} of {connections}");
+        drop(store);
+        // The sessions end a moment after their sockets.
+        let rest = "SELECT 1 FROM pg_stat_activity
+             WHERE application_name LIKE 'zero-sync-worker-%-cvr'";
+        lab.until(rest, <[_]>::is_empty);
+    }
+}
