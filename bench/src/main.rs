@@ -1,2 +1,147 @@
-//! Benchmarks.
-fn main() {}
+//! Micro-benchmarks of single parts, without a framework.
+//!
+//! ```text
+//! zeroring-bench [FILTER]             time: best and median of a few rounds, per unit of work
+//! zeroring-bench --count NAME N       exactly N batches of one bench, and no clock
+//! ```
+//!
+//! The second form is for tools that count instead of timing, because instruction counts do not
+//! depend on what else the machine does:
+//! `perf stat -e instructions:u zeroring-bench --count json/row 1000`, or `valgrind --tool=none`.
+//! Take the difference of two counts to get rid of the set-up.
+//!
+//! Every bench checks that its work had an effect: a bench of nothing is an error.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+mod engine;
+mod fixture;
+mod storage;
+mod wire;
+
+/// What a bench may fail with.
+type Failure = Box<dyn std::error::Error>;
+
+/// Does one batch of work; the number of units done.
+type Batch = Box<dyn FnMut() -> Result<u64, Failure>>;
+
+/// A bench: name, unit of work, set-up.
+struct Bench {
+    name: &'static str,
+    unit: &'static str,
+    make: fn() -> Result<Batch, Failure>,
+}
+
+const BENCHES: [Bench; 12] = [
+    Bench { name: "engine/route", unit: "commit", make: engine::route },
+    Bench { name: "engine/shared", unit: "commit", make: engine::shared },
+    Bench { name: "engine/window", unit: "commit", make: engine::window },
+    Bench { name: "engine/hydrate", unit: "row", make: engine::hydrate },
+    Bench { name: "json/row", unit: "row", make: wire::row_json },
+    Bench { name: "poke/part", unit: "row", make: wire::poke_part },
+    Bench { name: "ws/frame", unit: "frame", make: wire::frame },
+    Bench { name: "ws/decode", unit: "message", make: wire::decode },
+    Bench { name: "zql/hash", unit: "query", make: wire::query_hash },
+    Bench { name: "replica/apply-1", unit: "transaction", make: storage::apply_single },
+    Bench { name: "replica/apply-1000", unit: "row", make: storage::apply_bulk },
+    Bench { name: "cvr/flush-200", unit: "group", make: storage::cvr_flush },
+];
+
+/// Rounds of a bench, and the least length of one.
+const ROUNDS: usize = 5;
+const ROUND: Duration = Duration::from_millis(200);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments.as_slice() {
+        [] => time_all(""),
+        ["--count", name, batches] => count(name, batches),
+        [option, ..] if option.starts_with('-') => {
+            Err("usage: zeroring-bench [FILTER] | --count NAME BATCHES".into())
+        }
+        [filter, ..] => time_all(filter),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn time_all(filter: &str) -> Result<(), Failure> {
+    let chosen: Vec<&Bench> = BENCHES.iter().filter(|b| b.name.contains(filter)).collect();
+    if chosen.is_empty() {
+        return Err(format!("no bench has {filter:?} in its name").into());
+    }
+    println!("{:<20} {:>12} {:>12}", "", "best", "median");
+    for bench in chosen {
+        let mut batch = (bench.make)().map_err(|e| format!("{}: {e}", bench.name))?;
+        run(bench, &mut batch)?; // warms up
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let begin = Instant::now();
+            let mut units = 0;
+            while begin.elapsed() < ROUND {
+                units += run(bench, &mut batch)?;
+            }
+            rounds.push(begin.elapsed().as_nanos() as f64 / units as f64);
+        }
+        rounds.sort_by(f64::total_cmp);
+        println!(
+            "{:<20} {:>12} {:>12}  per {}",
+            bench.name,
+            nanoseconds(rounds[0]),
+            nanoseconds(rounds[ROUNDS / 2]),
+            bench.unit
+        );
+    }
+    Ok(())
+}
+
+fn run(bench: &Bench, batch: &mut Batch) -> Result<u64, Failure> {
+    match batch() {
+        Ok(0) => Err(format!("{}: did nothing", bench.name).into()),
+        Ok(units) => Ok(units),
+        Err(e) => Err(format!("{}: {e}", bench.name).into()),
+    }
+}
+
+fn count(name: &str, batches: &str) -> Result<(), Failure> {
+    let bench = BENCHES.iter().find(|b| b.name == name);
+    let bench = bench.ok_or_else(|| format!("there is no bench {name:?}"))?;
+    let batches: u64 = batches.parse()?;
+    let mut batch = (bench.make)()?;
+    let mut units = 0;
+    for _ in 0..batches {
+        units += run(bench, &mut batch)?;
+    }
+    println!("{units} × {}", bench.unit);
+    Ok(())
+}
+
+fn nanoseconds(ns: f64) -> String {
+    match ns {
+        n if n >= 1e6 => format!("{:.2} ms", n / 1e6),
+        n if n >= 1e3 => format!("{:.2} µs", n / 1e3),
+        n => format!("{n:.1} ns"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bench_does_its_work() {
+        for bench in &BENCHES {
+            let mut batch = (bench.make)().unwrap_or_else(|e| panic!("{}: {e}", bench.name));
+            for _ in 0..3 {
+                run(bench, &mut batch).unwrap_or_else(|e| panic!("{e}"));
+            }
+        }
+    }
+}
