@@ -19,6 +19,7 @@ pub mod cli;
 pub mod context;
 pub mod exit;
 pub mod logging;
+mod purge;
 pub mod run;
 mod serve;
 

@@ -325,6 +325,7 @@ fn watch(
         if let Some(failure) = serving.ended() {
             return End::Executor(failure);
         }
+        serving.tick();
         if replication.is_finished() {
             return End::Replication;
         }

@@ -3,13 +3,14 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroring_net::http::client::{ApiClient, ApiClientConfig, ApiStartError};
 use zeroring_net::rt::{
     BackendChoice, BoundListener, ExecutorCtx, Executors, RtConfig, RtError, bind_group,
 };
 
+use super::purge::Purger;
 use crate::ops::{self, OpsState};
 use crate::options::Options;
 use crate::options::config::{CvrLocation, IoBackend};
@@ -48,6 +49,7 @@ pub enum ServeError {
 
 /// Running executors.
 pub struct Serving {
+    purger: Option<Purger>,
     executors: Executors,
     address: SocketAddr,
 }
@@ -70,9 +72,11 @@ impl Serving {
         table_ids: TableIds,
         receivers: Vec<BusReceiver>,
     ) -> Result<Serving, ServeError> {
+        let store = cvr_store(options)?;
+        let purger = Purger::new(Arc::clone(&store), options.purge);
         let service = SyncService {
             config: SyncConfig::from_options(options),
-            store: cvr_store(options)?,
+            store,
             api: if options.query.urls.is_empty() {
                 None
             } else {
@@ -105,7 +109,7 @@ impl Serving {
         for (backend, stats) in executors.backends().iter().zip(ops.statz.registry.executors()) {
             stats.set_backend(backend.name());
         }
-        Ok(Serving { executors, address })
+        Ok(Serving { purger, executors, address })
     }
 
     /// The address that clients connect to, with its real port.
@@ -120,6 +124,13 @@ impl Serving {
             Ok(()) => format!("executor {index} ended without being asked to"),
             Err(failure) => failure.to_string(),
         })
+    }
+
+    /// What is done now and then beside serving.
+    pub fn tick(&mut self) {
+        if let Some(purger) = &mut self.purger {
+            purger.tick(Instant::now());
+        }
     }
 
     /// Asks the executors to close their client groups one by one, and then to end.

@@ -65,6 +65,17 @@ pub struct Endpoint {
     pub allowed_request_headers: Vec<String>,
 }
 
+/// The purger's settings (spec: view-syncer-cvr §2.10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PurgeOptions {
+    /// Groups that were inactive for so long may be purged.
+    pub inactive: Duration,
+    /// Pause between rounds while there is something to do.
+    pub interval: Duration,
+    /// Groups per round at first; 0 purges nothing.
+    pub batch: usize,
+}
+
 /// Where client view records live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CvrLocation {
@@ -140,6 +151,8 @@ pub struct Options {
     pub cvr: CvrLocation,
     /// Most connections to the CVR database.
     pub cvr_max_conns: usize,
+    /// When inactive client view records are purged.
+    pub purge: PurgeOptions,
     /// The replica.
     pub replica_file: PathBuf,
     /// Level of the log.
@@ -312,6 +325,7 @@ impl Options {
             query: endpoint(&read, if read.given("query.url") { "query" } else { "getQueries" }),
             enable_crud_mutations: read.flag("enableCrudMutations"),
             cvr_max_conns: read.count("cvr.maxConns").unwrap_or(0),
+            purge: purge(&read),
             replica_file,
             log_level: match read.text("log.level").as_deref() {
                 Some("debug") => LogLevel::Debug,
@@ -490,6 +504,17 @@ fn workers(read: &Reader<'_>, around: &Surroundings, notes: &mut Vec<String>) ->
         notes.push(format!("ZERO_NUM_SYNC_WORKERS={given} is taken as {workers}"));
     }
     workers
+}
+
+fn purge(read: &Reader<'_>) -> PurgeOptions {
+    const HOUR: f64 = 3600.0;
+    let number = |name: &str| read.number(&format!("cvr.garbageCollection{name}")).unwrap_or(0.0);
+    let seconds = |s: f64| Duration::try_from_secs_f64(s.max(0.0)).unwrap_or(Duration::MAX);
+    PurgeOptions {
+        inactive: seconds(number("InactivityThresholdHours") * HOUR),
+        interval: seconds(number("InitialIntervalSeconds")),
+        batch: number("InitialBatchSize").max(0.0) as usize,
+    }
 }
 
 fn cvr(read: &Reader<'_>, upstream: &Secret, replica: &Path) -> CvrLocation {

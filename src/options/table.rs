@@ -122,20 +122,17 @@ Not set: the upstream database.",
         "cvr.garbageCollectionInactivityThresholdHours",
         48.0,
         "Hours without activity after which a client view record may be deleted.",
-    )
-    .not_yet(),
+    ),
     number_or(
         "cvr.garbageCollectionInitialIntervalSeconds",
         60.0,
         "Seconds between deletions of inactive records. Doubles, up to 16 minutes, while there is nothing to do.",
-    )
-    .not_yet(),
+    ),
     number_or(
         "cvr.garbageCollectionInitialBatchSize",
         25.0,
         "Inactive records deleted at a time. Grows while the backlog does. 0: nothing is ever deleted.",
-    )
-    .not_yet(),
+    ),
     flag(
         "queryHydrationStats",
         "Log the rows that were read, per table and statement, when a hydration is slow.",

@@ -46,6 +46,8 @@ pub(super) struct Advance {
     led: HashMap<LeafGroup, Arc<Led>, FxBuildHasher>,
     /// Parent rows found for whole groups.
     found: Vec<Arc<Row>>,
+    /// Instances that wait for a plan under the new schema.
+    unbound: Vec<InstanceId>,
     /// Instances to re-hydrate and compare, whatever changed.
     rehydrate: HashSet<InstanceId, FxBuildHasher>,
     /// Instances to do, once routing is through.
@@ -87,6 +89,7 @@ impl Advance {
             to_route,
             routed: 0,
             hits: Hits::default(),
+            unbound: Vec::new(),
             leaf_hits: HashMap::default(),
             led: HashMap::default(),
             found: Vec::new(),
@@ -94,6 +97,11 @@ impl Advance {
             queue: None,
             current: None,
         }
+    }
+
+    /// These get a plan by `Engine::rebind`, or fail.
+    pub(super) fn await_plans(&mut self, unbound: &[InstanceId]) {
+        self.unbound = unbound.to_vec();
     }
 
     /// Adds an instance to those that are re-hydrated and compared.
@@ -151,9 +159,10 @@ impl Advance {
     }
 
     fn fail_unbound(&mut self, registry: &mut Registry) {
-        let unbound: Vec<InstanceId> =
-            registry.instances().filter(|i| i.unbound).map(|i| i.id).collect();
-        for id in unbound {
+        for id in std::mem::take(&mut self.unbound) {
+            if registry.get(id).is_none_or(|i| !i.unbound) {
+                continue;
+            }
             let plan = registry.get(id).and_then(|i| registry.plan(i.plan));
             let name = plan.map_or("", |p| &p.plan.node(super::plan::Plan::ROOT).table.name);
             let error = EngineError::SchemaChanged(name.to_owned());

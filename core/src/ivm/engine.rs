@@ -343,8 +343,9 @@ impl Engine {
         let rehydrate = self.readers(&truncated);
         skip.extend(&truncated);
         let changes = ChangeSet::new(commits, &|table| skip.contains(&table));
-        self.advance =
-            Some(Box::new(Advance::new(target, schema, &changes, rehydrate, &self.registry)));
+        let mut advance = Advance::new(target, schema, &changes, rehydrate, &self.registry);
+        advance.await_plans(&needs_rebind);
+        self.advance = Some(Box::new(advance));
         Ok(AdvanceStart { needs_rebind })
     }
 
@@ -369,8 +370,9 @@ impl Engine {
             Reset::Tables(tables) => self.readers(&tables.iter().copied().collect()),
         };
         let changes = ChangeSet::default();
-        self.advance =
-            Some(Box::new(Advance::new(version, schema, &changes, rehydrate, &self.registry)));
+        let mut advance = Advance::new(version, schema, &changes, rehydrate, &self.registry);
+        advance.await_plans(&needs_rebind);
+        self.advance = Some(Box::new(advance));
         Ok(AdvanceStart { needs_rebind })
     }
 
