@@ -5,6 +5,9 @@
 //! `zeroring.won`; every later statement joins its records to it. So a refused group writes
 //! nothing, the others do not notice, and nothing has to be awaited in between.
 //!
+//! Keys of rows come out of subqueries that are not merged into their statement (`OFFSET 0`), so
+//! that no part of them is a constant that tempts Postgres to read more than the wanted rows.
+//!
 //! Locks are taken in one order: groups by id, then their `rowsVersion`, then rows (which are
 //! sorted within a group). A batch never waits for a group's lock: it skips what is locked.
 
@@ -31,10 +34,13 @@ pub(super) const SKIP_LOCKED: &str = "SKIP LOCKED";
 pub(super) const LOCKING: &str = "/*locking*/";
 
 statements! {
-    /// Limits of a transaction that was begun: idle time ($1), lock time ($2).
+    /// Limits of a transaction that was begun: idle time ($1), lock time ($2). And its plans:
+    /// everything is found by primary key, record by record. Postgres, which may know nothing yet
+    /// about tables that have just grown, would rather read them as a whole.
     limits = "SELECT set_config('statement_timeout', '0', true),
         set_config('idle_in_transaction_session_timeout', $1::text, true),
-        set_config('lock_timeout', $2::text, true)";
+        set_config('lock_timeout', $2::text, true), set_config('enable_seqscan', 'off', true),
+        set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)";
 
     /// Stubs of groups ($1) that are flushed for the first time, so that two first flushes meet at
     /// the primary key. Those that are ours to take back are noted.
@@ -175,10 +181,12 @@ statements! {
       ON CONFLICT ("clientGroupID") DO UPDATE SET "version" = excluded."version""#;
 
     /// $1 group, $2 table, $3 key.
-    delete_rows = r#"DELETE FROM @."rows" r USING unnest($1::text[], $2::text[], $3::text[]) AS x (id, t, k)
+    delete_rows = r#"DELETE FROM @."rows" r
+      USING (SELECT id, '' AS s, t, k::jsonb AS k FROM unnest($1::text[], $2::text[], $3::text[])
+        AS x (id, t, k) OFFSET 0) AS x
       JOIN unnest(current_setting('zeroring.won')::text[]) AS won (id) USING (id)
-      WHERE r."clientGroupID" = x.id AND r."schema" = '' AND r."table" = x.t
-        AND r."rowKey" = x.k::jsonb"#;
+      WHERE r."clientGroupID" = x.id AND r."schema" = x.s AND r."table" = x.t
+        AND r."rowKey" = x.k"#;
 
     /// $1 group, $2 table, $3 key, $4 row version, $5 patch version, $6 references.
     put_rows = r#"INSERT INTO @."rows" ("clientGroupID", "schema", "table", "rowKey", "rowVersion",
@@ -196,11 +204,12 @@ statements! {
     bury_rows = r#"WITH found AS (
         UPDATE @."rows" r SET "rowVersion" = coalesce(x.version, r."rowVersion"),
           "patchVersion" = x.patch, "refCounts" = NULL
-        FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
-          AS x (id, t, k, version, patch)
+        FROM (SELECT id, '' AS s, t, k::jsonb AS k, version, patch
+          FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+            AS x (id, t, k, version, patch) OFFSET 0) AS x
         JOIN unnest(current_setting('zeroring.won')::text[]) AS won (id) USING (id)
-        WHERE r."clientGroupID" = x.id AND r."schema" = '' AND r."table" = x.t
-          AND r."rowKey" = x.k::jsonb AND r."refCounts" IS NOT NULL
+        WHERE r."clientGroupID" = x.id AND r."schema" = x.s AND r."table" = x.t
+          AND r."rowKey" = x.k AND r."refCounts" IS NOT NULL
         RETURNING x.id)
       SELECT id, count(*) FROM found GROUP BY id"#;
 
@@ -209,7 +218,7 @@ statements! {
     /// $7 references that go (array), $8 references that are set (JSON). Without a live record,
     /// one is made of what is known. Answers how many live records there were per group.
     adjust_rows = r#"WITH x AS MATERIALIZED (
-        SELECT x.id, x.t, x.k::jsonb AS k, x.version, x.patch, x.keep, x.gone::text[] AS gone,
+        SELECT x.id, '' AS s, x.t, x.k::jsonb AS k, x.version, x.patch, x.keep, x.gone::text[] AS gone,
           x.refs::jsonb AS refs, n
         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[],
             $7::text[], $8::text[]) WITH ORDINALITY
@@ -220,7 +229,7 @@ statements! {
           "patchVersion" =
             CASE WHEN x.keep AND x.version = r."rowVersion" THEN r."patchVersion" ELSE x.patch END,
           "refCounts" = nullif((r."refCounts" - x.gone) || x.refs, '{}'::jsonb)
-        FROM x WHERE r."clientGroupID" = x.id AND r."schema" = '' AND r."table" = x.t
+        FROM x WHERE r."clientGroupID" = x.id AND r."schema" = x.s AND r."table" = x.t
           AND r."rowKey" = x.k AND r."refCounts" IS NOT NULL
         RETURNING x.id, x.n
       ), made AS (
@@ -295,9 +304,11 @@ statements! {
     /// Live rows of group $1 with tables $2 and keys $3.
     rows_by_key = r#"SELECT r."table", r."rowKey"::text, r."rowVersion", r."patchVersion",
         r."refCounts"::text
-      FROM @."rows" r JOIN unnest($2::text[], $3::text[]) AS x (t, k)
-        ON r."table" = x.t AND r."rowKey" = x.k::jsonb
-      WHERE r."clientGroupID" = $1::text AND r."schema" = '' AND r."refCounts" IS NOT NULL"#;
+      FROM (SELECT $1::text AS id, '' AS s, t, k::jsonb AS k
+        FROM unnest($2::text[], $3::text[]) AS x (t, k) OFFSET 0) AS x
+      JOIN @."rows" r ON r."clientGroupID" = x.id AND r."schema" = x.s AND r."table" = x.t
+        AND r."rowKey" = x.k
+      WHERE r."refCounts" IS NOT NULL"#;
 
     /// Rows of group $1 with patch versions from $2 on (as bytes), without those that mention a
     /// query of $3, after table $4 and key $5, at most $6, in key order.

@@ -2,6 +2,7 @@
 
 mod lab;
 mod outage;
+mod plans;
 mod proxy;
 mod schema;
 mod shared;
