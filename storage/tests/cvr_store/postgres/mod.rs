@@ -1,5 +1,6 @@
 //! The store on Postgres: the common contract, and what is its own.
 
+mod interop;
 mod lab;
 mod outage;
 mod plans;

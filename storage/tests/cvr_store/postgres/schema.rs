@@ -35,7 +35,7 @@ fn describe(client: &mut Client, schema: &str) -> Vec<String> {
 }
 
 /// A database of its own, and a lab on it with the names of the dumps.
-fn database(server: &LocalServer, name: &str) -> PostgresLab {
+pub(super) fn database(server: &LocalServer, name: &str) -> PostgresLab {
     let mut lab = PostgresLab::new(server, "zero");
     lab.client().batch_execute(&format!("CREATE DATABASE {name}")).unwrap();
     lab.config.connection = PgConfig::parse(&server.url(name)).unwrap();
