@@ -290,11 +290,12 @@ impl Group {
                 self.send(conn, vec![Frame::text(reply)], cx);
                 return cx.emit(Effect::MessageDone(conn));
             }
-            Upstream::Push(_) => {
+            Upstream::Push(push) if !push.mutations.is_empty() => {
                 let error = ErrorBody::basic(ErrorKind::InvalidPush, NO_PUSH);
                 return self.fail_connection(conn, Box::new(error), cx);
             }
             Upstream::Pull
+            | Upstream::Push(_)
             | Upstream::CloseConnection
             | Upstream::Ping
             | Upstream::AckMutationResponses(_)
