@@ -16,6 +16,11 @@ pub(super) enum Job {
     TtlClock(ClientGroupId, TtlClock, f64),
     Purge(PurgeLimits, Reply<Answer<Purged>>),
     Load(LoadJob),
+    Read(Read),
+}
+
+/// A read of one group.
+pub(super) enum Read {
     Rows(RowLookup, Reply<Answer<Vec<RowRecord>>>),
     CatchupRows(RowScan, Reply<Answer<RowPage>>),
     CatchupConfig(CatchupRange, Reply<Answer<Vec<ConfigChange>>>),
@@ -38,10 +43,19 @@ impl Job {
             }
             Job::Purge(_, reply) => answer(reply, Err(error)),
             Job::Load(job) => answer(job.reply, Err(error)),
-            Job::Rows(_, reply) => answer(reply, Err(error)),
-            Job::CatchupRows(_, reply) => answer(reply, Err(error)),
-            Job::CatchupConfig(_, reply) => answer(reply, Err(error)),
-            Job::Inspect(.., reply) => answer(reply, Err(error)),
+            Job::Read(read) => read.refuse(error),
+        }
+    }
+}
+
+impl Read {
+    /// Answers that it failed.
+    pub(super) fn refuse(self, error: CvrStoreError) {
+        match self {
+            Read::Rows(_, reply) => answer(reply, Err(error)),
+            Read::CatchupRows(_, reply) => answer(reply, Err(error)),
+            Read::CatchupConfig(_, reply) => answer(reply, Err(error)),
+            Read::Inspect(.., reply) => answer(reply, Err(error)),
         }
     }
 }

@@ -16,6 +16,9 @@
 //! refused group writes nothing and leaves the others alone. Flushes of more than
 //! [`MAX_SMALL_ROWS`] rows go to the slow lane, so that a big hydration delays nobody else's poke.
 //!
+//! *Reads* that wait together are one round trip too: many groups in one load, and other reads of
+//! many groups in one transaction.
+//!
 //! *Invariants* that all servers of a database keep (spec: view-syncer-cvr §2.11), and how:
 //! - a group changes only under the lock of its `instances` row, after ownership and version were
 //!   checked there: every flush begins so;
@@ -49,7 +52,7 @@ use zeroring_core::cvr::store::{
 use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, RowRecord, TtlClock};
 use zeroring_net::pg::{Client, PgConfig, PgError};
 
-use self::job::{FlushPart, Job, LoadJob, answer};
+use self::job::{FlushPart, Job, LoadJob, Read, answer};
 use self::queue::{Lane, MAX_WAITING, Queue, Refused};
 pub use self::schema::SCHEMA_VERSION;
 use self::session::{Session, Shared};
@@ -233,21 +236,21 @@ impl CvrStore for PostgresCvrStore {
     }
 
     fn rows(&self, lookup: RowLookup, reply: Reply<Answer<Vec<RowRecord>>>) {
-        self.push(Lane::Read, Job::Rows(lookup, reply));
+        self.push(Lane::Read, Job::Read(Read::Rows(lookup, reply)));
     }
 
     fn catchup_rows(&self, scan: RowScan, reply: Reply<Answer<RowPage>>) {
         if scan.range.is_empty() {
             return answer(reply, Ok(RowPage::default()));
         }
-        self.push(Lane::Read, Job::CatchupRows(scan, reply));
+        self.push(Lane::Read, Job::Read(Read::CatchupRows(scan, reply)));
     }
 
     fn catchup_config(&self, range: CatchupRange, reply: Reply<Answer<Vec<ConfigChange>>>) {
         if range.is_empty() {
             return answer(reply, Ok(Vec::new()));
         }
-        self.push(Lane::Read, Job::CatchupConfig(range, reply));
+        self.push(Lane::Read, Job::Read(Read::CatchupConfig(range, reply)));
     }
 
     fn write_ttl_clock(&self, group: ClientGroupId, clock: TtlClock, now_ms: f64) {
@@ -261,7 +264,7 @@ impl CvrStore for PostgresCvrStore {
         clock: TtlClock,
         reply: Reply<Answer<Vec<InspectedQuery>>>,
     ) {
-        self.push(Lane::Read, Job::Inspect(group, client, clock, reply));
+        self.push(Lane::Read, Job::Read(Read::Inspect(group, client, clock, reply)));
     }
 
     fn purge(&self, limits: PurgeLimits, reply: Reply<Answer<Purged>>) {

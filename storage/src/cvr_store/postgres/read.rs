@@ -16,10 +16,15 @@ use zeroring_core::cvr::{
 use zeroring_core::version::{CvrVersion, StateVersion};
 use zeroring_net::pg::{Param, PgError, QueryResult, Row};
 
-use super::super::{Answer, RowLookup, RowScan};
+use super::super::{Answer, RowScan};
+use super::job::{Read, answer};
 use super::params::{Records, wall};
 use super::session::{Session, Shared};
+use super::sql::Sql;
 use super::write::{failed, snapshot, transaction};
+
+/// Reads of one transaction: their answers are all in memory at once.
+const MAX_READS: usize = 32;
 
 /// What a read does not understand, or Postgres refuses.
 #[derive(Debug)]
@@ -153,147 +158,204 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads of a group that believe in its version.
-    fn at_version<T>(
-        &mut self,
-        group: &ClientGroupId,
-        current: &CvrVersion,
-        statements: &[(&str, &[Param])],
-        body: impl FnOnce(&[QueryResult]) -> Result<T, Failure>,
-    ) -> Answer<T> {
-        let shared = self.shared();
-        let id = [Param::from(group.as_str())];
-        let mut all: Vec<(&str, &[Param])> = vec![(&shared.sql.versions, &id)];
-        all.extend_from_slice(statements);
-        let read = self.read(&all).map_err(failed)?;
-        expect_version(&read[0], current).and_then(|()| body(&read[1..])).map_err(|e| e.of(group))
+    /// Answers reads, many in one transaction and round trip.
+    pub(super) fn answer(&mut self, reads: Vec<Read>) {
+        let mut reads = reads.into_iter();
+        loop {
+            let some: Vec<_> = reads.by_ref().take(MAX_READS).collect();
+            if some.is_empty() {
+                return;
+            }
+            self.answer_some(some);
+        }
     }
 
-    /// Live records of the rows that are asked for.
-    pub(super) fn rows(&mut self, lookup: &RowLookup) -> Answer<Vec<RowRecord>> {
+    fn answer_some(&mut self, reads: Vec<Read>) {
         let shared = self.shared();
-        let mut keys = Records::<2>::new();
-        for id in &lookup.ids {
-            keys.push([(&**id.table()).into(), id.key_json().into()]);
+        let mut planned: Vec<(Read, Plan<'_>)> = Vec::with_capacity(reads.len());
+        for read in reads {
+            match read.plan(&shared.sql) {
+                Ok(plan) => planned.push((read, plan)),
+                Err(error) => read.refuse(error),
+            }
         }
-        let has_keys = keys.len() > 0;
-        let mut by_key = vec![Param::from(lookup.group.as_str())];
-        by_key.extend(keys.take());
-        let by_query = [
-            Param::from(lookup.group.as_str()),
-            Param::array(lookup.queries.iter().map(|q| Some(q.as_str()))),
-        ];
-        let mut statements: Vec<(&str, &[Param])> = Vec::new();
-        if !lookup.queries.is_empty() {
-            statements.push((&shared.sql.rows_of_queries, &by_query));
+        if planned.is_empty() {
+            return;
         }
-        if has_keys {
-            statements.push((&shared.sql.rows_by_key, &by_key));
-        }
-        self.at_version(&lookup.group, &lookup.current, &statements, |read| {
-            let mut found: Vec<RowRecord> = Vec::new();
-            let mut seen: HashSet<Arc<RowIdentity>> = HashSet::new();
-            for row in read.iter().flat_map(|r| &r.rows) {
-                let record = record(row)?;
-                if read.len() < 2 || seen.insert(record.id.clone()) {
-                    found.push(record);
+        let plans = planned.iter().flat_map(|(_, plan)| plan);
+        let statements: Vec<_> = plans.map(|(sql, params)| (*sql, &params[..])).collect();
+        match self.read(&statements) {
+            Ok(results) => {
+                let mut rest = &results[..];
+                for (read, plan) in planned {
+                    let (own, others) = rest.split_at(plan.len());
+                    read.finish(own);
+                    rest = others;
                 }
             }
-            Ok(found)
+            // One of them is to blame.
+            Err(PgError::Server(_)) if planned.len() > 1 => {
+                for (read, _) in planned {
+                    self.answer_some(vec![read]);
+                }
+            }
+            Err(error) => {
+                let error = failed(error);
+                planned.into_iter().for_each(|(read, _)| read.refuse(error.clone()));
+            }
+        }
+    }
+}
+
+/// Statements and their parameters.
+type Plan<'s> = Vec<(&'s str, Vec<Param>)>;
+
+impl Read {
+    /// What has to be asked. All but the inspector believe in a version of the group.
+    fn plan<'s>(&self, sql: &'s Sql) -> Answer<Plan<'s>> {
+        let versions =
+            |group: &ClientGroupId| (sql.versions.as_str(), vec![Param::from(group.as_str())]);
+        Ok(match self {
+            Read::Rows(lookup, _) => {
+                let group = || Param::from(lookup.group.as_str());
+                let mut plan = vec![versions(&lookup.group)];
+                if !lookup.queries.is_empty() {
+                    let queries = Param::array(lookup.queries.iter().map(|q| Some(q.as_str())));
+                    plan.push((&sql.rows_of_queries, vec![group(), queries]));
+                }
+                if !lookup.ids.is_empty() {
+                    let mut keys = Records::<2>::new();
+                    for id in &lookup.ids {
+                        keys.push([(&**id.table()).into(), id.key_json().into()]);
+                    }
+                    let params = std::iter::once(group()).chain(keys.take());
+                    plan.push((&sql.rows_by_key, params.collect()));
+                }
+                plan
+            }
+            Read::CatchupRows(scan, _) => {
+                let range = &scan.range;
+                vec![versions(&range.group), (&sql.catchup_rows, catchup_params(scan)?)]
+            }
+            Read::CatchupConfig(range, _) => {
+                let params = vec![Param::from(range.group.as_str()), since(range)];
+                vec![
+                    versions(&range.group),
+                    (&sql.catchup_queries, params.clone()),
+                    (&sql.catchup_desires, params),
+                ]
+            }
+            Read::Inspect(group, ..) => {
+                let ids = || Param::array([Some(group.as_str())]);
+                vec![
+                    (&sql.load_queries, vec![ids(), true.into()]),
+                    (&sql.load_desires, vec![ids()]),
+                    (&sql.rows_per_query, vec![Param::from(group.as_str())]),
+                ]
+            }
         })
     }
 
-    /// A page of rows that a late client misses, in key order. Postgres leaves out what is surely
-    /// not meant; the versions are compared here, as text they are in another order.
-    pub(super) fn catchup_rows(&mut self, scan: &RowScan) -> Answer<RowPage> {
-        let shared = self.shared();
-        let range = &scan.range;
-        let limit = scan.limit.max(1);
-        let from: Option<(String, String)> = match &scan.from {
-            None => None,
-            Some(cursor) => Some(serde_json::from_str(&cursor.0).map_err(|e| {
-                CvrStoreError::Storage(format!("a row cursor that is none of ours: {e}"))
-            })?),
-        };
-        let params = [
-            Param::from(range.group.as_str()),
-            since(range),
-            Param::array(scan.without.iter().map(|q| Some(q.as_str()))),
-            from.as_ref().map(|(table, _)| table.as_str()).into(),
-            from.as_ref().map(|(_, key)| key.as_str()).into(),
-            Param::from(limit as i64),
-        ];
-        let statements = [(shared.sql.catchup_rows.as_str(), &params[..])];
-        self.at_version(&range.group, &range.current, &statements, |read| {
-            let rows = &read[0].rows;
-            let mut page = RowPage::default();
-            for row in rows {
-                let record = record(row)?;
-                if range.contains(&record.patch_version) {
-                    page.rows.push(record);
-                }
+    /// Answers from what the plan found.
+    fn finish(self, found: &[QueryResult]) {
+        match self {
+            Read::Rows(lookup, reply) => {
+                let rows = expect_version(&found[0], &lookup.current)
+                    .and_then(|()| distinct_records(&found[1..]));
+                answer(reply, rows.map_err(|e| e.of(&lookup.group)));
             }
-            if let Some(last) = rows.last().filter(|_| rows.len() >= limit) {
-                let at: (&str, &str) = (last.get(0)?, last.get(1)?);
-                let cursor = serde_json::to_string(&at).map_err(|e| damaged("a row", e))?;
-                page.next = Some(RowCursor(cursor));
+            Read::CatchupRows(scan, reply) => {
+                let page = expect_version(&found[0], &scan.range.current)
+                    .and_then(|()| page(&scan, &found[1].rows));
+                answer(reply, page.map_err(|e| e.of(&scan.range.group)));
             }
-            Ok(page)
-        })
+            Read::CatchupConfig(range, reply) => {
+                let changes = expect_version(&found[0], &range.current)
+                    .and_then(|()| config_changes(&range, &found[1].rows, &found[2].rows));
+                answer(reply, changes.map_err(|e| e.of(&range.group)));
+            }
+            Read::Inspect(group, client, clock, reply) => {
+                let list = inspected(found, client.as_ref(), clock);
+                answer(reply, list.map_err(|e| e.of(&group)));
+            }
+        }
     }
+}
 
-    /// Changes of queries and desires that a late client misses.
-    pub(super) fn catchup_config(&mut self, range: &CatchupRange) -> Answer<Vec<ConfigChange>> {
-        let shared = self.shared();
-        let params = [Param::from(range.group.as_str()), since(range)];
-        let statements = [
-            (shared.sql.catchup_queries.as_str(), &params[..]),
-            (shared.sql.catchup_desires.as_str(), &params[..]),
-        ];
-        self.at_version(&range.group, &range.current, &statements, |read| {
-            let mut changes = Vec::new();
-            for row in &read[0].rows {
-                let patch_version = version(row.get(1)?)?;
-                if range.contains(&patch_version) {
-                    let query = row.get::<&str>(0)?.into();
-                    changes.push(ConfigChange::Got { query, deleted: row.get(2)?, patch_version });
-                }
-            }
-            for row in &read[1].rows {
-                let patch_version = version(row.get(2)?)?;
-                if range.contains(&patch_version) {
-                    changes.push(ConfigChange::Desire {
-                        client: row.get::<&str>(0)?.into(),
-                        query: row.get::<&str>(1)?.into(),
-                        deleted: row.get(3)?,
-                        patch_version,
-                    });
-                }
-            }
-            Ok(changes)
-        })
+/// Records that may have been found in two ways, each once.
+fn distinct_records(found: &[QueryResult]) -> Result<Vec<RowRecord>, Failure> {
+    let mut records: Vec<RowRecord> = Vec::new();
+    let mut seen: HashSet<Arc<RowIdentity>> = HashSet::new();
+    for row in found.iter().flat_map(|r| &r.rows) {
+        let record = record(row)?;
+        if found.len() < 2 || seen.insert(record.id.clone()) {
+            records.push(record);
+        }
     }
+    Ok(records)
+}
 
-    /// The inspector's list (spec §2.9).
-    pub(super) fn inspect(
-        &mut self,
-        group: &ClientGroupId,
-        client: Option<&ClientId>,
-        clock: TtlClock,
-    ) -> Answer<Vec<InspectedQuery>> {
-        let shared = self.shared();
-        let ids = [Param::array([Some(group.as_str())])];
-        let queries = [ids[0].clone(), true.into()];
-        let id = [Param::from(group.as_str())];
-        let read = self
-            .read(&[
-                (&shared.sql.load_queries, &queries),
-                (&shared.sql.load_desires, &ids),
-                (&shared.sql.rows_per_query, &id),
-            ])
-            .map_err(failed)?;
-        inspected(&read, client, clock).map_err(|e| e.of(group))
+fn catchup_params(scan: &RowScan) -> Answer<Vec<Param>> {
+    let from: Option<(String, String)> = match &scan.from {
+        None => None,
+        Some(cursor) => Some(serde_json::from_str(&cursor.0).map_err(|e| {
+            CvrStoreError::Storage(format!("a row cursor that is none of ours: {e}"))
+        })?),
+    };
+    Ok(vec![
+        Param::from(scan.range.group.as_str()),
+        since(&scan.range),
+        Param::array(scan.without.iter().map(|q| Some(q.as_str()))),
+        from.as_ref().map(|(table, _)| table.as_str()).into(),
+        from.as_ref().map(|(_, key)| key.as_str()).into(),
+        Param::from(scan.limit.max(1) as i64),
+    ])
+}
+
+/// A page of rows that a late client misses, in key order. Postgres leaves out what is surely not
+/// meant; the versions are compared here, as text they are in another order.
+fn page(scan: &RowScan, rows: &[Row]) -> Result<RowPage, Failure> {
+    let mut page = RowPage::default();
+    for row in rows {
+        let record = record(row)?;
+        if scan.range.contains(&record.patch_version) {
+            page.rows.push(record);
+        }
     }
+    if let Some(last) = rows.last().filter(|_| rows.len() >= scan.limit.max(1)) {
+        let at: (&str, &str) = (last.get(0)?, last.get(1)?);
+        let cursor = serde_json::to_string(&at).map_err(|e| damaged("a row", e))?;
+        page.next = Some(RowCursor(cursor));
+    }
+    Ok(page)
+}
+
+/// Changes of queries and desires that a late client misses.
+fn config_changes(
+    range: &CatchupRange,
+    queries: &[Row],
+    desires: &[Row],
+) -> Result<Vec<ConfigChange>, Failure> {
+    let mut changes = Vec::new();
+    for row in queries {
+        let patch_version = version(row.get(1)?)?;
+        if range.contains(&patch_version) {
+            let query = row.get::<&str>(0)?.into();
+            changes.push(ConfigChange::Got { query, deleted: row.get(2)?, patch_version });
+        }
+    }
+    for row in desires {
+        let patch_version = version(row.get(2)?)?;
+        if range.contains(&patch_version) {
+            changes.push(ConfigChange::Desire {
+                client: row.get::<&str>(0)?.into(),
+                query: row.get::<&str>(1)?.into(),
+                deleted: row.get(3)?,
+                patch_version,
+            });
+        }
+    }
+    Ok(changes)
 }
 
 /// Where a scan of patch versions begins as bytes: all later versions are above the state alone.

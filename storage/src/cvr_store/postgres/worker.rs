@@ -66,7 +66,8 @@ impl Worker {
     /// All of one lane. Flushes are taken together, and so are loads, and notes of clocks; a
     /// purge comes after the notes that came before it.
     fn work(&mut self, jobs: Vec<Job>) {
-        let (mut flushes, mut loads, mut clocks) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut flushes, mut clocks) = (Vec::new(), Vec::new());
+        let (mut loads, mut reads) = (Vec::new(), Vec::new());
         for job in jobs {
             match job {
                 Job::Flush(part) => match part.locked {
@@ -83,19 +84,13 @@ impl Worker {
                     let schema = self.schema.clone();
                     answer(reply, self.writer().purge(&limits, &schema));
                 }
-                Job::Rows(lookup, reply) => answer(reply, self.reader().rows(&lookup)),
-                Job::CatchupRows(scan, reply) => answer(reply, self.reader().catchup_rows(&scan)),
-                Job::CatchupConfig(range, reply) => {
-                    answer(reply, self.reader().catchup_config(&range));
-                }
-                Job::Inspect(group, client, clock, reply) => {
-                    answer(reply, self.reader().inspect(&group, client.as_ref(), clock));
-                }
+                Job::Read(read) => reads.push(read),
             }
         }
         self.flush(flushes);
         self.ttl_clocks(&mut clocks);
         self.load(loads);
+        self.reader().answer(reads);
     }
 
     fn ttl_clocks(&mut self, clocks: &mut Vec<(ClientGroupId, TtlClock, f64)>) {

@@ -1,8 +1,12 @@
 //! Work is proportional to what is asked for: no statement reads a table as a whole, even while
-//! Postgres knows nothing about tables that have just grown.
+//! Postgres knows nothing about tables that have just grown; what waits together is one round trip.
+
+use std::sync::mpsc::channel;
 
 use zeroring_core::cvr::advance::{AdvancedRow, CountChange};
+use zeroring_core::cvr::store::{CvrStoreError, RowCursor};
 use zeroring_core::cvr::{QueryUpdater, TtlClock};
+use zeroring_storage::cvr_store::{RowLookup, RowScan};
 
 use super::lab::{PostgresLab, server};
 use crate::lab::*;
@@ -70,4 +74,56 @@ fn no_table_is_read_as_a_whole() {
     }
     drop(store);
     assert_eq!(whole_reads(&lab), before);
+}
+
+/// Many groups read at once, most of them in one transaction: each gets its own, and trouble stays
+/// where it is.
+#[test]
+fn reads_that_wait_together_are_answered_apart() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "together");
+    let store = lab.open("t");
+    let cvrs: Vec<_> = (0..GROUPS)
+        .map(|n| {
+            let rows: Vec<_> = (0..=n).map(|id| (100 * n + id, &[("q", 1)][..])).collect();
+            execute(&store, &group(&store, &format!("g{n}"), &["q"]), 5, &rows)
+        })
+        .collect();
+    let (send, answers) = channel();
+    let (send_page, pages) = channel();
+    for (n, cvr) in (0..).zip(&cvrs) {
+        let mut current = cvr.version.clone();
+        if n == 7 {
+            current = version(3, 0);
+        }
+        let (group, queries) = (cvr.id.clone(), vec!["q".into()]);
+        let lookup = RowLookup { group, current, queries, ids: vec![row_id("issue", 100 * n)] };
+        let send = send.clone();
+        store.0.rows(lookup, Box::new(move |rows| send.send((n, rows)).unwrap()));
+        let from = (n == 9).then(|| RowCursor("nonsense".to_owned()));
+        let scan = RowScan { range: range(cvr, None), without: vec![], from, limit: 1_000 };
+        let send = send_page.clone();
+        store.0.catchup_rows(scan, Box::new(move |page| send.send((n, page)).unwrap()));
+    }
+    drop((send, send_page));
+    let mine = |n: i64, found: &[zeroring_core::cvr::RowRecord]| {
+        let mut ids: Vec<_> = found.iter().map(|r| r.id.clone()).collect();
+        let mut wanted: Vec<_> = (0..=n).map(|id| row_id("issue", 100 * n + id)).collect();
+        ids.sort();
+        wanted.sort();
+        assert_eq!(ids, wanted);
+    };
+    for (n, rows) in answers {
+        match rows {
+            Ok(rows) => mine(n, &rows),
+            Err(CvrStoreError::ConcurrentModification { .. }) => assert_eq!(n, 7),
+            Err(e) => panic!("{e}"),
+        }
+    }
+    for (n, page) in pages {
+        match page {
+            Ok(page) => mine(n, &page.rows),
+            Err(e) => assert!(n == 9 && e.to_string().contains("cursor"), "{e}"),
+        }
+    }
 }
