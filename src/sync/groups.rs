@@ -35,7 +35,8 @@ const FLUSH_BATCH: usize = 1_024;
 /// Messages of one connection that wait for their turn. Real clients send a handful; beyond this
 /// the connection is not read until some were handled.
 pub(super) const MAX_BACKLOG: usize = 256;
-/// Bytes that may wait for a socket when a poke is to be sent to it; the poke itself may be larger.
+/// Bytes that may wait for a socket when a poke is to be sent to it, beside one large poke: who
+/// takes long to read its first rows must not lose them to the next small change, again and again.
 /// A client that has not read this much has been away for longer than a reconnect costs.
 pub(super) const MAX_QUEUED_BYTES: usize = 16 << 20;
 /// The client is told something at least this often.
@@ -66,6 +67,8 @@ pub(super) struct Conn {
     group: GroupKey,
     writer: WsWriter,
     last_sent: Instant,
+    /// Bytes that may wait: more than usual while a large poke is on its way.
+    may_wait_bytes: usize,
     /// A message is being handled; the next ones wait here.
     busy: bool,
     backlog: VecDeque<Box<Upstream>>,
@@ -210,7 +213,9 @@ impl State {
         self.counters.connections_total += 1;
         let conn = ConnId(self.next_conn);
         let last_sent = now();
-        let entry = Conn { group, writer, last_sent, busy: false, backlog: VecDeque::new() };
+        let may_wait_bytes = MAX_QUEUED_BYTES;
+        let backlog = VecDeque::new();
+        let entry = Conn { group, writer, last_sent, may_wait_bytes, busy: false, backlog };
         self.conns.insert(conn, entry);
         conn
     }
@@ -384,10 +389,14 @@ impl State {
     }
 
     fn send(&mut self, conn: ConnId, list: &[Frame], frames: &mut WireFrames) {
-        let Some(entry) = self.conns.get(&conn) else { return };
+        let Some(entry) = self.conns.get_mut(&conn) else { return };
         let waiting = entry.writer.queued_bytes();
-        if waiting > MAX_QUEUED_BYTES {
+        if waiting > entry.may_wait_bytes {
             return self.too_slow(conn, &format!("{waiting} bytes wait for it"));
+        }
+        if waiting <= MAX_QUEUED_BYTES {
+            let coming: usize = list.iter().map(|frame| frame.payload.len()).sum();
+            entry.may_wait_bytes = MAX_QUEUED_BYTES.saturating_add(coming);
         }
         for frame in list {
             let wire = frames.of(frame, self.compress);

@@ -4,7 +4,8 @@
 use serde_json::json;
 
 use crate::socket::Next;
-use crate::world::{World, again, change, del, init, items, items_from, others, put};
+use crate::support::server::is_original;
+use crate::world::{DDL, World, again, change, del, init, items, items_from, others, put};
 
 #[test]
 fn two_tabs_see_each_others_queries_and_each_row_once() {
@@ -156,4 +157,43 @@ fn groups_of_all_executors_follow_the_same_commits() {
     }
     let cookies: std::collections::BTreeSet<_> = sockets.iter().map(|s| s.cookie.clone()).collect();
     assert_eq!(cookies.len(), 1, "one commit is one version: {cookies:?}");
+}
+
+#[test]
+fn a_tab_that_does_not_read_holds_up_nobody() {
+    if is_original() {
+        // 1.9.0 waits for the slowest client of a group.
+        return;
+    }
+    let large = "UPDATE item SET label = repeat('x', 10000000);";
+    let mut world = World::with(&format!("{DDL}{large}"), &["item", "other"], &[]);
+    let body = || init(&[put("q", &items()), put("r", &others())]);
+    let mut a = world.connect("g", "a").init(body()).connected();
+    a.pokes_until(|p| p.got.len() == 2);
+    let mut slow = world.connect("g", "slow").init(body()).connected();
+    let mut stalled = world.connect("g", "stalled").init(body()).connected();
+    while !(a.heard_of("slow") && a.heard_of("stalled")) {
+        a.poke();
+    }
+    // The first rows are more than usually may wait. A few small changes behind them are kept.
+    for v in ["two", "three"] {
+        world.sql(&format!("UPDATE other SET v = '{v}'"));
+        assert_eq!(a.poke().puts("other")[0]["v"], v);
+    }
+    let poke = slow.pokes_until(|p| p.cookie == *a.cookie.as_ref().unwrap());
+    assert_eq!((poke.puts("item").len(), poke.puts("other").len()), (3, 3));
+    // More than that is not kept: it is sent away, and comes back to where the others are.
+    for i in 0..3 {
+        world.sql(&format!("UPDATE item SET label = repeat('{i}', 10000000)"));
+        assert_eq!(a.poke().puts("item").len(), 3);
+        slow.poke();
+    }
+    let mut frames = 0;
+    while !matches!(stalled.next(), Next::Closed(..) | Next::Dropped) {
+        frames += 1;
+    }
+    assert!(frames < 30, "{frames} frames were kept for it");
+    let cookie = a.cookie.clone().unwrap();
+    let mut back = world.connect("g", "stalled").cookie(&cookie).init(again(&[])).connected();
+    assert!(back.poke().is_empty());
 }

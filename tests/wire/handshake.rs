@@ -1,15 +1,21 @@
 //! From the upgrade request to `connected` (spec: sync-protocol §1, checklist 1–12).
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::json;
 use tungstenite::Message;
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use crate::socket::{Connect, Next, sub_protocol};
+use crate::socket::{Connect, Next, PATIENCE, sub_protocol};
 use crate::support::server::is_original;
 use crate::world::{World, init, items, newest_version, put};
 
-/// The close reason that starts like this, and ends like that if it had to be cut.
+/// What browsers offer.
+const OFFER: &str = "permessage-deflate; client_max_window_bits";
+
+/// The reason of the close frame that answers the request.
 fn refused(connect: &Connect) -> String {
     let mut socket = connect.open();
     match socket.next() {
@@ -83,10 +89,11 @@ fn connected_comes_first_and_repeats_wsid_and_sub_protocol() {
         good().content(&json!({"pad": "ü".repeat(4500), "more": "~~~???>>>",
             "initConnectionMessage": ["initConnection", body]})),
     ] {
+        let connect = connect.header("Sec-WebSocket-Extensions", OFFER);
         let (mut socket, response) = connect.open_with_response();
         let echo = response.headers().get("sec-websocket-protocol").unwrap();
         assert_eq!(echo.to_str().unwrap(), connect.sub_protocol().unwrap());
-        assert!(!response.headers().contains_key("sec-websocket-extensions"));
+        assert!(!response.headers().contains_key("sec-websocket-extensions"), "not by default");
         let frame = socket.frame();
         assert_eq!(frame[0], "connected");
         assert_eq!(frame[1]["wsid"], "ws-1");
@@ -193,21 +200,70 @@ fn message_sizes_and_encodings() {
 }
 
 #[test]
-fn compression_only_when_enabled() {
-    const OFFER: &str = "permessage-deflate; client_max_window_bits";
-    let offer = |world: &World| {
-        let connect = world.connect("g", "c").header("Sec-WebSocket-Extensions", OFFER);
-        let (mut socket, response) = connect.open_with_response();
-        let answer = response.headers().get("sec-websocket-extensions").cloned();
-        if answer.is_none() {
-            assert_eq!(socket.frame()[0], "connected");
-        }
-        answer
-    };
-    assert_eq!(offer(&World::new(&[])), None);
-    let enabled = World::new(&[("ZERO_WEBSOCKET_COMPRESSION", "true")]);
-    let answer = offer(&enabled).expect("negotiated");
+fn compression_is_negotiated_when_enabled() {
+    let world = World::new(&[("ZERO_WEBSOCKET_COMPRESSION", "true")]);
+    let connect = world.connect("g", "c").header("Sec-WebSocket-Extensions", OFFER);
+    let (_, response) = connect.open_with_response();
+    let answer = response.headers().get("sec-websocket-extensions").expect("negotiated");
     assert!(answer.to_str().unwrap().starts_with("permessage-deflate"), "{answer:?}");
     // Nobody is forced.
-    enabled.connect("g", "c").connected().ping();
+    world.connect("g", "c").connected().ping();
+}
+
+/// The status of an upgrade request with these headers instead of the usual ones.
+fn status(world: &World, changes: &[(&str, Option<&str>)]) -> (u16, String) {
+    let mut headers = vec![
+        ("Host", "localhost"),
+        ("Connection", "Upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Version", "13"),
+        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("Sec-WebSocket-Protocol", "e30%3D"),
+    ];
+    for (name, value) in changes {
+        headers.retain(|(known, _)| known != name);
+        headers.extend(value.map(|value| (*name, value)));
+    }
+    let mut head = format!("GET {} HTTP/1.1\r\n", world.connect("g", "c").target());
+    headers.iter().for_each(|(name, value)| head.push_str(&format!("{name}: {value}\r\n")));
+    head.push_str("\r\n");
+    let mut stream = TcpStream::connect(("127.0.0.1", world.port())).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
+        answer.push(byte[0]);
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    let code = answer.split(' ').nth(1).unwrap_or_else(|| panic!("{changes:?}")).parse().unwrap();
+    (code, answer)
+}
+
+#[test]
+fn upgrades_that_are_none_get_a_status() {
+    let world = World::new(&[]);
+    assert_eq!(status(&world, &[]).0, 101);
+    let (code, head) = status(&world, &[("Sec-WebSocket-Key", Some("dGhlIHNhbXBsZSBub25jZQ=="))]);
+    assert_eq!(code, 101);
+    assert!(head.to_ascii_lowercase().contains("s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
+    assert_eq!(status(&world, &[("Sec-WebSocket-Version", Some("8"))]).0, 101);
+    for bad in [
+        ("Sec-WebSocket-Version", Some("12")),
+        ("Sec-WebSocket-Version", None),
+        ("Sec-WebSocket-Key", Some("short")),
+        ("Sec-WebSocket-Key", None),
+        ("Sec-WebSocket-Protocol", Some("e30%3D, e30%3D")),
+        ("Sec-WebSocket-Protocol", Some("a b")),
+        ("Sec-WebSocket-Protocol", Some("a,,b")),
+        ("Sec-WebSocket-Protocol", Some("{}")),
+    ] {
+        assert_eq!(status(&world, &[bad]).0, 400, "{bad:?}");
+    }
+    // Decision 3: 64 KiB where Node has 16.
+    let long = |kib: usize| "x".repeat(kib << 10);
+    assert_eq!(status(&world, &[("X-Long", Some(&long(14)))]).0, 101);
+    let more = if is_original() { 431 } else { 101 };
+    assert_eq!(status(&world, &[("X-Long", Some(&long(40)))]).0, more);
+    assert_eq!(status(&world, &[("X-Long", Some(&long(70)))]).0, 431);
 }

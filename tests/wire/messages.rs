@@ -69,16 +69,12 @@ fn a_message_that_is_none_fails_its_connection_only() {
             socket.ping();
         }
     }
-    assert_eq!(other.ping(), NOTHING);
-}
-
-#[test]
-fn a_bad_header_message_fails_after_connected() {
-    let world = World::new(&[]);
+    // A message of the header is held to the same, after `connected`.
     for message in [json!(["initConnection", {}]), json!(["unknown", {}]), json!("x")] {
-        let connect = world.connect("g", "c").content(&json!({"initConnectionMessage": message}));
+        let connect = world.connect("g", "h").content(&json!({"initConnectionMessage": message}));
         assert_eq!(connect.connected().error()["kind"], "InvalidMessage", "{message}");
     }
+    assert_eq!(other.ping(), NOTHING);
 }
 
 #[test]
@@ -161,4 +157,26 @@ fn queries_need_an_ast_or_a_name() {
     let poke = socket.pokes_until(|p| p.rows.len() == 3);
     assert_eq!(poke.desired["e"], ["+h"]);
     socket.try_send(Message::Close(None));
+}
+
+#[test]
+fn pushes_that_nobody_takes() {
+    let world = World::new(&[]);
+    let push = |group: &str| {
+        json!(["push", {"clientGroupID": group, "pushVersion": 1, "timestamp": 1, "requestID": "r",
+            "mutations": [{"type": "custom", "id": 1, "clientID": "c", "name": "m", "args": [null],
+                "timestamp": 1}]}])
+    };
+    for (group, text) in [
+        (
+            "other",
+            "clientGroupID in mutation \"other\" does not match clientGroupID of connection \"g",
+        ),
+        ("g", "A ZERO_MUTATE_URL must be set in order to process custom mutations."),
+    ] {
+        let mut socket = world.connect("g", "c").init(init(&[])).connected();
+        socket.poke();
+        socket.send(&push(group));
+        socket.fails("InvalidPush", text);
+    }
 }

@@ -360,3 +360,46 @@ fn without_endpoint_named_queries_are_never_got() {
     assert_eq!(poke.got, ["+q"]);
     assert!(socket.aside.is_empty());
 }
+
+#[test]
+fn credentials_are_looked_at_again_from_time_to_time() {
+    let api = Api::start();
+    let often = [
+        ("ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS", "1"),
+        ("ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS", "1"),
+    ];
+    let world = world(&api, &often);
+    let open = |client: &str, query: &str| {
+        with_token(world.connect("g", client), client, init(&[named(query, "items")]))
+    };
+    let mut a = open("a", "q");
+    a.until_got("q");
+    let mut b = open("b", "r");
+    b.until_got("r");
+    api.drain();
+    // Every connection is validated, and one of them asks for the queries.
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 3 {
+        let request = api.request();
+        let who = request.header("authorization").unwrap().to_owned();
+        seen.insert(if request.queries().is_empty() { who } else { "queries".to_owned() });
+    }
+    let all = ["Bearer a", "Bearer b", "queries"].map(str::to_owned);
+    assert_eq!(seen, all.into());
+    // A server in trouble costs nobody the connection; a refusal one connection.
+    api.answer(|_| (500, "trouble".to_owned()));
+    for _ in 0..5 {
+        api.request();
+    }
+    a.ping();
+    api.answer(|request| {
+        if request.header("authorization") == Some("Bearer b") && request.queries().is_empty() {
+            (403, "b is out".to_owned())
+        } else {
+            answer(request, json!({}))
+        }
+    });
+    let error = b.error();
+    assert_eq!((&error["kind"], &error["status"]), (&json!("TransformFailed"), &json!(403)));
+    assert!(a.ping().iter().all(|m| m[0] != "error"));
+}

@@ -1,6 +1,6 @@
 //! A client that does nothing by itself: what it sends and expects is the test's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,7 @@ impl Connect {
             tungstenite::client::client_with_config(request, stream, Some(config)).unwrap();
         let base = self.params.iter().find(|(k, v)| k == "baseCookie" && !v.is_empty());
         let cookie = base.map(|(_, v)| v.clone());
-        (Socket { ws, cookie, pongs: 0, aside: Vec::new() }, response)
+        (Socket { ws, cookie, pongs: 0, aside: Vec::new(), known: BTreeSet::new() }, response)
     }
 
     /// Connects and takes `connected`.
@@ -255,6 +255,8 @@ pub struct Socket {
     pub pongs: usize,
     /// Messages that arrived while a poke was waited for.
     pub aside: Vec<Value>,
+    /// Clients of whose queries it was told.
+    known: BTreeSet<String>,
 }
 
 impl Socket {
@@ -443,6 +445,7 @@ impl Socket {
             assert!(poke.is_empty(), "patches without a new cookie: {poke:?}");
         }
         self.cookie = Some(poke.cookie.clone());
+        self.known.extend(poke.desired.keys().cloned());
         poke
     }
 
@@ -479,6 +482,11 @@ impl Socket {
         while self.cookie != other.cookie {
             self.poke();
         }
+    }
+
+    /// A poke told of queries that this client wants.
+    pub fn heard_of(&self, client: &str) -> bool {
+        self.known.contains(client)
     }
 
     /// The message of this type that comes next or came while a poke was waited for.

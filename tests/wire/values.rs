@@ -188,7 +188,14 @@ fn every_type_has_its_form_copied_and_replicated() {
         "clientSchema": {"tables": {"item": {"columns": types, "primaryKey": ["id"]}}}});
     let mut socket = world.connect("g", "c").init(body).connected();
     let puts = socket.until_got("q").puts("item");
-    for (put, want) in puts.iter().zip([row("a", Some(0)), row("b", Some(1)), row("n", None)]) {
+    for (put, mut want) in puts.iter().zip([row("a", Some(0)), row("b", Some(1)), row("n", None)]) {
+        // Decision 16: the original copies these in another form than it replicates them.
+        if is_original() && put["id"] == "a" {
+            want["c_real"] = json!(f64::from(0.1_f32));
+        }
+        if is_original() && put["id"] == "b" {
+            want["c_inet"] = json!("::1/128");
+        }
         same(put, &want);
     }
     // The same by way of the log: an insert and updates.
@@ -198,7 +205,12 @@ fn every_type_has_its_form_copied_and_replicated() {
     same(&socket.poke().puts("item")[0], &row("c", Some(0)));
     let sets = list(&|c| format!("{} = {}", c.0, c.3[1].0));
     world.sql(&format!("UPDATE item SET {sets} WHERE id = 'c'"));
-    same(&socket.poke().puts("item")[0], &row("c", Some(1)));
+    let mut want = row("c", Some(1));
+    if is_original() {
+        // Before 1970 it takes the fraction for a positive one.
+        want["c_ts"] = json!(999);
+    }
+    same(&socket.poke().puts("item")[0], &want);
     world.sql("DELETE FROM item WHERE id IN ('a', 'b')");
     assert_eq!(socket.poke().dels("item").len(), 2);
 }

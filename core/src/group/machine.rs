@@ -15,7 +15,7 @@ use crate::cvr::{ClientGroupId, ClientId, Cvr, QueryHash, TtlTimer};
 use crate::ivm::engine::InstanceId;
 use crate::protocol::down;
 use crate::protocol::error::{ErrorBody, ErrorKind};
-use crate::protocol::up::{InitConnection, InspectOp, Upstream};
+use crate::protocol::up::{InitConnection, InspectOp, Push, Upstream};
 use crate::version::CvrVersion;
 
 /// How long a group stays after its last connection has gone, milliseconds.
@@ -290,12 +290,11 @@ impl Group {
                 self.send(conn, vec![Frame::text(reply)], cx);
                 return cx.emit(Effect::MessageDone(conn));
             }
-            Upstream::Push(push) if !push.mutations.is_empty() => {
-                let error = ErrorBody::basic(ErrorKind::InvalidPush, NO_PUSH);
-                return self.fail_connection(conn, Box::new(error), cx);
-            }
+            Upstream::Push(push) => match self.refuse_push(&push) {
+                None => return cx.emit(Effect::MessageDone(conn)),
+                Some(error) => return self.fail_connection(conn, Box::new(error), cx),
+            },
             Upstream::Pull
-            | Upstream::Push(_)
             | Upstream::CloseConnection
             | Upstream::Ping
             | Upstream::AckMutationResponses(_)
@@ -305,6 +304,21 @@ impl Group {
         };
         debug_assert!(self.queue.iter().all(|(of, _)| *of != conn), "messages come one by one");
         self.queue.push_back((conn, task));
+    }
+
+    /// Why a push is not taken; one without mutations asks for nothing.
+    fn refuse_push(&self, push: &Push) -> Option<ErrorBody> {
+        let text = if push.client_group_id != self.id.as_str() {
+            format!(
+                "clientGroupID in mutation \"{}\" does not match clientGroupID of connection \"{}",
+                push.client_group_id, self.id
+            )
+        } else if push.mutations.is_empty() {
+            return None;
+        } else {
+            NO_PUSH.to_owned()
+        };
+        Some(ErrorBody::basic(ErrorKind::InvalidPush, text))
     }
 
     /// The part of `initConnection` that does not wait.
