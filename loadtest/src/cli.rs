@@ -206,6 +206,12 @@ fn join_reports(arguments: &Arguments) -> Result<bool, LoadError> {
 
 /// Writes what was asked for, prints the table; false if a run was void.
 fn finish(arguments: &Arguments, results: &Results) -> Result<bool, LoadError> {
+    write_files(arguments, results)?;
+    print!("{}", table::text(results));
+    Ok(results.runs.iter().all(|r| r.void.is_none()))
+}
+
+fn write_files(arguments: &Arguments, results: &Results) -> Result<(), LoadError> {
     if let Some(file) = &arguments.json {
         write_json(file, results)?;
     }
@@ -213,8 +219,7 @@ fn finish(arguments: &Arguments, results: &Results) -> Result<bool, LoadError> {
         let doing = format!("writing {}", file.display());
         std::fs::write(file, report::html(results)).map_err(LoadError::io(doing))?;
     }
-    print!("{}", table::text(results));
-    Ok(results.runs.iter().all(|r| r.void.is_none()))
+    Ok(())
 }
 
 fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
@@ -238,9 +243,8 @@ fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
                 }
             });
             results.runs.push(result);
-            if let Some(file) = &arguments.json {
-                write_json(file, &results)?;
-            }
+            // Each time: a run that is broken off leaves what it has.
+            write_files(arguments, &results)?;
         }
     }
     finish(arguments, &results)

@@ -273,3 +273,40 @@ impl Query {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zeroring_net::pg::local_server::LocalServer;
+
+    #[test]
+    fn the_seeded_data_answers_every_kind_of_query() {
+        let server = LocalServer::start(&["fsync=off"]).unwrap();
+        let mut sql = Client::connect(&server.url("postgres"), postgres::NoTls).unwrap();
+        let size = DataSize { projects: 4, items: 12, comments: 3, body_bytes: 10 };
+        seed(&mut sql, &size).unwrap();
+        let mut rows = |kind, limit| -> Vec<usize> {
+            let spec = QuerySpec { kind, project: Whose::Own, offset: 1, limit };
+            let query = spec.for_group(2, size.projects);
+            let expected = query.expected();
+            expected.iter().map(|e| sql.query(&e.sql, &[]).unwrap().len()).collect()
+        };
+        assert_eq!(rows(QueryKind::Project, None), [1]);
+        assert_eq!(rows(QueryKind::Items, None), [12]);
+        assert_eq!(rows(QueryKind::Window, Some(5)), [5]);
+        assert_eq!(rows(QueryKind::Related, Some(2)), [2, 6]);
+        let some = rows(QueryKind::Exists, None)[0];
+        assert!(some > 0 && some < 12, "EXISTS selects {some} of 12");
+        let rules = "SELECT permissions->'tables' ? 'comment' FROM zero.permissions";
+        assert!(sql.query_one(rules, &[]).unwrap().get::<_, bool>(0));
+    }
+
+    #[test]
+    fn queries_of_one_project_share_a_hash_and_others_do_not() {
+        let spec = |project| QuerySpec { kind: QueryKind::Items, project, offset: 0, limit: None };
+        let hash = |whose, group| spec(whose).for_group(group, 10).hash();
+        assert_eq!(hash(Whose::Shared, 1), hash(Whose::Shared, 2));
+        assert_ne!(hash(Whose::Own, 1), hash(Whose::Own, 2));
+        assert_eq!(hash(Whose::Own, 1), hash(Whose::Own, 11));
+    }
+}

@@ -198,3 +198,47 @@ impl Scenario {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_scenarios_of_the_repository_are_valid_and_named_as_their_files() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let mut found = 0;
+        for dir in [dir.clone(), dir.join("extra")] {
+            for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                if path.extension().is_some_and(|e| e == "toml") {
+                    let scenario = Scenario::read(&path).unwrap();
+                    assert_eq!(path.file_stem().unwrap().to_str(), Some(scenario.name.as_str()));
+                    found += 1;
+                }
+            }
+        }
+        assert!(found >= 10, "{found}");
+    }
+
+    #[test]
+    fn mistakes_in_a_file_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |steps: &str| {
+            let file = dir.path().join("s.toml");
+            let head = "name = 's'\ntitle = 't'\n[data]\nprojects = 1\nitems = 1\n\
+                        [[query]]\nkind = 'items'\nproject = 'own'\n";
+            std::fs::write(&file, format!("{head}{steps}")).unwrap();
+            Scenario::read(&file).map(|_| ()).map_err(|e| e.to_string())
+        };
+        read("[[step]]\ndo = 'connect'\ngroups = 3").unwrap();
+        for (steps, complaint) in [
+            ("[[step]]\ndo = 'connect'\ngroups = 3000000", "too many clients"),
+            ("[[step]]\ndo = 'idle'\nseconds = 0", "seconds"),
+            ("[[step]]\ndo = 'dance'", "dance"),
+            ("[[step]]\ndo = 'write'\nrate = -1.0\nseconds = 1.0\nto = 'own'", "rates"),
+        ] {
+            let error = read(steps).unwrap_err();
+            assert!(error.contains(complaint) && error.contains("s.toml"), "{error}");
+        }
+    }
+}
