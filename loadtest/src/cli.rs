@@ -259,13 +259,21 @@ fn write_json(file: &Path, results: &Results) -> Result<(), LoadError> {
 
 /// Every client is a file descriptor.
 fn allow_many_files() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    let most = limit.maximum.unwrap_or(WANTED_FILES);
-    if limit.current.is_some_and(|now| now < most.min(WANTED_FILES)) {
-        limit.current = Some(most.min(WANTED_FILES));
-        if let Err(error) = setrlimit(Resource::Nofile, limit) {
-            eprintln!("cannot raise the limit of open files: {error}");
-        }
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|n| n >= WANTED_FILES) {
+        return;
+    }
+    // Only root may raise the hard limit; everybody may go up to it.
+    let limit = Rlimit {
+        current: Some(WANTED_FILES),
+        maximum: now.maximum.map(|most| most.max(WANTED_FILES)),
+    };
+    if setrlimit(Resource::Nofile, limit).is_ok() {
+        return;
+    }
+    let limit = Rlimit { current: now.maximum, maximum: now.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        eprintln!("cannot raise the limit of open files: {error}");
     }
 }

@@ -31,8 +31,9 @@ pub(crate) enum Taken {
 pub(crate) struct PokeSummary {
     /// Row patches.
     pub(crate) row_ops: u64,
-    /// Intended send times (µs of the epoch) of the writes that arrived as changes of rows: not
-    /// of rows that came with a new query or with the catch-up after a connect.
+    /// Intended send times (µs of the epoch) of the writes that arrived as changes of rows that
+    /// were there. A row that is new here may have been written long ago: it came with a new
+    /// query, with the catch-up after a connect, or moved up into a window.
     pub(crate) sent_us: Vec<u64>,
     /// With this poke, the client has all that it asked for.
     pub(crate) became_complete: bool,
@@ -279,10 +280,10 @@ impl ClientModel {
         for change in poke.rows {
             match change.put {
                 Some((row, sent_us)) => {
-                    if was_complete && sent_us > 0 {
+                    let held = self.rows.insert(change.id, row).is_some();
+                    if held && was_complete && sent_us > 0 {
                         summary.sent_us.push(sent_us);
                     }
-                    self.rows.insert(change.id, row);
                 }
                 None => {
                     self.rows.remove(&change.id);
@@ -346,8 +347,11 @@ mod tests {
             &mut model,
             &[
                 r#"["pokeStart",{"pokeID":"06","baseCookie":"05"}]"#,
-                r#"["pokePart",{"pokeID":"06","rowsPatch":[{"op":"put","tableName":"t","value":{"id":"b","sent_us":9}},{"op":"del","tableName":"t","id":{"id":"a"}}]}]"#,
+                r#"["pokePart",{"pokeID":"06","rowsPatch":[{"op":"put","tableName":"t","value":{"id":"b","sent_us":7}},{"op":"put","tableName":"t","value":{"id":"a","sent_us":9}}]}]"#,
                 r#"["pokeEnd",{"pokeID":"06","cookie":"06"}]"#,
+                r#"["pokeStart",{"pokeID":"07","baseCookie":"06"}]"#,
+                r#"["pokePart",{"pokeID":"07","rowsPatch":[{"op":"del","tableName":"t","id":{"id":"a"}}]}]"#,
+                r#"["pokeEnd",{"pokeID":"07","cookie":"07"}]"#,
             ],
         )
         .unwrap();
