@@ -5,11 +5,14 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use serde_json::{Value, json};
 
-/// Three tables that join to each other and to themselves over few values.
+/// Three tables that join to each other and to themselves over few values. The columns of the
+/// composite key are in alphabetical order: that is how clients send a key to the server, and so
+/// the order in which it completes an `orderBy`. A client that declares another order may get a
+/// window of other rows than it shows, here as with the original.
 pub const DDL: &str = "
     CREATE TABLE a (id INT PRIMARY KEY, x INT, y INT, s TEXT, f BOOL);
     CREATE TABLE b (id INT PRIMARY KEY, x INT, y INT, s TEXT, f BOOL);
-    CREATE TABLE c (x INT NOT NULL, id INT NOT NULL, y INT, s TEXT, f BOOL, PRIMARY KEY (x, id));
+    CREATE TABLE c (id INT NOT NULL, x INT NOT NULL, y INT, s TEXT, f BOOL, PRIMARY KEY (id, x));
     ALTER TABLE b REPLICA IDENTITY FULL;";
 
 pub const TABLES: &[&str] = &["a", "b", "c"];
@@ -22,7 +25,7 @@ pub fn schema() -> Value {
     let mut tables = serde_json::Map::new();
     let mut relationships = serde_json::Map::new();
     for table in TABLES {
-        let key = if *table == "c" { json!(["x", "id"]) } else { json!(["id"]) };
+        let key = if *table == "c" { json!(["id", "x"]) } else { json!(["id"]) };
         tables.insert(
             (*table).to_owned(),
             json!({"columns": {"id": "number", "x": "number", "y": "number", "s": "string",
@@ -175,7 +178,7 @@ impl Generator {
     fn statement(&mut self) -> String {
         let table = *TABLES.choose(&mut self.rng).unwrap_or(&"a");
         let id = self.rng.random_range(0..9);
-        let conflict = if table == "c" { "x, id" } else { "id" };
+        let conflict = if table == "c" { "id, x" } else { "id" };
         match self.rng.random_range(0..20) {
             0..8 => format!(
                 "INSERT INTO {table} (id, x, y, s, f) VALUES ({id}, {}, {}, {}, {})
