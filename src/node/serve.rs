@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use zeroring_net::http::client::{ApiClient, ApiClientConfig, ApiStartError};
+use zeroring_net::pg::{PgConfig, PgError};
 use zeroring_net::rt::{
     BackendChoice, BoundListener, ExecutorCtx, Executors, RtConfig, RtError, bind_group,
 };
@@ -19,6 +20,7 @@ use crate::replication::commit_bus::BusReceiver;
 use crate::sync::{PrepareError, SyncConfig, SyncPart, SyncService};
 use zeroring_storage::cvr_store::CvrStore;
 use zeroring_storage::cvr_store::embedded::{EmbeddedCvrStore, OpenError};
+use zeroring_storage::cvr_store::postgres::{ConnectError, PostgresCvrConfig, PostgresCvrStore};
 use zeroring_storage::replica::schema::TableIds;
 
 /// Why clients cannot be served.
@@ -36,12 +38,12 @@ pub enum ServeError {
     /// The file of client view records.
     #[error(transparent)]
     Cvr(#[from] OpenError),
-    /// A store that comes later.
-    #[error(
-        "client view records in Postgres are not supported by this version of zeroring yet: set \
-         ZERO_CVR_DB=file:/path/to/cvr.db"
-    )]
-    CvrNotYet,
+    /// The URI of the database of client view records.
+    #[error("ZERO_CVR_DB: {0}")]
+    CvrUri(#[from] PgError),
+    /// The database of client view records.
+    #[error(transparent)]
+    CvrDatabase(#[from] ConnectError),
     /// The port.
     #[error("{0}. Is another server running? ZERO_PORT chooses another port")]
     Listen(std::io::Error),
@@ -190,7 +192,16 @@ fn bind(port: u16, count: usize) -> Result<Vec<BoundListener>, ServeError> {
 fn cvr_store(options: &Options) -> Result<Arc<dyn CvrStore>, ServeError> {
     match &options.cvr {
         CvrLocation::File(path) => Ok(Arc::new(EmbeddedCvrStore::open(path, &options.task_id)?)),
-        CvrLocation::Postgres(_) => Err(ServeError::CvrNotYet),
+        CvrLocation::Postgres(uri) => {
+            let config = PostgresCvrConfig {
+                app: options.app_id.clone(),
+                shard: options.shard_num,
+                max_connections: options.cvr_max_conns,
+                socket_inactivity: options.socket_inactivity,
+                ..PostgresCvrConfig::new(PgConfig::parse(uri.expose())?)
+            };
+            Ok(Arc::new(PostgresCvrStore::connect(&config, &options.task_id)?))
+        }
     }
 }
 

@@ -414,31 +414,20 @@ impl Options {
     /// What cannot be served by this build, beyond what [`Options::load`] checks.
     ///
     /// # Errors
-    /// [`ConfigError::NotYet`] for fleet roles and for CVRs in Postgres.
+    /// [`ConfigError::NotYet`] for fleet roles.
     pub fn check_supported(&self) -> Result<(), ConfigError> {
         let not_yet = |what: &str, instead: &str| {
             Err(ConfigError::NotYet { what: what.to_owned(), instead: instead.to_owned() })
         };
         match self.role {
-            Role::SingleNode => {}
-            Role::ReplicationManager => {
-                return not_yet(
-                    "The replication manager (ZERO_NUM_SYNC_WORKERS=0)",
-                    "Run a single node: ZERO_NUM_SYNC_WORKERS of 1 or more.",
-                );
-            }
-            Role::ViewSyncer => {
-                return not_yet(
-                    "The view syncer (ZERO_CHANGE_STREAMER_URI, ZERO_CHANGE_STREAMER_MODE=discover)",
-                    "Run a single node: leave both unset.",
-                );
-            }
-        }
-        match self.cvr {
-            CvrLocation::File(_) => Ok(()),
-            CvrLocation::Postgres(_) => not_yet(
-                "Keeping client view records in Postgres",
-                "Set ZERO_CVR_DB=embedded (or file:PATH) to keep them in a local file.",
+            Role::SingleNode => Ok(()),
+            Role::ReplicationManager => not_yet(
+                "The replication manager (ZERO_NUM_SYNC_WORKERS=0)",
+                "Run a single node: ZERO_NUM_SYNC_WORKERS of 1 or more.",
+            ),
+            Role::ViewSyncer => not_yet(
+                "The view syncer (ZERO_CHANGE_STREAMER_URI, ZERO_CHANGE_STREAMER_MODE=discover)",
+                "Run a single node: leave both unset.",
             ),
         }
     }

@@ -115,8 +115,7 @@ to the replica; or `file:PATH`, a SQLite file of that name. Local files serve on
 Not set: the upstream database.",
     )
     .secret(),
-    number_or("cvr.maxConns", 30.0, "Most connections to the CVR database. At least one per sync worker.")
-    .not_yet(),
+    number_or("cvr.maxConns", 30.0, "Most connections to the CVR database. At least one per sync worker."),
     number("cvr.maxConnsPerWorker", "Internal to the original.").hidden().no_effect(NO_WORKER_POOLS),
     number_or(
         "cvr.garbageCollectionInactivityThresholdHours",

@@ -276,9 +276,7 @@ fn roles_follow_from_values() {
     assert_eq!(role("--change-streamer-mode discover"), Role::ViewSyncer);
     let fleet = options("--num-sync-workers 0", &[]).check_supported().unwrap_err().to_string();
     assert!(fleet.contains("ZERO_NUM_SYNC_WORKERS"), "{fleet}");
-    let postgres = options("", &[]).check_supported().unwrap_err().to_string();
-    assert!(postgres.contains("ZERO_CVR_DB=embedded"), "{postgres}");
-    assert!(options("--cvr-db embedded", &[]).check_supported().is_ok());
+    assert!(options("", &[]).check_supported().is_ok());
 }
 
 #[test]

@@ -8,10 +8,10 @@ use rand::{Rng, SeedableRng};
 use crate::hydrate::{DDL, TABLES, expect_all, queries, schema, watch_all};
 use crate::support::client::Clients;
 use crate::support::database::Database;
-use crate::support::server::Server;
+use crate::support::server::{CVR_IN_POSTGRES, Server};
 
 /// Kills in a run; `ZERORING_CRASHES` makes it longer.
-const CRASHES: u64 = 4;
+const CRASHES: u64 = 3;
 
 /// One random write to the tables of [`DDL`].
 pub fn write(db: &mut Database, rng: &mut StdRng) {
@@ -36,13 +36,22 @@ pub fn write(db: &mut Database, rng: &mut StdRng) {
 
 #[test]
 fn a_killed_server_comes_back_where_it_was() {
+    comes_back(&[]);
+}
+
+#[test]
+fn a_killed_server_with_its_groups_in_postgres_comes_back_where_it_was() {
+    comes_back(&[CVR_IN_POSTGRES]);
+}
+
+fn comes_back(env: &[(&str, &str)]) {
     let seed = std::env::var("ZERORING_FUZZ_SEED").ok().and_then(|s| s.parse().ok());
     let seed: u64 = seed.unwrap_or_else(rand::random);
     let crashes = std::env::var("ZERORING_CRASHES").ok().and_then(|s| s.parse().ok());
     println!("seed: ZERORING_FUZZ_SEED={seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     let mut db = Database::start(DDL, TABLES);
-    let mut server = Server::start(&db.url(), &[]);
+    let mut server = Server::start(&db.url(), env);
     let mut clients = Clients::start();
     let queries = queries();
     for client in ["a", "b"] {

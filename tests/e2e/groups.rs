@@ -6,7 +6,7 @@ use crate::hydrate::{DDL, TABLES, WRITES, expect_all, queries, schema, watch_all
 use crate::support::client::Clients;
 use crate::support::database::Database;
 use crate::support::oracle::expected_view;
-use crate::support::server::Server;
+use crate::support::server::{CVR_IN_POSTGRES, Server};
 
 #[test]
 fn clients_of_one_group_share_rows_and_each_see_their_queries() {
@@ -75,8 +75,17 @@ fn groups_on_all_executors_follow_the_same_commits() {
 
 #[test]
 fn a_client_comes_back_with_its_cookie_after_a_restart() {
+    comes_back(&[]);
+}
+
+#[test]
+fn a_client_comes_back_with_its_cookie_when_its_group_is_in_postgres() {
+    comes_back(&[CVR_IN_POSTGRES]);
+}
+
+fn comes_back(env: &[(&str, &str)]) {
     let mut db = Database::start(DDL, TABLES);
-    let mut server = Server::start(&db.url(), &[]);
+    let mut server = Server::start(&db.url(), env);
     let mut clients = Clients::start();
     clients.open("a", &server.url(), "s", &schema());
     let queries = queries();

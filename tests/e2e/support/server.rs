@@ -8,6 +8,10 @@ use std::process::{Child, Command, Stdio};
 
 use super::eventually;
 
+/// Marks that client view records go where they do by default: to the upstream database. (The
+/// variable itself means nothing to a server.)
+pub const CVR_IN_POSTGRES: (&str, &str) = ("TEST_CVR", "postgres");
+
 /// A server process with its own directory; killed and cleaned up when dropped.
 pub struct Server {
     dir: tempfile::TempDir,
@@ -29,7 +33,7 @@ impl Server {
         server.set("ZERO_LOG_LEVEL", "info");
         server.set("ZERO_NUM_SYNC_WORKERS", "2");
         server.set("ZERO_ENABLE_TELEMETRY", "false");
-        if !is_original() {
+        if !is_original() && !server.env.iter().any(|(k, _)| k == CVR_IN_POSTGRES.0) {
             server.set("ZERO_CVR_DB", &format!("file:{}", server.path("cvr.db")));
         }
         server.launch();
