@@ -286,25 +286,30 @@ impl Socket {
     /// The next thing, `pong` messages included.
     #[track_caller]
     pub fn next(&mut self) -> Next {
+        self.next_within(PATIENCE).expect("something arrives")
+    }
+
+    fn next_within(&mut self, patience: Duration) -> Option<Next> {
+        self.ws.get_ref().set_read_timeout(Some(patience)).unwrap();
         loop {
             match self.ws.read() {
                 Ok(Message::Text(text)) => {
-                    return Next::Frame(serde_json::from_str(&text).unwrap());
+                    return Some(Next::Frame(serde_json::from_str(&text).unwrap()));
                 }
-                Ok(Message::Binary(bytes)) => return Next::Binary(bytes.to_vec()),
+                Ok(Message::Binary(bytes)) => return Some(Next::Binary(bytes.to_vec())),
                 Ok(Message::Close(frame)) => {
                     // Answers the close frame.
                     let _ = self.ws.flush();
-                    return match frame {
+                    return Some(match frame {
                         Some(CloseFrame { code, reason }) => {
                             Next::Closed(Some(code.into()), reason.to_string())
                         }
                         None => Next::Closed(None, String::new()),
-                    };
+                    });
                 }
                 Ok(_) => {}
-                Err(error) if is_timeout(&error) => panic!("nothing arrives"),
-                Err(_) => return Next::Dropped,
+                Err(error) if is_timeout(&error) => return None,
+                Err(_) => return Some(Next::Dropped),
             }
         }
     }
@@ -321,15 +326,21 @@ impl Socket {
     /// The next frame that is no `pong`.
     #[track_caller]
     pub fn frame(&mut self) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        self.frame_within(PATIENCE).expect("more than pongs")
+    }
+
+    #[track_caller]
+    fn frame_within(&mut self, patience: Duration) -> Option<Value> {
+        let deadline = Instant::now() + patience;
         loop {
-            assert!(Instant::now() < deadline, "nothing but pongs arrives");
-            match self.next() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let next = self.next_within(left.max(Duration::from_millis(1)))?;
+            match next {
                 Next::Frame(frame) if frame[0] == "pong" => {
                     assert_eq!(frame, json!(["pong", {}]));
                     self.pongs += 1;
                 }
-                Next::Frame(frame) => return frame,
+                Next::Frame(frame) => return Some(frame),
                 other => panic!("a frame was expected, not {other:?}"),
             }
         }
@@ -396,9 +407,15 @@ impl Socket {
     /// The next poke, which must continue where the last one ended.
     #[track_caller]
     pub fn poke(&mut self) -> Poke {
+        self.poke_within(PATIENCE).expect("a poke")
+    }
+
+    /// The next poke if it begins within this time.
+    #[track_caller]
+    pub fn poke_within(&mut self, patience: Duration) -> Option<Poke> {
         let mut poke = Poke::default();
         loop {
-            let frame = self.frame();
+            let frame = self.frame_within(patience)?;
             if frame[0] == "pokeStart" {
                 let body = &frame[1];
                 poke.id = body["pokeID"].as_str().unwrap().to_owned();
@@ -446,7 +463,7 @@ impl Socket {
         }
         self.cookie = Some(poke.cookie.clone());
         self.known.extend(poke.desired.keys().cloned());
-        poke
+        Some(poke)
     }
 
     /// Pokes until `done` holds of all of them together; returns them merged.
