@@ -24,6 +24,9 @@ const CONNECTS_PER_SECOND: f64 = 4000.0;
 /// How long all clients together may take to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Threads that answer upgrades: one that waits for a slow request must not hold up the others.
+const WELCOMERS: usize = 32;
+
 /// The only query that the null server knows.
 const HASH: &str = "null";
 
@@ -93,13 +96,16 @@ pub(crate) fn serve(rate: f64, pokes: usize) -> Result<(), LoadError> {
     println!("{}", address.port());
     io::stdout().flush().map_err(LoadError::io("telling the port"))?;
     let peers = Arc::new(Mutex::new(Peers { version: 1, sockets: Vec::new() }));
-    let accepting = peers.clone();
-    std::thread::spawn(move || {
-        for socket in listener.incoming().flatten() {
-            // A client that fails here shows as not connected.
-            let _ = welcome(socket, &accepting);
-        }
-    });
+    let listener = Arc::new(listener);
+    for _ in 0..WELCOMERS {
+        let (listener, peers) = (listener.clone(), peers.clone());
+        std::thread::spawn(move || {
+            for socket in listener.incoming().flatten() {
+                // A client that fails here shows as not connected.
+                let _ = welcome(socket, &peers);
+            }
+        });
+    }
     let begin = Instant::now();
     let mut writes = 0_u32;
     while begin.elapsed() < LIFE {

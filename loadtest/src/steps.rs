@@ -65,7 +65,12 @@ impl Stage<'_> {
                 let mut refinements = *refine;
                 loop {
                     let name = format!("{label}: trying {rate:.0}/s");
-                    let tried = self.write(&name, rate, *seconds, *limit_ms, writes, violations)?;
+                    let mut tried =
+                        self.write(&name, rate, *seconds, *limit_ms, writes, violations)?;
+                    if tried.reason.is_some() && tried.step.settled && *violations == 0 {
+                        // Something else may have kept the machine busy: a rate fails twice.
+                        tried = self.write(&name, rate, *seconds, *limit_ms, writes, violations)?;
+                    }
                     let settled = tried.step.settled;
                     search.note(rate, tried);
                     match search.next(*up_to, &mut refinements) {
