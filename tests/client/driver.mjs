@@ -121,6 +121,9 @@ const commands = {
   },
 };
 
+for (const kind of ['uncaughtException', 'unhandledRejection']) {
+  process.on(kind, e => emit({event: 'failed', error: String(e?.stack ?? e), command: kind}));
+}
 emit({event: 'ready'});
 for await (const line of createInterface({input: process.stdin})) {
   if (!line.trim()) continue;

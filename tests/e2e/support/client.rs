@@ -14,6 +14,9 @@ use super::PATIENCE;
 /// How long a view may differ before the client is asked to evaluate it anew.
 const DOUBT: Duration = Duration::from_secs(2);
 
+/// What the client's view says when its operators sent it a removal of what it does not show.
+const CLIENT_ENGINE_FAILURE: &str = "node does not exist";
+
 /// The latest state of a materialised query.
 #[derive(Debug, Clone, Default)]
 pub struct View {
@@ -31,6 +34,9 @@ pub struct Clients {
     /// Views that only a new local evaluation brought right: mistakes of the client's own
     /// incremental engine over rows that are all there.
     pub stale_views: usize,
+    /// The client's own engine failed an assertion: its views mean nothing any more. (Its input is
+    /// the difference of two states of its store, so no message of a server can be the cause.)
+    pub engine_failed: bool,
     /// Warnings and errors that the clients logged.
     pub complaints: Vec<String>,
 }
@@ -64,6 +70,7 @@ impl Clients {
             views: HashMap::new(),
             fresh: HashMap::new(),
             stale_views: 0,
+            engine_failed: false,
             complaints: Vec::new(),
         };
         clients.wait_event("ready", |e| e["event"] == "ready");
@@ -110,6 +117,9 @@ impl Clients {
                 self.fresh.insert(key, event["data"].clone());
             }
             Some("log") => self.complaints.push(text("text")),
+            Some("failed") if text("error").contains(CLIENT_ENGINE_FAILURE) => {
+                self.engine_failed = true;
+            }
             Some("failed") => panic!("the client driver failed: {event}"),
             _ => {}
         }
@@ -146,7 +156,7 @@ impl Clients {
         self.fresh.remove(&key);
         loop {
             let view = self.view(client, query);
-            if view.complete && view.data == *want {
+            if self.engine_failed || (view.complete && view.data == *want) {
                 return;
             }
             if view.complete && self.fresh.remove(&key).is_some_and(|fresh| fresh == *want) {
