@@ -511,13 +511,31 @@ impl<'a> Builder<'a> {
                 self.push(" AND ");
             }
             let child_column = Column { alias: inner, table: &child.table, column: c };
-            self.push(&child_column.read());
-            self.push("=");
-            self.push(&Column { alias, table: parent, column: p }.read_for(child_column));
+            self.joined(child_column, Column { alias, table: parent, column: p });
         }
         self.node_filter(child, inner, Filter::Whole)?;
         self.push(")");
         Ok(())
+    }
+
+    /// `child = parent`, in a form that an index on the child column serves. Where the child may
+    /// hold numbers, the comparison as stored is the index's and only necessary (`007` and `7` are
+    /// one number); the one of texts decides. Equal texts always compare equal as stored: their
+    /// numbers, if they are any, are the same.
+    fn joined(&mut self, child: Column<'_>, parent: Column<'_>) {
+        if child.is_kept() {
+            let (child, parent) = (child.stored(), parent.read_for(child));
+            let _ = write!(self.statement.text, "{child}={parent}");
+        } else {
+            let _ = write!(
+                self.statement.text,
+                "({}={} AND {}={})",
+                child.stored(),
+                parent.stored(),
+                child.read(),
+                parent.read()
+            );
+        }
     }
 
     fn simple(
