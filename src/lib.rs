@@ -1,6 +1,8 @@
 //! The server: roles, replication core, executors, endpoints. See `docs/architecture.md`.
 
+pub mod api;
 pub mod demo;
+pub mod mutations;
 pub mod node;
 pub mod ops;
 pub mod options;

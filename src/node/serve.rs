@@ -79,7 +79,7 @@ impl Serving {
         let service = SyncService {
             config: SyncConfig::from_options(options),
             store,
-            api: if options.query.urls.is_empty() {
+            api: if options.query.urls.is_empty() && options.mutate.urls.is_empty() {
                 None
             } else {
                 Some(ApiClient::start(ApiClientConfig::default())?)

@@ -199,6 +199,8 @@ pub struct Options {
     pub keepalive_timeout: Option<Duration>,
     /// How sockets are served.
     pub io_backend: IoBackend,
+    /// Longest wait for an answer of the app's endpoints; none: the default.
+    pub api_timeout: Option<Duration>,
     /// Limit of the orderly drain.
     pub drain_timeout: Option<Duration>,
 }
@@ -373,6 +375,7 @@ impl Options {
                 Some("epoll") => IoBackend::Epoll,
                 _ => IoBackend::Auto,
             },
+            api_timeout: read.time("apiTimeoutMs", MS),
             drain_timeout: read.time("drainTimeoutMs", MS),
         };
         options.check()?;

@@ -63,29 +63,19 @@ switch to a standby.",
 Milliseconds without any message from the WAL sender after which the replication stream is
 torn down and opened anew. Not set: twice the server's `wal_sender_timeout`.",
     ),
-    list("push.url", URL_DOC).deprecated("Use ZERO_MUTATE_URL instead.")
-    .not_yet(),
-    text("push.apiKey", API_KEY_DOC).secret().deprecated("Use ZERO_MUTATE_API_KEY instead.")
-    .not_yet(),
+    list("push.url", URL_DOC).deprecated("Use ZERO_MUTATE_URL instead."),
+    text("push.apiKey", API_KEY_DOC).secret().deprecated("Use ZERO_MUTATE_API_KEY instead."),
     flag_or("push.forwardCookies", false, COOKIES_DOC)
-        .deprecated("Use ZERO_MUTATE_FORWARD_COOKIES instead.")
-    .not_yet(),
+        .deprecated("Use ZERO_MUTATE_FORWARD_COOKIES instead."),
     list("push.allowedClientHeaders", CLIENT_HEADERS_DOC)
-        .deprecated("Use ZERO_MUTATE_ALLOWED_CLIENT_HEADERS instead.")
-    .not_yet(),
+        .deprecated("Use ZERO_MUTATE_ALLOWED_CLIENT_HEADERS instead."),
     list("push.allowedRequestHeaders", REQUEST_HEADERS_DOC)
-        .deprecated("Use ZERO_MUTATE_ALLOWED_REQUEST_HEADERS instead.")
-    .not_yet(),
-    list("mutate.url", URL_DOC)
-    .not_yet(),
-    text("mutate.apiKey", API_KEY_DOC).secret()
-    .not_yet(),
-    flag_or("mutate.forwardCookies", false, COOKIES_DOC)
-    .not_yet(),
-    list("mutate.allowedClientHeaders", CLIENT_HEADERS_DOC)
-    .not_yet(),
-    list("mutate.allowedRequestHeaders", REQUEST_HEADERS_DOC)
-    .not_yet(),
+        .deprecated("Use ZERO_MUTATE_ALLOWED_REQUEST_HEADERS instead."),
+    list("mutate.url", URL_DOC),
+    text("mutate.apiKey", API_KEY_DOC).secret(),
+    flag_or("mutate.forwardCookies", false, COOKIES_DOC),
+    list("mutate.allowedClientHeaders", CLIENT_HEADERS_DOC),
+    list("mutate.allowedRequestHeaders", REQUEST_HEADERS_DOC),
     list("getQueries.url", URL_DOC).deprecated("Use ZERO_QUERY_URL instead."),
     text("getQueries.apiKey", API_KEY_DOC).secret().deprecated("Use ZERO_QUERY_API_KEY instead."),
     flag_or("getQueries.forwardCookies", false, COOKIES_DOC)
@@ -474,10 +464,9 @@ together. Not set: the orderly drain has no time limit.",
     .origin(Origin::Own),
     number(
         "apiTimeoutMs",
-        "Longest call to the query or mutate endpoint, milliseconds. Not set: no limit, as in the original.",
+        "Longest wait for an answer of the query or mutate endpoint, milliseconds, per attempt. Not set: 300000, as the original's HTTP stack.",
     )
-    .origin(Origin::Own)
-    .not_yet(),
+    .origin(Origin::Own),
 ];
 
 const fn change_log(path: &'static str, default: f64) -> OptionDef {

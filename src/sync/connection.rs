@@ -152,9 +152,8 @@ impl Executor {
         let credentials = Credentials {
             user_id: request.user_id.map(Arc::from),
             token: request.auth_token.map(Arc::from),
-            query_url: None,
-            query_headers: BTreeMap::new(),
             request_headers: Arc::new(headers(head)),
+            ..Credentials::default()
         };
         let connection = Connection {
             conn,

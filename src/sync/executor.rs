@@ -17,7 +17,6 @@ use zeroring_core::ivm::delta::Advanced;
 use zeroring_core::ivm::engine::{Budget, Reset};
 use zeroring_core::version::StateVersion;
 use zeroring_net::http::RawIncoming;
-use zeroring_net::http::client::LocalApiClient;
 use zeroring_net::rt::local::Notify;
 use zeroring_net::rt::{
     ExecutorCtx, Instant, LocalDoorbell, MeshSender, now, sleep, sleep_until, spawn, timeout,
@@ -30,8 +29,10 @@ use super::SyncConfig;
 use super::answers::Mailbox;
 use super::groups::{State, Transform};
 use super::world::World;
+use crate::api::Caller;
+use crate::mutations::Mutations;
 use crate::ops::registry::ExecutorStats;
-use crate::queries::{self, QueryEndpoint};
+use crate::queries;
 use crate::replication::commit_bus::{Control, LocalBusReceiver, ReplacedReplica, Taken};
 
 /// Work of one slice of an advance or a hydration: about a millisecond.
@@ -43,8 +44,9 @@ const BUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often quiet connections are looked for, and numbers published.
 const SWEEP: Duration = Duration::from_secs(3);
 const PUBLISH: Duration = Duration::from_secs(1);
-/// How long the end of the process waits for sockets to take what was sent.
+/// How long the end of the process waits for sockets to take what was sent, and for the app.
 const LINGER: Duration = Duration::from_secs(2);
+const LINGER_POLL: Duration = Duration::from_millis(5);
 
 /// Why an executor had to give up.
 #[derive(Debug, thiserror::Error)]
@@ -68,8 +70,16 @@ pub(super) struct Executor {
     /// Something was put into the state from outside the loop.
     pub(super) work: Notify,
     pub(super) mesh: RefCell<MeshSender<RawIncoming>>,
-    endpoint: Option<(Arc<QueryEndpoint>, LocalApiClient)>,
+    queries: Option<Rc<Caller>>,
+    pub(super) mutations: Option<Rc<Mutations>>,
     stats: Arc<ExecutorStats>,
+}
+
+/// What an executor asks of the app.
+#[derive(Default)]
+pub(super) struct App {
+    pub(super) queries: Option<Rc<Caller>>,
+    pub(super) mutations: Option<Rc<Mutations>>,
 }
 
 /// What an executor's loop owns alone.
@@ -86,7 +96,7 @@ impl Executor {
         ctx: ExecutorCtx,
         state: State,
         mesh: MeshSender<RawIncoming>,
-        endpoint: Option<(Arc<QueryEndpoint>, LocalApiClient)>,
+        app: App,
         stats: Arc<ExecutorStats>,
     ) -> Rc<Executor> {
         Rc::new(Executor {
@@ -95,7 +105,8 @@ impl Executor {
             state: RefCell::new(state),
             work: Notify::new(),
             mesh: RefCell::new(mesh),
-            endpoint,
+            queries: app.queries,
+            mutations: app.mutations,
             stats,
         })
     }
@@ -156,24 +167,25 @@ impl Executor {
         let hydrating = state.hydrate(&mut Budget::units(SLICE));
         state.flush();
         let transforms = std::mem::take(&mut state.transforms);
-        let more = hydrating || !state.inbox.is_empty() || mailbox.has_answers();
+        let calls = std::mem::take(&mut state.calls);
         drop(state);
         for transform in transforms {
             self.ask_endpoint(transform);
         }
-        more
+        self.forward(calls);
+        hydrating || !self.state.borrow().inbox.is_empty() || mailbox.has_answers()
     }
 
     fn ask_endpoint(self: &Rc<Self>, transform: Transform) {
         let Transform { group, credentials, queries } = transform;
-        let Some((endpoint, client)) = self.endpoint.clone() else {
+        let Some(endpoint) = self.queries.clone() else {
             // Groups ask only where there is an endpoint.
             tracing::error!("a group asked a query endpoint that is not configured");
             return;
         };
         let this = self.clone();
         spawn(async move {
-            let answer = queries::transform(&endpoint, &client, &credentials, &queries).await;
+            let answer = queries::transform(&endpoint, &credentials, &queries).await;
             this.state.borrow_mut().inbox.push_back((group, Event::Transformed(answer)));
             this.work.notify_one();
         });
@@ -363,9 +375,13 @@ impl Executor {
             for writer in writers {
                 writer.flushed().await;
             }
+            // Clients push again what was not confirmed; better not leave it half done.
+            while self.mutations.as_ref().is_some_and(|m| !m.is_idle()) {
+                sleep(LINGER_POLL).await;
+            }
         };
         if timeout(LINGER, flushed).await.is_err() {
-            tracing::debug!("some clients did not take their close frame");
+            tracing::debug!("not everybody took the close frame, or the app is slow");
         }
         // One more turn of the runtime for what was just handed to it.
         sleep(Duration::from_millis(1)).await;
@@ -375,6 +391,7 @@ impl Executor {
         let state = self.state.borrow();
         let engine = state.world.engine.stats();
         let c = state.counters;
+        let m = self.mutations.as_ref().map(|m| m.counters()).unwrap_or_default();
         self.stats.publish([
             ("clientGroups", state.groups() as u64),
             ("connections", state.connections() as u64),
@@ -394,6 +411,10 @@ impl Executor {
             ("hydrations", engine.counters.hydrations),
             ("rehydrations", engine.counters.rehydrations),
             ("rowDeltas", engine.counters.deltas),
+            ("pushes", m.pushes),
+            ("pushesFailed", m.failed),
+            ("pushQueueBytes", m.queued_bytes),
+            ("customMutations", m.mutations),
             ("replicaStatements", state.world.source.statements()),
         ]);
     }
@@ -417,7 +438,8 @@ pub(super) fn group_settings(config: &SyncConfig) -> Arc<Settings> {
         shard_num: config.shard_num,
         tables: zeroring_core::cvr::internal::ShardTables::new(&config.app_id, config.shard_num),
         has_query_endpoint: !config.query.urls.is_empty(),
-        has_mutate_endpoint: config.has_mutate_endpoint,
+        has_mutate_endpoint: !config.mutate.urls.is_empty(),
+        crud_mutations: config.crud_mutations,
         refuses_tokens: config.refuses_tokens.as_deref().map(Arc::from),
         revalidate_ms: ms(config.auth_revalidate),
         retransform_ms: ms(config.auth_retransform),

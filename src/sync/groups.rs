@@ -26,6 +26,7 @@ use zeroring_storage::cvr_store::{CvrStore, RowLookup, RowScan};
 
 use super::answers::{Mailbox, StoreAnswer};
 use super::fanout::{self, WireFrames};
+use super::pushes::MutateCall;
 use super::world::World;
 
 /// Rows of a catch-up scan per page.
@@ -121,6 +122,8 @@ pub(super) struct State {
     pub(super) inbox: VecDeque<(GroupKey, Event)>,
     pub(super) hydrations: VecDeque<Hydration>,
     pub(super) transforms: Vec<Transform>,
+    /// For the mutate endpoint, in order.
+    pub(super) calls: Vec<(ClientGroupId, MutateCall)>,
     flushes: VecDeque<(GroupKey, GroupFlush)>,
     flushing: bool,
     next_key: u64,
@@ -158,6 +161,7 @@ impl State {
             inbox: VecDeque::new(),
             hydrations: VecDeque::new(),
             transforms: Vec::new(),
+            calls: Vec::new(),
             flushes: VecDeque::new(),
             flushing: false,
             next_key: 0,
@@ -197,6 +201,11 @@ impl State {
         self.slots.insert(key, Slot { group, timers: BTreeMap::new(), scan: None });
         self.by_id.insert(id.clone(), key);
         key
+    }
+
+    /// The group of this id, if it is there.
+    pub(super) fn key_of(&self, id: &ClientGroupId) -> Option<GroupKey> {
+        self.by_id.get(id).copied()
     }
 
     /// Whether a user may join the group.
@@ -347,12 +356,10 @@ impl State {
                     self.remember_closing(entry.writer);
                 }
             }
-            Effect::MessageDone(conn) => {
-                let Some(entry) = self.conns.get_mut(&conn) else { return };
-                match entry.backlog.pop_front() {
-                    Some(next) => self.inbox.push_back((key, Event::Message(conn, next))),
-                    None => entry.busy = false,
-                }
+            Effect::MessageDone(conn) => self.message_done(conn),
+            Effect::Push(push) => self.call(key, MutateCall::Push(push)),
+            Effect::CleanUp { credentials, clean_up } => {
+                self.call(key, MutateCall::CleanUp(credentials, clean_up));
             }
             Effect::Hydrate(wanted) => {
                 let queries = wanted
@@ -385,6 +392,21 @@ impl State {
             | Effect::ReadRows { .. }
             | Effect::CatchUp { .. }
             | Effect::StoreTtlClock { .. } => self.ask_store(key, effect),
+        }
+    }
+
+    /// A connection's message was handled: the next one may come.
+    pub(super) fn message_done(&mut self, conn: ConnId) {
+        let Some(entry) = self.conns.get_mut(&conn) else { return };
+        match entry.backlog.pop_front() {
+            Some(next) => self.inbox.push_back((entry.group, Event::Message(conn, next))),
+            None => entry.busy = false,
+        }
+    }
+
+    fn call(&mut self, key: GroupKey, call: MutateCall) {
+        if let Some(slot) = self.slots.get(&key) {
+            self.calls.push((slot.group.id().clone(), call));
         }
     }
 

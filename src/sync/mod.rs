@@ -12,7 +12,7 @@
 //!   replica, handle events, hydrate, flush. - [`groups`]: the table of client groups; carries out
 //!   what the pure state machine (`zeroring_core::group`) wants done; routes deltas to subscribers
 //!   only. - [`world`]: engine, snapshot, permissions. - [`answers`]: from the store's threads.
-//!   - [`fanout`]: frames made once.
+//!   - [`fanout`]: frames made once. - [`pushes`]: mutations to the app's endpoint.
 //!
 //! Invariants: nothing here blocks but SQLite, in slices of about a millisecond; a group lives on
 //! one executor; an executor's state never leaves its thread; a group that a commit does not touch
@@ -28,6 +28,7 @@ mod connection;
 mod executor;
 mod fanout;
 mod groups;
+mod pushes;
 mod world;
 
 use std::cell::RefCell;
@@ -47,14 +48,15 @@ use zeroring_storage::replica::schema::TableIds;
 
 pub use executor::SyncError;
 
+use crate::api::{AppEndpoint, Caller, DEFAULT_TIMEOUT, EndpointError, EndpointKind};
+use crate::mutations::Mutations;
 use crate::ops::registry::Registry;
 use crate::options::Options;
 use crate::options::config::Endpoint;
-use crate::queries::{EndpointError, QueryEndpoint};
 use crate::replication::commit_bus::BusReceiver;
 
 use answers::Mailbox;
-use executor::{Executor, Inputs};
+use executor::{App, Executor, Inputs};
 use groups::State;
 
 /// Connections on their way from one executor to another.
@@ -73,8 +75,12 @@ pub struct SyncConfig {
     pub replica_file: PathBuf,
     /// The app's query endpoint; without URLs there is none.
     pub query: Endpoint,
-    /// A mutate endpoint is configured.
-    pub has_mutate_endpoint: bool,
+    /// The app's mutate endpoint; without URLs there is none.
+    pub mutate: Endpoint,
+    /// `ZERO_ENABLE_CRUD_MUTATIONS`.
+    pub crud_mutations: bool,
+    /// Longest wait for an answer of an endpoint.
+    pub api_timeout: Duration,
     /// Why clients cannot send auth tokens; `None`: they can, the app's endpoints judge them.
     pub refuses_tokens: Option<String>,
     /// `ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS`.
@@ -88,14 +94,15 @@ pub struct SyncConfig {
 impl SyncConfig {
     /// From the server's options.
     pub fn from_options(options: &Options) -> SyncConfig {
-        let has_mutate_endpoint = !options.mutate.urls.is_empty();
         SyncConfig {
             app_id: options.app_id.clone(),
             shard_num: options.shard_num,
             task_id: options.task_id.clone(),
             replica_file: options.replica_file.clone(),
             query: options.query.clone(),
-            has_mutate_endpoint,
+            mutate: options.mutate.clone(),
+            crud_mutations: options.enable_crud_mutations,
+            api_timeout: options.api_timeout.unwrap_or(DEFAULT_TIMEOUT),
             refuses_tokens: refuses_tokens(options),
             auth_revalidate: options.auth_revalidate,
             auth_retransform: options.auth_retransform,
@@ -151,7 +158,7 @@ pub struct SyncService {
     pub config: SyncConfig,
     /// Client view records.
     pub store: Arc<dyn CvrStore>,
-    /// For the query endpoint; needed if there is one.
+    /// For the app's endpoints; needed if there is one.
     pub api: Option<ApiClient>,
     /// Names the lineage of the replica.
     pub replica_version: StateVersion,
@@ -170,19 +177,23 @@ impl SyncService {
         registry: &Registry,
     ) -> Result<Vec<SyncPart>, PrepareError> {
         let config = Arc::new(self.config);
-        let endpoint = QueryEndpoint::new(&config.query, &config.app_id, config.shard_num)?;
-        let endpoint = endpoint.map(Arc::new);
+        let endpoint = |kind, settings| {
+            let made = AppEndpoint::new(kind, settings, &config.app_id, config.shard_num);
+            made.map(|made| made.map(Arc::new))
+        };
+        let query = endpoint(EndpointKind::Query, &config.query)?;
+        let mutate = endpoint(EndpointKind::Mutate, &config.mutate)?;
         let mesh = Mesh::new(receivers.len(), MESH_CAPACITY)?;
         let mut parts = Vec::with_capacity(receivers.len());
         for (index, (bus, mesh)) in receivers.into_iter().zip(mesh).enumerate() {
-            let api = match (&endpoint, &self.api) {
-                (Some(endpoint), Some(api)) => Some((endpoint.clone(), api.port()?)),
-                _ => None,
-            };
+            let needed = query.is_some() || mutate.is_some();
+            let port = self.api.as_ref().filter(|_| needed).map(ApiClient::port).transpose()?;
             parts.push(SyncPart {
                 config: config.clone(),
                 store: self.store.clone(),
-                api,
+                port,
+                query: query.clone(),
+                mutate: mutate.clone(),
                 replica_version: self.replica_version.clone(),
                 table_ids: self.table_ids.clone(),
                 bus,
@@ -199,7 +210,9 @@ impl SyncService {
 pub struct SyncPart {
     config: Arc<SyncConfig>,
     store: Arc<dyn CvrStore>,
-    api: Option<(Arc<QueryEndpoint>, ApiPort)>,
+    port: Option<ApiPort>,
+    query: Option<Arc<AppEndpoint>>,
+    mutate: Option<Arc<AppEndpoint>>,
     replica_version: StateVersion,
     table_ids: TableIds,
     bus: BusReceiver,
@@ -222,10 +235,14 @@ impl SyncPart {
             self.table_ids.clone(),
         )?;
         let (sender, receiver) = self.mesh.into_local()?;
-        let endpoint = match self.api {
-            Some((endpoint, port)) => Some((endpoint, port.into_local()?)),
-            None => None,
-        };
+        let mut app = App::default();
+        if let Some(port) = self.port {
+            let client = port.into_local()?;
+            let timeout = self.config.api_timeout;
+            let caller = |endpoint| Caller::new(endpoint, client.clone(), timeout);
+            app.queries = self.query.map(&caller).map(Rc::new);
+            app.mutations = self.mutate.map(caller).map(Mutations::new).map(Rc::new);
+        }
         let settings = executor::group_settings(&self.config);
         let compress = self.config.websocket.deflate.is_some();
         let state = State::new(world, settings, self.store, mailbox.clone(), compress);
@@ -235,7 +252,7 @@ impl SyncPart {
             answers: self.answers.into_local()?,
             table_ids: self.table_ids,
         };
-        let executor = Executor::new(self.config, ctx.clone(), state, sender, endpoint, self.stats);
+        let executor = Executor::new(self.config, ctx.clone(), state, sender, app, self.stats);
         spawn(connection::receive(executor.clone(), receiver));
         Ok(SyncExecutor { executor, inputs: Rc::new(RefCell::new(Some(inputs))) })
     }

@@ -1,4 +1,4 @@
-//! The app's query endpoint, as a test double that records what it is asked.
+//! The app's query or mutate endpoint, as a test double that records what it is asked.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -129,10 +129,15 @@ fn serve(mut stream: TcpStream, handler: &Mutex<Box<Handler>>, requests: &Sender
     let (status, text) = (handler.lock().unwrap())(&request);
     // Recorded before it is answered: who sees the effect finds the request.
     let _ = requests.send(request);
+    // The text of a redirect is where it leads.
+    let location = match status {
+        300..400 => format!("Location: {text}\r\n"),
+        _ => String::new(),
+    };
     let _ = write!(
         stream,
-        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Connection: close\r\n\r\n{text}",
+        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{location}\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{text}",
         text.len()
     );
 }

@@ -26,5 +26,6 @@ mod messages;
 mod mutation_ids;
 mod named_queries;
 mod pokes;
+mod push;
 mod ttl;
 mod values;

@@ -16,9 +16,10 @@ use crate::cvr::{
     ClientId, ClientSchema, ConfigUpdater, Cvr, DEFAULT_TTL_MS, DesiredPut, FlushTimes, QueryBody,
     QueryHash, TtlTimer, VersionedPatch,
 };
-use crate::protocol::custom_query::{TransformResponse, ValidatedUser};
+use crate::protocol::custom_query::TransformResponse;
 use crate::protocol::down;
 use crate::protocol::error::{ApiFailure, ErrorBody, ErrorKind};
+use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{InitConnection, QueryOp, QueryPut};
 use crate::version::CvrVersion;
 
@@ -264,10 +265,7 @@ impl Group {
         let ids = || asked.iter().map(|q| q.as_str().to_owned()).collect::<Vec<_>>();
         match result {
             Ok(TransformResponse::Queries { user, .. }) => {
-                let said = match user {
-                    ValidatedUser::Unsaid => ServerUser::Unsaid,
-                    ValidatedUser::User(user) => ServerUser::Is(user.as_deref().map(Arc::from)),
-                };
+                let said = ServerUser::from(user.clone());
                 let interval = self.settings.revalidate_ms;
                 Ok(self.contexts.validate(conn, revision, &said, cx.now_ms, interval)?)
             }
@@ -354,6 +352,12 @@ impl Group {
     }
 
     fn config_done(&mut self, trigger: Trigger, then: AfterConfig, cx: &mut Cx<'_>) -> StepResult {
+        // After a `deleteClients`, not after an `initConnection`, which names those of long ago.
+        if let (Mode::Missing, Some(conn), Some(gone)) = (then.mode, trigger.conn(), &then.ack)
+            && !gone.is_empty()
+        {
+            self.clean_up(conn, CleanUp::Bulk(gone.clone()), cx);
+        }
         if self.synced {
             return self.begin_sync(trigger, then.mode, then.ack, cx);
         }

@@ -10,19 +10,29 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ConnId;
+use crate::protocol::custom_query::ValidatedUser;
 use crate::protocol::error::{ErrorBody, ErrorKind};
 
-/// What a request to the app's query endpoint carries on behalf of a connection.
+/// What a client asks for in place of a configured endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Target {
+    /// Another URL; `None` is the configured one.
+    pub url: Option<Arc<str>>,
+    /// Custom headers, unfiltered, sorted by name.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// What a request to the app's endpoints carries on behalf of a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Credentials {
     /// The user of the connection's URL; `None` is logged out.
     pub user_id: Option<Arc<str>>,
     /// Raw auth token, never empty.
     pub token: Option<Arc<str>>,
-    /// Target that the client asked for; `None` is the configured one.
-    pub query_url: Option<Arc<str>>,
-    /// `userQueryHeaders` of the client, unfiltered, sorted by name.
-    pub query_headers: BTreeMap<String, String>,
+    /// `userQueryURL`, `userQueryHeaders`.
+    pub query: Target,
+    /// `userPushURL`, `userPushHeaders`.
+    pub mutate: Target,
     /// Headers of the upgrade request by lower-cased name (`cookie` and `origin` among them).
     pub request_headers: Arc<BTreeMap<String, String>>,
 }
@@ -61,13 +71,22 @@ fn same_user(a: Option<&str>, b: Option<&str>) -> bool {
     norm(a) == norm(b)
 }
 
-/// What a successful request to the query endpoint said about the user.
+/// What a successful request to an endpoint said about the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ServerUser {
     /// No `userID` in the answer, or no endpoint: the URL's user is trusted.
     Unsaid,
     /// The user by the app's own reckoning; `None` is logged out.
     Is(Option<Arc<str>>),
+}
+
+impl From<ValidatedUser> for ServerUser {
+    fn from(user: ValidatedUser) -> ServerUser {
+        match user {
+            ValidatedUser::Unsaid => ServerUser::Unsaid,
+            ValidatedUser::User(user) => ServerUser::Is(user.map(Arc::from)),
+        }
+    }
 }
 
 /// The connections of one group. At most one per client.
@@ -123,7 +142,8 @@ impl Contexts {
         self.by_conn.keys().copied()
     }
 
-    fn of_client(&self, client_id: &str) -> Option<ConnId> {
+    /// The connection of a client.
+    pub(super) fn of_client(&self, client_id: &str) -> Option<ConnId> {
         self.by_conn
             .iter()
             .find(|(_, c)| &*c.connection.client_id == client_id)

@@ -6,12 +6,14 @@ use super::ConnId;
 use super::context::{Connection, Credentials};
 use super::pending::SharedDelta;
 use super::poke::Frame;
+use super::push::{OutgoingPush, Pushed};
 use crate::cvr::store::{CatchupRange, ConfigChange, CvrStoreError, Flushed, GroupFlush, Loaded};
 use crate::cvr::{ClientSchema, QueryHash, RowIdentity, RowRecord, TtlClock};
 use crate::ivm::engine::InstanceId;
 use crate::json::RawJson;
 use crate::protocol::custom_query::{TransformRequest, TransformResponse};
 use crate::protocol::error::{ApiFailure, ErrorBody};
+use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::Upstream;
 use crate::row::Row;
 use crate::schema::{Schema, TableSpec};
@@ -51,6 +53,8 @@ pub enum Event {
     Advanced,
     /// Plans or permissions are void: rebuild and compare (spec: view-syncer-cvr §5.7).
     Reset(ResetReason),
+    /// What became of a request to the mutate endpoint; for whoever is here now.
+    Pushed(Box<Pushed>),
     /// A timer of [`Effect::SetTimer`] is due.
     Timer(Timer),
     /// Close the clients (without error) and stop, after the operation in flight.
@@ -146,6 +150,16 @@ pub enum Effect {
         credentials: Arc<Credentials>,
         /// What.
         queries: Vec<TransformRequest>,
+    },
+    /// Send this to the mutate endpoint, after what the group pushed before. The connection's
+    /// message is done (as by [`Effect::MessageDone`]) when there is room for its next push.
+    Push(Box<OutgoingPush>),
+    /// Ask the mutate endpoint to forget results; failures are logged only, nothing answers.
+    CleanUp {
+        /// Whose.
+        credentials: Arc<Credentials>,
+        /// Which.
+        clean_up: CleanUp,
     },
     /// Subscribe to the instances of these queries and hydrate them.
     Hydrate(Vec<Hydrate>),

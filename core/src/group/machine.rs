@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::context::{Connection, Contexts};
+use super::context::{Connection, Contexts, Target};
 use super::interface::{Effect, Event, Note, ResetReason, Timer, Transformed, World};
 use super::maintenance::Planned;
 use super::op::{Failure, Op, Step, StepResult, Task, Trigger};
@@ -15,7 +15,8 @@ use crate::cvr::{ClientGroupId, ClientId, Cvr, QueryHash, TtlTimer};
 use crate::ivm::engine::InstanceId;
 use crate::protocol::down;
 use crate::protocol::error::{ErrorBody, ErrorKind};
-use crate::protocol::up::{InitConnection, InspectOp, Push, Upstream};
+use crate::protocol::mutate::CleanUp;
+use crate::protocol::up::{InitConnection, InspectOp, Upstream};
 use crate::version::CvrVersion;
 
 /// How long a group stays after its last connection has gone, milliseconds.
@@ -196,6 +197,7 @@ impl Group {
             Event::Advanced => self.behind = false,
             // An operation in flight ends on what it began with.
             Event::Reset(reason) => self.reset = Some(reason),
+            Event::Pushed(pushed) => self.pushed(*pushed, &mut cx),
             Event::Timer(timer) => self.timer(timer, &mut cx),
             Event::Drain => self.draining = true,
             answer => self.answer(answer, &mut cx),
@@ -290,35 +292,20 @@ impl Group {
                 self.send(conn, vec![Frame::text(reply)], cx);
                 return cx.emit(Effect::MessageDone(conn));
             }
-            Upstream::Push(push) => match self.refuse_push(&push) {
-                None => return cx.emit(Effect::MessageDone(conn)),
-                Some(error) => return self.fail_connection(conn, Box::new(error), cx),
-            },
+            Upstream::Push(push) => return self.push(conn, push, cx),
+            Upstream::AckMutationResponses(id) => {
+                self.clean_up(conn, CleanUp::Single(id), cx);
+                return cx.emit(Effect::MessageDone(conn));
+            }
             Upstream::Pull
             | Upstream::CloseConnection
             | Upstream::Ping
-            | Upstream::AckMutationResponses(_)
             | Upstream::ChangeDesiredQueries(_)
             | Upstream::DeleteClients(_)
             | Upstream::Inspect(_) => return cx.emit(Effect::MessageDone(conn)),
         };
         debug_assert!(self.queue.iter().all(|(of, _)| *of != conn), "messages come one by one");
         self.queue.push_back((conn, task));
-    }
-
-    /// Why a push is not taken; one without mutations asks for nothing.
-    fn refuse_push(&self, push: &Push) -> Option<ErrorBody> {
-        let text = if push.client_group_id != self.id.as_str() {
-            format!(
-                "clientGroupID in mutation \"{}\" does not match clientGroupID of connection \"{}",
-                push.client_group_id, self.id
-            )
-        } else if push.mutations.is_empty() {
-            return None;
-        } else {
-            NO_PUSH.to_owned()
-        };
-        Some(ErrorBody::basic(ErrorKind::InvalidPush, text))
     }
 
     /// The part of `initConnection` that does not wait.
@@ -336,8 +323,12 @@ impl Group {
             })));
         }
         self.contexts.change_credentials(conn, |credentials| {
-            credentials.query_url = init.user_query_url.as_deref().map(Arc::from);
-            credentials.query_headers = init.user_query_headers.clone().unwrap_or_default();
+            let target = |url: &Option<String>, headers: &Option<_>| Target {
+                url: url.as_deref().map(Arc::from),
+                headers: headers.clone().unwrap_or_default(),
+            };
+            credentials.query = target(&init.user_query_url, &init.user_query_headers);
+            credentials.mutate = target(&init.user_push_url, &init.user_push_headers);
         });
         let Some(context) = self.contexts.get(conn) else {
             return Err(no_auth_state());
@@ -584,9 +575,6 @@ impl Group {
         None
     }
 }
-
-/// Pushes are answered by the error of a server without mutate endpoint.
-const NO_PUSH: &str = "A ZERO_MUTATE_URL must be set in order to process custom mutations.";
 
 /// The connection's context was dropped by an earlier error.
 pub(super) fn no_auth_state() -> Box<ErrorBody> {

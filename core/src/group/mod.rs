@@ -11,6 +11,7 @@
 //!  engine ─── Deltas, Advanced, Hydrated ───────┤  Group  ├─ Hydrate, Release ──────────────▶ engine
 //!  CVR store ─ Loaded, Rows, CaughtUp, Flushed ─┤         ├─ Load, ReadRows, CatchUp, Flush ▶ CVR store
 //!  endpoint ── Transformed ─────────────────────┤         ├─ Transform ─────────────────────▶ query endpoint
+//!  endpoint ── Pushed ──────────────────────────┤         ├─ Push, CleanUp ─────────────────▶ mutate endpoint
 //!  clock ───── Timer, Drain ────────────────────┘         └─ SetTimer, Stop ────────────────▶ executor
 //! ```
 //!
@@ -42,18 +43,20 @@ mod maintenance;
 mod op;
 mod pending;
 mod poke;
+mod push;
 mod sync;
 mod transform_cache;
 
 use std::sync::Arc;
 
-pub use context::{Connection, Credentials, ServerUser};
+pub use context::{Connection, Credentials, ServerUser, Target};
 pub use interface::{
     Effect, Event, Hydrate, Missed, Note, ResetReason, Timer, Transformed, VisitRow, World,
 };
 pub use machine::{Group, KEEP_ALIVE_MS};
 pub use pending::{SharedDelta, SharedRow};
 pub use poke::Frame;
+pub use push::{OutgoingPush, Pushed};
 
 use crate::cvr::internal::ShardTables;
 
@@ -74,6 +77,8 @@ pub struct Settings {
     pub has_query_endpoint: bool,
     /// A mutate endpoint is configured.
     pub has_mutate_endpoint: bool,
+    /// `ZERO_ENABLE_CRUD_MUTATIONS`.
+    pub crud_mutations: bool,
     /// Why clients cannot send auth tokens; `None`: they can, the endpoints judge them.
     pub refuses_tokens: Option<Arc<str>>,
     /// `ZERO_AUTH_REVALIDATE_INTERVAL_SECONDS`, as milliseconds.

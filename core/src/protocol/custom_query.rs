@@ -136,7 +136,9 @@ pub fn parse_response(body: &[u8]) -> Result<TransformResponse, String> {
 }
 
 /// A field that may be absent (`None`), `null` (`Some(None)`) or a string.
-fn said<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Option<String>>, D::Error> {
+pub(super) fn said<'de, D: serde::Deserializer<'de>>(
+    d: D,
+) -> Result<Option<Option<String>>, D::Error> {
     Option::<String>::deserialize(d).map(Some)
 }
 

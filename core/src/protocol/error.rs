@@ -384,6 +384,8 @@ pub(super) struct ReportedFailure {
     details: Option<RawJson>,
     #[serde(default, rename = "queryIDs")]
     pub(super) query_ids: Option<Vec<String>>,
+    #[serde(default, rename = "mutationIDs")]
+    pub(super) mutation_ids: Option<Vec<MutationId>>,
 }
 
 impl ReportedFailure {

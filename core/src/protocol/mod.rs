@@ -1,11 +1,12 @@
-//! The wire shapes of the client sync protocol, and of the app's query endpoint.
+//! The wire shapes of the client sync protocol, and of the app's query and mutate endpoints.
 //!
 //! - [`connect`]: the upgrade request: path, parameters, `Sec-WebSocket-Protocol`, versions.
 //! - [`up`]: what clients send, parsed and bounded. Unknown keys are tolerated; an unknown type,
 //!   a wrong type or a missing field is `InvalidMessage`.
 //! - [`down`], [`poke`]: what the server sends, written straight into byte buffers.
 //! - [`error`]: error bodies. Every one carries an `origin`: clients need it.
-//! - [`client_schema`], [`custom_query`]: shapes shared with the CVR and the query endpoint.
+//! - [`client_schema`]: a shape shared with the CVR. - [`custom_query`], [`mutate`]: requests to
+//!   and answers from the app's endpoints.
 //!
 //! Data comes in as text of one WebSocket message or HTTP body, and leaves as typed values; the
 //! other way round for the server's side. No state is kept here.
@@ -15,6 +16,7 @@ pub mod connect;
 pub mod custom_query;
 pub mod down;
 pub mod error;
+pub mod mutate;
 pub mod poke;
 #[cfg(test)]
 mod tests;

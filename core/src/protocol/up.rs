@@ -231,8 +231,8 @@ pub struct Mutation {
 pub enum MutationKind {
     /// Legacy: operations that this server executes.
     Crud(Vec<CrudOp>),
-    /// A mutator of the app, with its arguments.
-    Custom(Vec<RawJson>),
+    /// A mutator of the app. Its arguments are only passed on.
+    Custom,
 }
 
 /// A legacy operation. Names are server names.
@@ -533,7 +533,7 @@ impl<'de> Deserialize<'de> for QueryOp {
 impl<'de> Deserialize<'de> for Mutation {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Mutation, D::Error> {
         #[derive(Deserialize)]
-        struct Head {
+        struct Head<'a> {
             #[serde(rename = "type")]
             kind: String,
             #[serde(deserialize_with = "integer")]
@@ -541,7 +541,8 @@ impl<'de> Deserialize<'de> for Mutation {
             #[serde(rename = "clientID")]
             client_id: String,
             name: String,
-            args: Vec<RawJson>,
+            #[serde(borrow)]
+            args: Vec<&'a RawValue>,
             timestamp: f64,
         }
         #[derive(Deserialize)]
@@ -552,9 +553,9 @@ impl<'de> Deserialize<'de> for Mutation {
         let inner = |e: serde_json::Error| D::Error::custom(format!("in a mutation: {e}"));
         let head: Head = serde_json::from_str(text).map_err(inner)?;
         let kind = match (head.kind.as_str(), head.args.as_slice()) {
-            ("custom", _) => MutationKind::Custom(head.args),
+            ("custom", _) => MutationKind::Custom,
             ("crud", [arg]) if head.name == "_zero_crud" => {
-                let ops = arg.decode::<CrudArg>().map_err(inner)?.ops;
+                let ops = serde_json::from_str::<CrudArg>(arg.get()).map_err(inner)?.ops;
                 if let Some(op) = ops.iter().find(|op| op.primary_key.is_empty()) {
                     let table = &op.table_name;
                     return Err(D::Error::custom(format!("empty primaryKey for table {table}")));

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::super::{
-    ConnId, Connection, Credentials, Effect, Event, Frame, Group, Note, Settings, Timer,
+    ConnId, Connection, Credentials, Effect, Event, Frame, Group, Note, OutgoingPush, Settings,
+    Timer,
 };
 use super::client::{ClientModel, Persisted};
 use super::store::MemStore;
@@ -17,6 +18,7 @@ use crate::protocol::custom_query::{
     ValidatedUser,
 };
 use crate::protocol::error::{ApiFailure, ErrorBody};
+use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{self, Upstream};
 
 /// A question of a group that waits for its answer.
@@ -70,6 +72,9 @@ pub struct Harness {
     pub endpoint_down: Option<ApiFailure>,
     pub endpoint_user: ValidatedUser,
     pub requests: Vec<Vec<String>>,
+    /// Pushes on their way to the mutate endpoint.
+    pub pushes: Vec<(ClientGroupId, OutgoingPush)>,
+    pub clean_ups: Vec<CleanUp>,
     pub notes: Vec<Note>,
     /// The next flushes get these verdicts and are not carried out.
     pub flush_faults: VecDeque<CvrStoreError>,
@@ -95,6 +100,7 @@ impl Harness {
                 tables: ShardTables::new("zero", 0),
                 has_query_endpoint,
                 has_mutate_endpoint: false,
+                crud_mutations: true,
                 refuses_tokens: None,
                 revalidate_ms: 300_000.0,
                 retransform_ms: 300_000.0,
@@ -106,6 +112,8 @@ impl Harness {
             endpoint_down: None,
             endpoint_user: ValidatedUser::Unsaid,
             requests: Vec::new(),
+            pushes: Vec::new(),
+            clean_ups: Vec::new(),
             notes: Vec::new(),
             flush_faults: VecDeque::new(),
             unknown_outcomes: 0,
@@ -190,6 +198,12 @@ impl Harness {
             Effect::SetTimer(timer, None) => {
                 slot.timers.remove(&timer);
             }
+            Effect::Push(push) => {
+                let socket = self.sockets.get_mut(&push.conn).expect("a socket");
+                assert!(std::mem::take(&mut socket.busy), "one answer per message");
+                self.pushes.push((id.clone(), *push));
+            }
+            Effect::CleanUp { clean_up, .. } => self.clean_ups.push(clean_up),
             Effect::Stop => {
                 let slot = self.groups.remove(id).expect("stops once");
                 // What the executor had under way for it comes to nothing.

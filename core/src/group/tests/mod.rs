@@ -2,6 +2,7 @@
 
 mod client;
 mod harness;
+mod pushes;
 mod scenarios;
 mod simulation;
 mod store;

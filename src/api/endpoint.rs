@@ -1,8 +1,8 @@
-//! Where queries are asked for, and with which headers.
+//! Where the app is called, and with which headers.
 
 use url::Url;
 use urlpattern::{UrlPattern, UrlPatternInit, UrlPatternMatchInput, UrlPatternOptions};
-use zeroring_core::group::Credentials;
+use zeroring_core::group::{Credentials, Target};
 use zeroring_core::protocol::error::{ApiFailure, CallReason};
 
 use crate::options::config::Endpoint;
@@ -14,8 +14,10 @@ const RESERVED_PARAMS: [&str; 2] = ["schema", "appID"];
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// An entry of the list is no URLPattern.
-    #[error("ZERO_QUERY_URL: \"{pattern}\" is not a valid URL pattern: {cause}")]
+    #[error("{option}: \"{pattern}\" is not a valid URL pattern: {cause}")]
     Pattern {
+        /// The option.
+        option: &'static str,
         /// The entry.
         pattern: String,
         /// What is wrong.
@@ -23,51 +25,80 @@ pub enum EndpointError {
     },
 }
 
-/// The app's query endpoint.
+/// What an endpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointKind {
+    /// `ZERO_QUERY_URL`: what named queries mean.
+    Query,
+    /// `ZERO_MUTATE_URL`: custom mutators.
+    Mutate,
+}
+
+impl EndpointKind {
+    /// The option with its URLs.
+    pub fn option(self) -> &'static str {
+        match self {
+            EndpointKind::Query => "ZERO_QUERY_URL",
+            EndpointKind::Mutate => "ZERO_MUTATE_URL",
+        }
+    }
+
+    /// What a client asked for in place of it.
+    fn of(self, credentials: &Credentials) -> &Target {
+        match self {
+            EndpointKind::Query => &credentials.query,
+            EndpointKind::Mutate => &credentials.mutate,
+        }
+    }
+}
+
+/// An endpoint of the app.
 #[derive(Debug)]
-pub struct QueryEndpoint {
+pub struct AppEndpoint {
+    kind: EndpointKind,
     settings: Endpoint,
     patterns: Vec<UrlPattern>,
     /// `schema={appID}_{shardNum}&appID={appID}`.
     added_query: String,
 }
 
-impl QueryEndpoint {
+impl AppEndpoint {
     /// The endpoint of these settings; `None` if there is none.
     ///
     /// # Errors
     /// [`EndpointError`]: better now than at a client's first connection.
     pub fn new(
+        kind: EndpointKind,
         settings: &Endpoint,
         app_id: &str,
         shard_num: u32,
-    ) -> Result<Option<QueryEndpoint>, EndpointError> {
+    ) -> Result<Option<AppEndpoint>, EndpointError> {
         if settings.urls.is_empty() {
             return Ok(None);
         }
         let patterns =
-            settings.urls.iter().map(|url| pattern(url)).collect::<Result<Vec<_>, _>>()?;
+            settings.urls.iter().map(|url| pattern(kind, url)).collect::<Result<Vec<_>, _>>()?;
         let added_query = format!("schema={app_id}_{shard_num}&appID={app_id}");
-        Ok(Some(QueryEndpoint { settings: settings.clone(), patterns, added_query }))
+        Ok(Some(AppEndpoint { kind, settings: settings.clone(), patterns, added_query }))
     }
 
-    /// The URL of a request, with our parameters.
+    /// The URL of a request, with our parameters. `doing` completes "Failed to …".
     ///
     /// # Errors
     /// The connection's own URL is not allowed, or unusable.
     pub(super) fn target(
         &self,
         credentials: &Credentials,
-        verb: &str,
+        doing: &str,
     ) -> Result<String, ApiFailure> {
         let internal = |text: String| ApiFailure::call(CallReason::Internal, text);
-        let wanted = match &credentials.query_url {
+        let wanted = match &self.kind.of(credentials).url {
             Some(url) => &**url,
             None => self.settings.urls.first().map(String::as_str).unwrap_or_default(),
         };
-        let refused = || {
-            internal(format!("URL \"{wanted}\" is not allowed by the ZERO_QUERY_URL configuration"))
-        };
+        let option = self.kind.option();
+        let refused =
+            || internal(format!("URL \"{wanted}\" is not allowed by the {option} configuration"));
         let url = Url::parse(wanted).map_err(|_| refused())?;
         let allowed = self
             .patterns
@@ -78,7 +109,7 @@ impl QueryEndpoint {
         }
         if let Some((name, _)) = url.query_pairs().find(|(n, _)| RESERVED_PARAMS.contains(&&**n)) {
             return Err(internal(format!(
-                "Failed to {verb} queries: The push URL cannot contain the reserved query param \
+                "Failed to {doing}: The push URL cannot contain the reserved query param \
                  \"{name}\""
             )));
         }
@@ -102,7 +133,7 @@ impl QueryEndpoint {
         };
         let allowed =
             |list: &[String], name: &str| list.iter().any(|n| n.eq_ignore_ascii_case(name));
-        for (name, value) in &credentials.query_headers {
+        for (name, value) in &self.kind.of(credentials).headers {
             if allowed(&self.settings.allowed_client_headers, name) {
                 set(name, value);
             }
@@ -131,8 +162,9 @@ impl QueryEndpoint {
     }
 }
 
-fn pattern(text: &str) -> Result<UrlPattern, EndpointError> {
-    let err = |cause: String| EndpointError::Pattern { pattern: text.to_owned(), cause };
+fn pattern(kind: EndpointKind, text: &str) -> Result<UrlPattern, EndpointError> {
+    let (option, pattern) = (kind.option(), text.to_owned());
+    let err = |cause: String| EndpointError::Pattern { option, pattern: pattern.clone(), cause };
     let mut init = UrlPatternInit::parse_constructor_string::<regex::Regex>(text, None)
         .map_err(|e| err(e.to_string()))?;
     // What a pattern does not say about search and hash is free.
@@ -148,7 +180,11 @@ mod tests {
     use super::*;
     use crate::options::config::Secret;
 
-    fn endpoint(urls: &[&str]) -> QueryEndpoint {
+    fn endpoint(urls: &[&str]) -> AppEndpoint {
+        of_kind(EndpointKind::Query, urls)
+    }
+
+    fn of_kind(kind: EndpointKind, urls: &[&str]) -> AppEndpoint {
         let settings = Endpoint {
             urls: urls.iter().map(|u| (*u).to_owned()).collect(),
             api_key: Some(Secret::new("k")),
@@ -156,18 +192,19 @@ mod tests {
             allowed_client_headers: vec!["x-app".into(), "authorization".into()],
             allowed_request_headers: vec!["x-trace".into()],
         };
-        QueryEndpoint::new(&settings, "zero", 0).unwrap().unwrap()
+        AppEndpoint::new(kind, &settings, "zero", 0).unwrap().unwrap()
     }
 
     fn with_url(url: &str) -> Credentials {
-        Credentials { query_url: Some(url.into()), ..Credentials::default() }
+        let query = Target { url: Some(url.into()), ..Target::default() };
+        Credentials { query, ..Credentials::default() }
     }
 
     #[test]
     fn the_first_url_is_the_default_and_gets_our_parameters() {
         let e = endpoint(&["https://app.example/q?a=1", "https://other.example/*"]);
         assert_eq!(
-            e.target(&Credentials::default(), "transform").unwrap(),
+            e.target(&Credentials::default(), "transform queries").unwrap(),
             "https://app.example/q?a=1&schema=zero_0&appID=zero"
         );
     }
@@ -176,11 +213,11 @@ mod tests {
     fn other_urls_must_match_a_pattern() {
         let e = endpoint(&["https://app.example/q", "https://*.branch.example/:name/q"]);
         for ok in ["https://app.example/q", "https://x.branch.example/dev/q?page=2"] {
-            assert!(e.target(&with_url(ok), "transform").is_ok(), "{ok}");
+            assert!(e.target(&with_url(ok), "transform queries").is_ok(), "{ok}");
         }
         for bad in ["https://app.example/q2", "http://app.example/q", "https://evil.example/", "x"]
         {
-            let failure = e.target(&with_url(bad), "transform").unwrap_err();
+            let failure = e.target(&with_url(bad), "transform queries").unwrap_err();
             assert_eq!(
                 failure.message,
                 format!("URL \"{bad}\" is not allowed by the ZERO_QUERY_URL configuration")
@@ -191,7 +228,7 @@ mod tests {
     #[test]
     fn reserved_parameters_are_refused_before_any_request() {
         let e = endpoint(&["https://app.example/q"]);
-        let failure = e.target(&with_url("https://app.example/q?schema=x"), "validate");
+        let failure = e.target(&with_url("https://app.example/q?schema=x"), "validate queries");
         assert_eq!(
             failure.unwrap_err().message,
             "Failed to validate queries: The push URL cannot contain the reserved query param \
@@ -203,8 +240,27 @@ mod tests {
     fn a_bad_pattern_is_found_at_start() {
         let settings =
             Endpoint { urls: vec!["https://app.example/:(".into()], ..Endpoint::default() };
-        let error = QueryEndpoint::new(&settings, "zero", 0).unwrap_err();
-        assert!(error.to_string().contains("https://app.example/:("));
+        for kind in [EndpointKind::Query, EndpointKind::Mutate] {
+            let error = AppEndpoint::new(kind, &settings, "zero", 0).unwrap_err().to_string();
+            assert!(error.contains("https://app.example/:("), "{error}");
+            assert!(error.starts_with(kind.option()), "{error}");
+        }
+    }
+
+    #[test]
+    fn each_endpoint_looks_at_its_own_target() {
+        let headers = [("x-app".to_owned(), "1".to_owned())];
+        let mutate = Target { url: Some("https://evil.example/".into()), headers: headers.into() };
+        let credentials = Credentials { mutate, ..Credentials::default() };
+        let e = endpoint(&["https://app.example/"]);
+        assert!(e.target(&credentials, "transform queries").is_ok());
+        assert_eq!(e.headers(&credentials).len(), 2);
+        let e = of_kind(EndpointKind::Mutate, &["https://app.example/"]);
+        assert_eq!(
+            e.target(&credentials, "push").unwrap_err().message,
+            "URL \"https://evil.example/\" is not allowed by the ZERO_MUTATE_URL configuration"
+        );
+        assert_eq!(e.headers(&credentials).len(), 3);
     }
 
     #[test]
@@ -215,7 +271,10 @@ mod tests {
         };
         let credentials = Credentials {
             token: Some("tok".into()),
-            query_headers: list(&[("X-App", "1"), ("X-Secret", "2"), ("Authorization", "no")]),
+            query: Target {
+                headers: list(&[("X-App", "1"), ("X-Secret", "2"), ("Authorization", "no")]),
+                url: None,
+            },
             request_headers: Arc::new(list(&[
                 ("cookie", "c=1"),
                 ("origin", "https://site.example"),
