@@ -2,7 +2,8 @@
 // event per line on stdout. Run with the Node of the `node` package.
 //
 // Commands
-//   {op:"open", client, server, schema, userID, storageKey?}     a new Zero instance
+//   {op:"open", client, server, schema, userID, storageKey?, mutators?}     a new Zero instance
+//   {op:"mutate", client, name, args, id}                        call a custom mutator
 //   {op:"watch", client, query, spec}                            materialise a query
 //   {op:"unwatch", client, query}
 //   {op:"fresh", client, query}                                  evaluate the query anew, locally
@@ -11,6 +12,7 @@
 //   {event:"ready"}                                              the driver started
 //   {event:"view", client, query, complete, data}                on every change
 //   {event:"fresh", client, query, data}                         answer to "fresh"
+//   {event:"mutated", client, id, result}                        what the server made of "mutate"
 //   {event:"closed", client}
 //   {event:"log", level, text}                                   client log, warnings and errors
 //   {event:"failed", error, command}                             the command threw
@@ -80,8 +82,21 @@ const log = {
   },
 };
 
+/** Custom mutators for any schema: the app's own run the same names. */
+const mutators = {
+  app: {
+    async upsert(tx, {table, row}) {
+      await tx.mutate[table].upsert(row);
+    },
+    /** Only the server refuses it. */
+    async refused(tx, {table, row}) {
+      await tx.mutate[table].upsert(row);
+    },
+  },
+};
+
 const commands = {
-  open({client, server, schema, userID, storageKey}) {
+  open({client, server, schema, userID, storageKey, mutators: custom}) {
     const zero = new Zero({
       cacheURL: server,
       schema: buildSchema(schema),
@@ -91,6 +106,7 @@ const commands = {
       logLevel: 'warn',
       logSinks: [log],
       hiddenTabDisconnectDelay: 3_600_000,
+      ...(custom ? {mutators} : {}),
     });
     clients.set(client, {zero, views: new Map()});
   },
@@ -113,6 +129,12 @@ const commands = {
     const {spec} = views.get(query);
     const data = await zero.run(refine(zero.query[spec.table], spec));
     emit({event: 'fresh', client, query, data: plain(data)});
+  },
+  mutate({client, name, args, id}) {
+    const {zero} = clients.get(client);
+    zero.mutate.app[name](args).server.then(result =>
+      emit({event: 'mutated', client, id, result: plain(result)}),
+    );
   },
   async close({client}) {
     await clients.get(client).zero.close();

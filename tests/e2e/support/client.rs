@@ -31,6 +31,7 @@ pub struct Clients {
     events: Receiver<Value>,
     views: HashMap<(String, String), View>,
     fresh: HashMap<(String, String), Value>,
+    mutated: HashMap<String, Value>,
     /// Views that only a new local evaluation brought right: mistakes of the client's own
     /// incremental engine over rows that are all there.
     pub stale_views: usize,
@@ -69,6 +70,7 @@ impl Clients {
             events,
             views: HashMap::new(),
             fresh: HashMap::new(),
+            mutated: HashMap::new(),
             stale_views: 0,
             engine_failed: false,
             complaints: Vec::new(),
@@ -85,6 +87,26 @@ impl Clients {
     pub fn open(&mut self, client: &str, server: &str, storage: &str, schema: &Value) {
         self.send(json!({"op": "open", "client": client, "server": server,
             "storageKey": storage, "userID": "user", "schema": schema}));
+    }
+
+    /// As [`Clients::open`], with the driver's custom mutators.
+    pub fn open_mutating(&mut self, client: &str, server: &str, storage: &str, schema: &Value) {
+        self.send(json!({"op": "open", "client": client, "server": server, "mutators": true,
+            "storageKey": storage, "userID": "user", "schema": schema}));
+    }
+
+    /// Calls a custom mutator.
+    pub fn mutate(&mut self, client: &str, id: &str, name: &str, args: &Value) {
+        self.send(json!({"op": "mutate", "client": client, "id": id, "name": name, "args": args}));
+    }
+
+    /// What the server made of a mutation.
+    pub fn mutated(&mut self, id: &str) -> Value {
+        if !self.mutated.contains_key(id) {
+            let event = |e: &Value| e["event"] == "mutated" && e["id"] == id;
+            self.wait_event(&format!("mutation {id}"), event);
+        }
+        self.mutated.remove(id).unwrap()
     }
 
     pub fn watch(&mut self, client: &str, query: &str, spec: &Value) {
@@ -115,6 +137,9 @@ impl Clients {
             Some("fresh") => {
                 let key = (text("client"), text("query"));
                 self.fresh.insert(key, event["data"].clone());
+            }
+            Some("mutated") => {
+                self.mutated.insert(text("id"), event["result"].clone());
             }
             Some("log") => self.complaints.push(text("text")),
             Some("failed") if text("error").contains(CLIENT_ENGINE_FAILURE) => {
