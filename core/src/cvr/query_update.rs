@@ -93,6 +93,8 @@ pub struct QueryUpdater {
     sent: FxHashMap<Arc<RowIdentity>, Sent>,
     /// Pending writes; `None` for a row whose record stays as it is.
     rows: FxHashMap<Arc<RowIdentity>, Option<RowChange>>,
+    /// Pending writes of records that were not read; other rows than those in `rows`.
+    unread: Vec<RowWrite>,
 }
 
 impl QueryUpdater {
@@ -133,6 +135,7 @@ impl QueryUpdater {
             received: FxHashMap::default(),
             sent: FxHashMap::default(),
             rows: FxHashMap::default(),
+            unread: Vec::new(),
         })
     }
 
@@ -344,9 +347,9 @@ impl QueryUpdater {
         self.rows.insert(id.clone(), change);
     }
 
-    /// Queues a change of a record that was not read.
+    /// Queues a change of a record that was not read; at most one per row.
     pub(super) fn write_unread_row(&mut self, id: Arc<RowIdentity>, change: RowChange) {
-        self.rows.insert(id, Some(change));
+        self.unread.push(RowWrite { id, change });
     }
 
     /// After everything was received: the touched queries' references of rows that did not come
@@ -401,10 +404,12 @@ impl QueryUpdater {
         signature_of: impl Fn(&QueryHash) -> Option<u64>,
     ) -> Option<PreparedFlush> {
         self.write_signatures(signature_of);
-        let mut rows: Vec<_> = std::mem::take(&mut self.rows)
-            .into_iter()
-            .filter_map(|(id, change)| Some(RowWrite { id, change: change? }))
-            .collect();
+        let mut rows = std::mem::take(&mut self.unread);
+        rows.extend(
+            std::mem::take(&mut self.rows)
+                .into_iter()
+                .filter_map(|(id, change)| Some(RowWrite { id, change: change? })),
+        );
         if self.orig_stored && self.queries.is_empty() && rows.is_empty() {
             return None;
         }

@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write};
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use xxhash_rust::xxh32::xxh32;
 
@@ -22,6 +22,8 @@ pub struct RowIdentity {
     /// Sorted by column name (UTF-16 code units, as JavaScript sorts).
     key: Box<[(Arc<str>, Value)]>,
     text: Box<str>,
+    /// Made when the first store asks: all groups that share the identity write the same.
+    key_json: OnceLock<Box<str>>,
 }
 
 /// A text that is no row identity.
@@ -39,7 +41,7 @@ impl RowIdentity {
     pub fn new(table: Arc<str>, mut key: Vec<(Arc<str>, Value)>) -> RowIdentity {
         key.sort_by(|a, b| a.0.encode_utf16().cmp(b.0.encode_utf16()));
         let text = identity_text(&table, &key);
-        RowIdentity { table, key: key.into_boxed_slice(), text }
+        RowIdentity { table, key: key.into_boxed_slice(), text, key_json: OnceLock::new() }
     }
 
     /// The identity of `row` under the table's identity key ([`TableSpec::primary_key`]).
@@ -92,19 +94,21 @@ impl RowIdentity {
         Ok(RowIdentity::new(table.into(), key.collect()))
     }
 
-    /// The key as JSON object `{column: value, …}`.
-    pub fn key_json(&self) -> String {
-        let mut out = String::from("{");
-        for (column, value) in &self.key {
-            if out.len() > 1 {
-                out.push(',');
+    /// The key as JSON object `{column: value, …}`, made at most once.
+    pub fn key_json(&self) -> &str {
+        self.key_json.get_or_init(|| {
+            let mut out = String::from("{");
+            for (column, value) in &self.key {
+                if out.len() > 1 {
+                    out.push(',');
+                }
+                push_json_string(&mut out, column);
+                out.push(':');
+                push_json_value(&mut out, value);
             }
-            push_json_string(&mut out, column);
-            out.push(':');
-            push_json_value(&mut out, value);
-        }
-        out.push('}');
-        out
+            out.push('}');
+            out.into_boxed_str()
+        })
     }
 
     /// The table: `name`, or `schema.name` outside `public`.
@@ -331,7 +335,7 @@ mod tests {
             prop_assert_eq!(&back, &identity);
             prop_assert_eq!(back.key(), identity.key());
             prop_assert_eq!(back.table(), identity.table());
-            let back = RowIdentity::from_key_json(identity.table(), &identity.key_json()).unwrap();
+            let back = RowIdentity::from_key_json(identity.table(), identity.key_json()).unwrap();
             prop_assert_eq!(&back, &identity);
         }
 

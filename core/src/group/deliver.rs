@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::config::bug;
-use super::interface::{Effect, Missed};
+use super::interface::{Effect, Missed, ResetReason};
 use super::machine::{Cx, Group};
 use super::op::{Failure, Recipients};
 use super::poke::{Encoder, Frame, Poke};
@@ -38,7 +38,7 @@ impl Group {
         for record in missed.rows.iter().filter(|r| !rewritten.contains(&*r.id)) {
             let mut failed = None;
             let patch = catchup::row_patch(record, |id| {
-                cx.world.read_row(id).unwrap_or_else(|why| {
+                cx.read_row(id).unwrap_or_else(|why| {
                     failed = Some(why);
                     None
                 })
@@ -46,7 +46,9 @@ impl Group {
             match patch {
                 Ok(patch) => patches.push(patch),
                 Err(missing) => {
-                    // The clients cannot have what the replica does not have.
+                    // The clients cannot have what the replica does not have, and the records
+                    // that say so are put right next.
+                    self.reset.get_or_insert(ResetReason::LostRow);
                     let why = failed.unwrap_or_else(|| missing.to_string());
                     cx.warn(format!("group {}: {why}", self.id));
                     patches.push(VersionedPatch {
@@ -85,6 +87,7 @@ impl Group {
     ) {
         let Some(version) = self.cvr.as_ref().map(|cvr| cvr.version.clone()) else { return };
         let mut frames = poke.frames(&version);
+        let shared = &mut cx.world.shared().frames;
         for (conn, client) in self.clients.iter_mut().filter(|(_, c)| c.active) {
             let base = client.base.as_ref();
             let (taken, forced) = match recipients {
@@ -95,10 +98,7 @@ impl Group {
             if !taken || base.is_some_and(|base| *base > version) {
                 continue;
             }
-            let frames = frames.of(base, client.binary, forced);
-            if frames.is_empty() {
-                continue;
-            }
+            let Some(frames) = frames.of(base, client.binary, forced, shared) else { continue };
             client.base = Some(version.clone());
             client.ever_poked = true;
             cx.out.push(Effect::Send(*conn, frames));

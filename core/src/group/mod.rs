@@ -44,6 +44,7 @@ mod op;
 mod pending;
 mod poke;
 mod push;
+mod shared;
 mod sync;
 mod transform_cache;
 
@@ -57,6 +58,7 @@ pub use machine::{Group, KEEP_ALIVE_MS};
 pub use pending::{SharedDelta, SharedRow};
 pub use poke::Frame;
 pub use push::{OutgoingPush, Pushed};
+pub use shared::{Shared, SharedFrames, SharedRows};
 
 use crate::cvr::internal::ShardTables;
 

@@ -2,11 +2,16 @@
 //!
 //! [`WirePatch`]es are made when an update is computed, while the rows' tables are at hand, so that
 //! nothing can fail once the update is durable. [`Poke::frames`] then encodes a poke once per
-//! distinct set of patches, not once per client: clients at the same base share every frame, and
-//! clients at different bases that miss the same patches share all parts.
+//! distinct set of patches, not once per client or group: clients at the same base share every
+//! frame, and clients at different bases that miss the same patches share all parts. What groups
+//! share is kept in [`SharedFrames`] for a while.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
+use super::shared::SharedFrames;
 use crate::cvr::internal::ShardTables;
 use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch};
 use crate::json::{RawJson, row as row_json, write};
@@ -175,7 +180,7 @@ impl Poke {
 
     /// Starts to hand out the frames of this poke, which ends at `last`.
     pub(super) fn frames(&self, last: &CvrVersion) -> PokeFrames<'_> {
-        PokeFrames { poke: self, cookie: last.cookie(), last: last.clone(), made: Vec::new() }
+        PokeFrames { poke: self, cookie: last.cookie(), last: last.clone(), made: SmallVec::new() }
     }
 }
 
@@ -184,63 +189,108 @@ pub(super) struct PokeFrames<'a> {
     poke: &'a Poke,
     cookie: String,
     last: CvrVersion,
-    /// Parts by (which patches apply, binary).
-    made: Vec<(Vec<bool>, bool, Arc<[Frame]>)>,
+    /// Made for clients before.
+    made: SmallVec<[Made; 1]>,
+}
+
+/// Frames for clients that are alike.
+struct Made {
+    /// Which patches apply.
+    applies: Vec<bool>,
+    binary: bool,
+    parts: Arc<[Frame]>,
+    /// Whole pokes by base.
+    pokes: SmallVec<[(Option<CvrVersion>, Arc<[Frame]>); 1]>,
 }
 
 impl PokeFrames<'_> {
-    /// The frames for a client at `base`. `forced`: it gets a poke even if nothing applies and it
-    /// is at the poke's version already.
+    /// The frames for a client at `base`; `None` if it needs no poke. `forced`: it gets one even
+    /// if nothing applies and it is at the poke's version already.
     pub(super) fn of(
         &mut self,
         base: Option<&CvrVersion>,
         binary: bool,
         forced: bool,
-    ) -> Vec<Frame> {
+        shared: &mut SharedFrames,
+    ) -> Option<Arc<[Frame]>> {
         // A patch above the poke's version belongs to an update that turned out to change nothing.
-        let applies: Vec<bool> = self
-            .poke
-            .patches
+        let patches = &self.poke.patches;
+        let applies: Vec<bool> = patches
             .iter()
             .map(|(to, _)| base.is_none_or(|base| to > base) && *to <= self.last)
             .collect();
         let at_head = base == Some(&self.last);
         debug_assert!(!at_head || !applies.contains(&true), "{base:?} {}", self.cookie);
         if at_head && !forced {
-            return Vec::new();
+            return None;
         }
-        let base_cookie = base.map(CvrVersion::cookie);
-        let parts = self.parts(applies, binary);
-        let mut frames = Vec::with_capacity(parts.len() + 2);
-        frames.push(Frame::text(poke::start(&self.cookie, base_cookie.as_deref())));
-        frames.extend(parts.iter().cloned());
-        frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
-        frames
-    }
-
-    fn parts(&mut self, applies: Vec<bool>, binary: bool) -> Arc<[Frame]> {
-        let known = self.made.iter().find(|(a, b, _)| *b == binary && *a == applies);
-        if let Some((_, _, frames)) = known {
-            return frames.clone();
+        let known = self.made.iter().position(|m| m.binary == binary && m.applies == applies);
+        let at = known.unwrap_or_else(|| {
+            let applying: Vec<&WirePatch> =
+                patches.iter().zip(&applies).filter(|(_, a)| **a).map(|((_, p), _)| p).collect();
+            let encode = || encode(&self.cookie, &applying, binary).into();
+            let parts = shared.parts(&self.cookie, &applying, binary, encode);
+            self.made.push(Made { applies, binary, parts, pokes: SmallVec::new() });
+            self.made.len() - 1
+        });
+        let made = &mut self.made[at];
+        if let Some((_, poke)) = made.pokes.iter().find(|(of, _)| of.as_ref() == base) {
+            return Some(poke.clone());
         }
-        let frames: Arc<[Frame]> = self.encode(&applies, binary).into();
-        self.made.push((applies, binary, frames.clone()));
-        frames
+        let frames = shared.poke(&self.cookie, base, &made.parts, || {
+            let base_cookie = base.map(CvrVersion::cookie);
+            let mut frames = Vec::with_capacity(made.parts.len() + 2);
+            frames.push(Frame::text(poke::start(&self.cookie, base_cookie.as_deref())));
+            frames.extend(made.parts.iter().cloned());
+            frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
+            frames.into()
+        });
+        made.pokes.push((base.cloned(), frames.clone()));
+        Some(frames)
     }
+}
 
-    fn encode(&self, applies: &[bool], binary: bool) -> Vec<Frame> {
-        let mut out = PartWriter {
-            cookie: &self.cookie,
-            part: PokePart::new(),
-            chunks: binary.then(|| Chunks::new(&self.cookie)),
-            frames: Vec::new(),
-        };
-        for ((_, patch), applies) in self.poke.patches.iter().zip(applies) {
-            if *applies {
-                out.add(patch);
+/// The parts of a poke.
+fn encode(cookie: &str, patches: &[&WirePatch], binary: bool) -> Vec<Frame> {
+    let mut out = PartWriter {
+        cookie,
+        part: PokePart::new(),
+        chunks: binary.then(|| Chunks::new(cookie)),
+        frames: Vec::new(),
+    };
+    patches.iter().for_each(|patch| out.add(patch));
+    out.finish()
+}
+
+impl WirePatch {
+    /// Equal patches have equal fingerprints.
+    pub(super) fn fingerprint(&self, hasher: &mut impl Hasher) {
+        std::mem::discriminant(self).hash(hasher);
+        match self {
+            WirePatch::Desired(client, _, query) => (client, query).hash(hasher),
+            WirePatch::Got(_, query) => query.hash(hasher),
+            WirePatch::RowPut(_, row) => Arc::as_ptr(row).hash(hasher),
+            WirePatch::RowDel(id) => id.hash(hasher),
+            WirePatch::LastMutationId(client, id) => (client, id).hash(hasher),
+            WirePatch::MutationPut(id, _) | WirePatch::MutationDel(id) => {
+                (&id.client_id, id.id).hash(hasher);
             }
         }
-        out.finish()
+    }
+
+    /// Whether both read the same on the wire. May say no for equal rows read twice.
+    pub(super) fn is_same(&self, other: &WirePatch) -> bool {
+        use WirePatch::{Desired, Got, LastMutationId, MutationDel, MutationPut, RowDel, RowPut};
+        match (self, other) {
+            (Desired(c, op, q), Desired(c2, op2, q2)) => c == c2 && op == op2 && q == q2,
+            (Got(op, q), Got(op2, q2)) => op == op2 && q == q2,
+            (RowPut(t, row), RowPut(t2, row2)) => Arc::ptr_eq(row, row2) && t == t2,
+            (RowDel(id), RowDel(id2)) => id == id2,
+            (LastMutationId(c, id), LastMutationId(c2, id2)) => c == c2 && id == id2,
+            (MutationPut(id, r), MutationPut(id2, r2)) => id == id2 && r.as_str() == r2.as_str(),
+            (MutationDel(id), MutationDel(id2)) => id == id2,
+            _ => false,
+        }
     }
 }
 

@@ -3,6 +3,10 @@
 //!
 //! transform → ask the endpoint → read row records → scan for late clients → hydrate → compute
 //! the update in one go → flush → poke.
+//!
+//! Row records are read only where the instances cannot say what the records say
+//! ([`Group::knows_rows`]): when a group comes up with queries that ran before, or when a running
+//! query is executed anew. A query that is added or removed reads nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +22,7 @@ use super::op::{
 };
 use super::pending::Pending;
 use super::poke::Poke;
+use crate::cvr::advance::{AdvancedRow, CountChange};
 use crate::cvr::store::CatchupRange;
 use crate::cvr::{
     Cvr, Executed, Query, QueryBody, QueryHash, QueryUpdater, ReceivedRow, RefCounts, RowIdentity,
@@ -29,6 +34,7 @@ use crate::protocol::custom_query::{
     ErroredQuery, QueryErrorKind, TransformRequest, TransformResponse, TransformResult,
 };
 use crate::protocol::error::ApiFailure;
+use crate::row::Row;
 use crate::version::CvrVersion;
 
 pub(super) type HydrateResults = Vec<(QueryHash, Result<InstanceId, String>)>;
@@ -202,10 +208,24 @@ impl Group {
                 sync.additions.push((id, transformed));
             }
         }
-        if self.needs_update(&sync) {
+        if self.needs_update(&sync) && !self.knows_rows(&sync, cx) {
             return self.sync_read(trigger, sync, cx);
         }
         self.sync_catch_up(trigger, sync, cx)
+    }
+
+    /// The instances know all that the row records could tell about this change: everything that
+    /// was ever executed runs, and what is to be executed never was.
+    fn knows_rows(&self, sync: &Sync, cx: &Cx<'_>) -> bool {
+        let Some(cvr) = self.cvr.as_ref() else { return false };
+        let executed = |q: &Query| q.transformation_hash.is_some();
+        let runs = |id: &QueryHash| {
+            self.pipelines.get(id).is_some_and(|p| cx.world.signature(p.instance).is_ok())
+        };
+        self.synced
+            && !self.pending.has_failed()
+            && cvr.queries.values().all(|q| !executed(q) || runs(&q.id))
+            && sync.additions.iter().all(|(id, _)| cvr.query(id).is_some_and(|q| !executed(q)))
     }
 
     /// Reads the group's row records, unless it has none.
@@ -328,11 +348,13 @@ impl Group {
         if !self.needs_update(&sync) {
             return self.catch_up_only(sync, cx);
         }
-        if !sync.records_read {
-            // Deltas arrived while the store was scanned: once more, with the records.
+        if !sync.records_read && !self.knows_rows(&sync, cx) {
+            // Deltas arrived while the store was scanned, or something failed: once more, with
+            // the records.
+            instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
             return self.sync_read(trigger, sync, cx);
         }
-        let (rows, undeliverable) = self.collect_rows(&mut sync, &instances, cx)?;
+        let (batches, undeliverable) = self.hydrated_rows(&mut sync, &instances, cx)?;
         self.tell_errored(&undeliverable, cx);
         let times = self.flush_times(cx.now_ms);
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
@@ -349,8 +371,17 @@ impl Group {
                 .collect();
             patches.extend(update.track_queries(&executed, &sync.removals)?);
         }
-        patches.extend(update.received(rows, &sync.records)?);
-        patches.extend(update.delete_unreferenced_rows(&sync.records)?);
+        if sync.records_read {
+            let rows = self.received(&sync, batches);
+            patches.extend(update.received(rows, &sync.records)?);
+            patches.extend(update.delete_unreferenced_rows(&sync.records)?);
+        } else {
+            let rows = self.unread_rows(&sync, batches, cx)?;
+            if !rows.is_empty() {
+                update.ensure_new_version();
+                patches.extend(update.advanced(rows, self.pending.since())?);
+            }
+        }
 
         self.install(&sync, &instances, cx);
         self.pending = Pending::at(cx.world.version().clone());
@@ -374,15 +405,15 @@ impl Group {
         }
     }
 
-    /// Rows of added queries, and what changed in the others since the last update.
-    fn collect_rows(
+    /// Rows of added queries. One with a row that cannot be delivered becomes a removed one.
+    fn hydrated_rows(
         &mut self,
         sync: &mut Sync,
         instances: &BTreeMap<QueryHash, InstanceId>,
         cx: &mut Cx<'_>,
-    ) -> Result<(Vec<ReceivedRow>, Vec<ErroredQuery>), Failure> {
+    ) -> Result<(Batches, Vec<ErroredQuery>), Failure> {
+        let mut batches = Vec::with_capacity(instances.len());
         let mut undeliverable = Vec::new();
-        let mut rows = Received::default();
         for (id, instance) in instances {
             let mut batch = Vec::new();
             let tables = &self.settings.tables;
@@ -391,27 +422,33 @@ impl Group {
                 if problem.is_none() {
                     problem = SharedDelta::check(tables, table, row).err();
                 }
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
                 batch.push((Arc::new(RowIdentity::of(table, row)), row.clone(), count));
             });
-            match read.err().or(problem) {
-                None => {
-                    for (row_id, row, count) in batch {
-                        let count = i64::try_from(count).unwrap_or(i64::MAX);
-                        rows.add(&row_id, Some(&row), id, count);
-                    }
+            let Some(why) = read.err().or(problem) else {
+                batches.push((id.clone(), batch));
+                continue;
+            };
+            match self.cvr.as_ref().and_then(|cvr| cvr.query(id)) {
+                Some(query) if !query.is_internal() => {
+                    undeliverable.push(failed_query(query, why));
                 }
-                Some(why) => {
-                    let query = self.cvr.as_ref().and_then(|cvr| cvr.query(id));
-                    match query {
-                        Some(query) if !query.is_internal() => {
-                            undeliverable.push(failed_query(query, why));
-                        }
-                        _ => return Err(bug(&format!("query {id}: {why}"))),
-                    }
-                    sync.additions.retain(|(added, _)| added != id);
-                    sync.removals.push(id.clone());
-                    cx.emit(Effect::Release(*instance));
-                }
+                _ => return Err(bug(&format!("query {id}: {why}"))),
+            }
+            sync.additions.retain(|(added, _)| added != id);
+            sync.removals.push(id.clone());
+            cx.emit(Effect::Release(*instance));
+        }
+        Ok((batches, undeliverable))
+    }
+
+    /// Rows of added queries, and what changed in the others since the last update; the records
+    /// know the rest.
+    fn received(&mut self, sync: &Sync, batches: Batches) -> Vec<ReceivedRow> {
+        let mut rows = Received::default();
+        for (query, batch) in batches {
+            for (id, row, count) in batch {
+                rows.add(&id, Some(&row), &query, count);
             }
         }
         let touched: BTreeSet<&QueryHash> =
@@ -421,7 +458,38 @@ impl Group {
                 rows.add(&row.id, row.row.as_ref(), &change.query, change.after - change.before);
             }
         }
-        Ok((rows.0, undeliverable))
+        rows.0
+    }
+
+    /// The same without records: what changed since the last update, rows of added and of removed
+    /// queries, and whether other queries have them.
+    fn unread_rows(
+        &mut self,
+        sync: &Sync,
+        batches: Batches,
+        cx: &mut Cx<'_>,
+    ) -> Result<Vec<AdvancedRow>, Failure> {
+        let mut rows = self.pending.take_deltas();
+        for (query, batch) in batches {
+            for (id, row, after) in batch {
+                let change = CountChange { query: query.clone(), before: 0, after };
+                rows.add_whole(&id, change, &row);
+            }
+        }
+        for query in &sync.removals {
+            let Some(pipeline) = self.pipelines.get(query) else { continue };
+            let read = cx.world.rows(pipeline.instance, &mut |table, row, count| {
+                let before = i64::try_from(count).unwrap_or(i64::MAX);
+                let change = CountChange { query: query.clone(), before, after: 0 };
+                rows.add_whole(&Arc::new(RowIdentity::of(table, row)), change, row);
+            });
+            read.map_err(|why| bug(&format!("query {query}: {why}")))?;
+        }
+        let mut rows = rows.into_rows();
+        for row in rows.iter_mut().filter(|row| row.needs_others()) {
+            row.others = self.referenced_elsewhere(row, cx)?;
+        }
+        Ok(rows)
     }
 
     /// Makes the added queries the running ones.
@@ -464,6 +532,7 @@ impl Group {
         };
         if bring_up {
             self.synced = true;
+            self.compare_all = false;
             self.contexts.retransform_at_ms = Some(cx.now_ms + self.settings.retransform_ms);
         }
         self.poke(&poke, &before, recipients, cx);
@@ -471,6 +540,9 @@ impl Group {
         Ok(Step::Done)
     }
 }
+
+/// Rows of queries that were hydrated, with their counts.
+type Batches = Vec<(QueryHash, Vec<(Arc<RowIdentity>, Arc<Row>, i64)>)>;
 
 /// Rows of several queries, one entry per row.
 #[derive(Default)]
@@ -480,7 +552,7 @@ impl Received {
     fn add(
         &mut self,
         id: &Arc<RowIdentity>,
-        row: Option<&Arc<crate::row::Row>>,
+        row: Option<&Arc<Row>>,
         query: &QueryHash,
         count: i64,
     ) {

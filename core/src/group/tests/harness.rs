@@ -75,6 +75,8 @@ pub struct Harness {
     /// Pushes on their way to the mutate endpoint.
     pub pushes: Vec<(ClientGroupId, OutgoingPush)>,
     pub clean_ups: Vec<CleanUp>,
+    /// How often a group read its row records.
+    pub row_reads: usize,
     pub notes: Vec<Note>,
     /// The next flushes get these verdicts and are not carried out.
     pub flush_faults: VecDeque<CvrStoreError>,
@@ -114,6 +116,7 @@ impl Harness {
             requests: Vec::new(),
             pushes: Vec::new(),
             clean_ups: Vec::new(),
+            row_reads: 0,
             notes: Vec::new(),
             flush_faults: VecDeque::new(),
             unknown_outcomes: 0,
@@ -143,7 +146,7 @@ impl Harness {
             Effect::Send(conn, frames) => {
                 let durable = self.store.version(id).cookie();
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
-                for frame in frames {
+                for frame in frames.iter().cloned() {
                     if frame.payload.starts_with(b"[\"pokeEnd\"") {
                         let end: (String, serde_json::Value) =
                             serde_json::from_slice(&frame.payload).expect("JSON");
@@ -169,7 +172,10 @@ impl Harness {
                 assert!(std::mem::take(&mut socket.busy), "one answer per message");
             }
             Effect::Load { .. } => slot.questions.push_back(Question::Load),
-            Effect::ReadRows { .. } => slot.questions.push_back(Question::Rows),
+            Effect::ReadRows { .. } => {
+                self.row_reads += 1;
+                slot.questions.push_back(Question::Rows);
+            }
             Effect::CatchUp { range, except } => {
                 slot.questions.push_back(Question::CatchUp(Box::new(range), except));
             }
