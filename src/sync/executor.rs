@@ -166,9 +166,11 @@ impl Executor {
             }
         }
         let hydrating = state.hydrate(&mut Budget::units(SLICE));
+        let computing = state.compute();
         state.flush();
         let transforms = std::mem::take(&mut state.transforms);
         let calls = std::mem::take(&mut state.calls);
+        let more = hydrating || computing || !state.inbox.is_empty() || mailbox.has_answers();
         drop(state);
         for transform in transforms {
             self.ask_endpoint(transform);

@@ -30,6 +30,7 @@ impl WireFrames {
         }
         let made: Rc<[ws::Frame]> = list.iter().map(|frame| self.one(frame, compress)).collect();
         if Arc::strong_count(list) > 1 && !list.is_empty() {
+            self.bytes += list.iter().map(|frame| frame.payload.len()).sum::<usize>();
             self.lists.insert(list.as_ptr(), (list.clone(), made.clone()));
         }
         made

@@ -126,6 +126,8 @@ pub(super) struct State {
     /// Events in order; handled between advances only.
     pub(super) inbox: VecDeque<(GroupKey, Event)>,
     pub(super) hydrations: VecDeque<Hydration>,
+    /// Groups that have more to compute, one slice per turn.
+    pub(super) computing: VecDeque<GroupKey>,
     pub(super) transforms: Vec<Transform>,
     /// For the mutate endpoint, in order.
     pub(super) calls: Vec<(ClientGroupId, MutateCall)>,
@@ -170,6 +172,7 @@ impl State {
             conns: FxHashMap::default(),
             inbox: VecDeque::new(),
             hydrations: VecDeque::new(),
+            computing: VecDeque::new(),
             transforms: Vec::new(),
             calls: Vec::new(),
             frames: WireFrames::default(),
@@ -419,6 +422,7 @@ impl State {
                 self.hydrations.push_back(Hydration { group: key, queries, done: Vec::new() });
             }
             Effect::Release(instance) => self.unsubscribe(key, instance),
+            Effect::Continue => self.computing.push_back(key),
             Effect::SetTimer(timer, after_ms) => self.set_timer(key, timer, after_ms),
             Effect::Stop => self.forget(key),
             Effect::Note(Note::Info(text)) => tracing::info!("{text}"),
@@ -742,6 +746,14 @@ impl State {
         !self.hydrations.is_empty()
     }
 
+    /// Lets one group compute for a slice; true if one has more to do.
+    pub(super) fn compute(&mut self) -> bool {
+        if let Some(key) = self.computing.pop_front() {
+            self.feed(key, Event::Continue);
+        }
+        !self.computing.is_empty()
+    }
+
     /// Closes every group and socket at once, without asking: what they stand on is gone.
     pub(super) fn abandon_groups(&mut self) {
         for (_, entry) in std::mem::take(&mut self.conns) {
@@ -755,6 +767,7 @@ impl State {
         self.timers.clear();
         self.inbox.clear();
         self.hydrations.clear();
+        self.computing.clear();
         self.transforms.clear();
     }
 }

@@ -117,6 +117,23 @@ impl RowDeltas {
         merged
     }
 
+    /// What was added of a row.
+    pub fn get(&self, id: &RowIdentity) -> Option<&AdvancedRow> {
+        self.at.get(id).map(|at| &self.rows[*at])
+    }
+
+    /// Takes everything of a query back.
+    pub fn forget(&mut self, query: &QueryHash) {
+        self.at.clear();
+        for mut row in std::mem::take(&mut self.rows) {
+            row.counts.retain(|c| c.query != *query);
+            if !row.counts.is_empty() {
+                self.at.insert(row.id.clone(), self.rows.len());
+                self.rows.push(row);
+            }
+        }
+    }
+
     /// Nothing was added.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()

@@ -24,6 +24,9 @@ use super::{
 use crate::row::Row;
 use crate::version::{CvrVersion, StateVersion};
 
+/// Row writes of an update that are put in order.
+const MAX_SORTED_ROWS: usize = 10_000;
+
 /// A query that is executed now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executed {
@@ -413,8 +416,11 @@ impl QueryUpdater {
         if self.orig_stored && self.queries.is_empty() && rows.is_empty() {
             return None;
         }
-        // One order for everybody: two servers that lock rows do not wait for each other.
-        rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        // One order for everybody: two servers that lock rows do not wait for each other. Not for
+        // many rows, it would take long: the lock of the group's own record keeps others off too.
+        if rows.len() <= MAX_SORTED_ROWS {
+            rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        }
         let instance = stamp(&mut self.cvr, times);
         let flush = GroupFlush {
             group: self.cvr.id.clone(),

@@ -1,41 +1,25 @@
 //! What goes out to clients: pokes, catch-up patches, errors of single queries
 //! (spec: view-syncer-cvr §4).
 
-use std::collections::BTreeSet;
-
 use super::config::bug;
 use super::interface::{Effect, Missed, ResetReason};
 use super::machine::{Cx, Group};
 use super::op::{Failure, Recipients};
 use super::poke::{Encoder, Frame, Poke};
-use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch, catchup};
+use crate::cvr::{Patch, QueryHash, VersionedPatch, catchup};
 use crate::protocol::custom_query::ErroredQuery;
 use crate::protocol::down;
-use crate::protocol::error::ErrorBody;
 use crate::version::CvrVersion;
 
 impl Group {
-    /// Adds what late clients missed, with rows as they are now.
-    pub(super) fn add_missed(
+    /// What late clients missed, with rows as they are now.
+    pub(super) fn missed_patches(
         &mut self,
-        poke: &mut Poke,
         missed: Missed,
-        update: &[VersionedPatch],
         cx: &mut Cx<'_>,
-    ) -> Result<(), Failure> {
-        if missed.rows.is_empty() && missed.config.is_empty() {
-            return Ok(());
-        }
-        // The scan saw the records before the update: what the update says of a row is newer.
-        let rewritten: BTreeSet<&RowIdentity> = update
-            .iter()
-            .filter_map(|p| match &p.patch {
-                Patch::RowPut(id, _) | Patch::RowDel(id) => Some(&**id),
-                _ => None,
-            })
-            .collect();
+    ) -> Vec<VersionedPatch> {
         let mut patches = Vec::with_capacity(missed.rows.len());
-        for record in missed.rows.iter().filter(|r| !rewritten.contains(&*r.id)) {
+        for record in &missed.rows {
             let mut failed = None;
             let patch = catchup::row_patch(record, |id| {
                 cx.read_row(id).unwrap_or_else(|why| {
@@ -43,24 +27,22 @@ impl Group {
                     None
                 })
             });
-            match patch {
-                Ok(patch) => patches.push(patch),
-                Err(missing) => {
-                    // The clients cannot have what the replica does not have, and the records
-                    // that say so are put right next.
+            patches.push(patch.unwrap_or_else(|missing| {
+                // The clients cannot have what the replica does not have, and the records that
+                // say so are put right next.
+                if !self.compare_all {
                     self.reset.get_or_insert(ResetReason::LostRow);
-                    let why = failed.unwrap_or_else(|| missing.to_string());
-                    cx.warn(format!("group {}: {why}", self.id));
-                    patches.push(VersionedPatch {
-                        patch: Patch::RowDel(record.id.clone()),
-                        to_version: record.patch_version.clone(),
-                    });
                 }
-            }
+                let why = failed.unwrap_or_else(|| missing.to_string());
+                cx.warn(format!("group {}: {why}", self.id));
+                VersionedPatch {
+                    patch: Patch::RowDel(record.id.clone()),
+                    to_version: record.patch_version.clone(),
+                }
+            }));
         }
         patches.extend(catchup::config_patches(missed.config));
-        poke.extend(&self.encoder(cx), &patches)
-            .map_err(|e| Failure::from(Box::new(ErrorBody::internal(e.to_string()))))
+        patches
     }
 
     pub(super) fn encoder<'a>(&'a self, cx: &'a Cx<'_>) -> Encoder<'a> {

@@ -56,6 +56,8 @@ pub enum Event {
     Reset(ResetReason),
     /// What became of a request to the mutate endpoint; for whoever is here now.
     Pushed(Box<Pushed>),
+    /// Answer to [`Effect::Continue`], when others had a turn.
+    Continue,
     /// A timer of [`Effect::SetTimer`] is due.
     Timer(Timer),
     /// Close the clients (without error) and stop, after the operation in flight.
@@ -170,6 +172,8 @@ pub enum Effect {
     Hydrate(Vec<Hydrate>),
     /// Take a subscription back.
     Release(InstanceId),
+    /// There is more to compute: send [`Event::Continue`] after everybody else had a turn.
+    Continue,
     /// Send [`Event::Timer`] after this many milliseconds; `None` cancels.
     SetTimer(Timer, Option<f64>),
     /// The group is finished: forget it.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::ConnId;
+use super::compute::{Computing, Encoding};
 use super::context::Credentials;
 use super::interface::{Missed, Transformed};
 use super::poke::Poke;
@@ -77,6 +78,10 @@ pub(super) enum Stage {
     CatchingUp(Box<Sync>),
     /// The engine: the rows of added queries.
     Hydrating(Box<Sync>),
+    /// Its next turn, to compute on.
+    Computing(Box<Computing>),
+    /// Its next turn, to encode on.
+    Encoding(Box<Encoding>),
     /// The store, for results.
     Flushing(Box<Flushing>),
 }

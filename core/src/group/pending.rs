@@ -10,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::config::bug;
 use super::interface::{Effect, Missed};
-use super::machine::{Cx, Group, Pipeline};
+use super::machine::{Cx, Group};
 use super::op::{Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger};
 use super::sync::failed_query;
 use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
@@ -152,6 +152,20 @@ impl Pending {
         &self.since
     }
 
+    /// How often a row occurred in a query at [`Pending::since`], if that has changed.
+    pub(super) fn before(&mut self, id: &RowIdentity, query: &QueryHash) -> Option<i64> {
+        self.merge();
+        let counts = &self.rows.get(id)?.counts;
+        counts.iter().find(|c| c.query == *query).map(|c| c.before)
+    }
+
+    /// A query does not run any more.
+    pub(super) fn forget(&mut self, query: &QueryHash) {
+        self.deltas.retain(|(of, _)| of != query);
+        self.rows.forget(query);
+        self.failed.retain(|(of, _)| of != query);
+    }
+
     /// Some instance failed.
     pub(super) fn has_failed(&self) -> bool {
         !self.failed.is_empty()
@@ -266,18 +280,26 @@ impl Group {
         }))))
     }
 
-    /// Whether a query without a delta has the row.
+    /// Whether a query without a delta had the row at the version that the group has everything
+    /// up to. The engine may be beyond that: where it went on, the deltas that wait say what was.
     pub(super) fn referenced_elsewhere(
-        &self,
+        &mut self,
         row: &AdvancedRow,
         cx: &mut Cx<'_>,
     ) -> Result<bool, Failure> {
-        let others: SmallVec<[(&QueryHash, &Pipeline); 2]> = self
-            .pipelines
-            .iter()
-            .filter(|(id, _)| !row.counts.iter().any(|c| c.query == **id))
-            .filter(|(_, p)| cx.world.reads(p.instance, row.id.table()))
-            .collect();
+        let mut others: SmallVec<[(&QueryHash, InstanceId); 2]> = SmallVec::new();
+        for (id, pipeline) in &self.pipelines {
+            if row.counts.iter().any(|c| c.query == *id)
+                || !cx.world.reads(pipeline.instance, row.id.table())
+            {
+                continue;
+            }
+            match self.pending.before(&row.id, id) {
+                Some(before) if before > 0 => return Ok(true),
+                Some(_) => {}
+                None => others.push((id, pipeline.instance)),
+            }
+        }
         if others.is_empty() {
             return Ok(false);
         }
@@ -286,12 +308,12 @@ impl Group {
             Some(row) => Some(row),
             None => cx.read_row(&row.id).map_err(|why| bug(&why))?,
         };
-        // A row that is gone is in no result.
+        // A row that is gone is in no result, and queries that lost it have said so.
         let Some(now) = now else { return Ok(false) };
-        for (id, pipeline) in others {
+        for (id, instance) in others {
             let count = cx
                 .world
-                .count(pipeline.instance, &row.id, &now)
+                .count(instance, &row.id, &now)
                 .map_err(|why| bug(&format!("query {id}: {why}")))?;
             if count > 0 {
                 return Ok(true);

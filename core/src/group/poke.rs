@@ -199,9 +199,12 @@ struct Made {
     applies: Vec<bool>,
     binary: bool,
     parts: Arc<[Frame]>,
-    /// Whole pokes by base.
-    pokes: SmallVec<[(Option<CvrVersion>, Arc<[Frame]>); 1]>,
+    /// Whole pokes.
+    pokes: SmallVec<[Whole; 1]>,
 }
+
+/// A poke from a base.
+type Whole = (Option<CvrVersion>, Arc<[Frame]>);
 
 impl PokeFrames<'_> {
     /// The frames for a client at `base`; `None` if it needs no poke. `forced`: it gets one even

@@ -2,7 +2,7 @@
 //! (spec: view-syncer-cvr §5.2, §5.6).
 //!
 //! transform → ask the endpoint → read row records → scan for late clients → hydrate → compute
-//! the update in one go → flush → poke.
+//! the update ([`super::compute`]) → flush → poke.
 //!
 //! Row records are read only where the instances cannot say what the records say
 //! ([`Group::knows_rows`]): when a group comes up with queries that ran before, or when a running
@@ -11,31 +11,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-
-use super::SharedDelta;
 use super::config::bug;
 use super::interface::{Effect, Hydrate, Transformed};
-use super::machine::{Cx, Group, Pipeline, no_auth_state};
+use super::machine::{Cx, Group, no_auth_state};
 use super::op::{
     Asked, Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger,
 };
-use super::pending::Pending;
 use super::poke::Poke;
-use crate::cvr::advance::{AdvancedRow, CountChange};
 use crate::cvr::store::CatchupRange;
-use crate::cvr::{
-    Cvr, Executed, Query, QueryBody, QueryHash, QueryUpdater, ReceivedRow, RefCounts, RowIdentity,
-    is_expired,
-};
+use crate::cvr::{Cvr, Query, QueryBody, QueryHash, is_expired};
 use crate::ivm::engine::InstanceId;
 use crate::json::RawJson;
 use crate::protocol::custom_query::{
     ErroredQuery, QueryErrorKind, TransformRequest, TransformResponse, TransformResult,
 };
 use crate::protocol::error::ApiFailure;
-use crate::row::Row;
-use crate::version::CvrVersion;
 
 pub(super) type HydrateResults = Vec<(QueryHash, Result<InstanceId, String>)>;
 
@@ -216,7 +206,7 @@ impl Group {
 
     /// The instances know all that the row records could tell about this change: everything that
     /// was ever executed runs, and what is to be executed never was.
-    fn knows_rows(&self, sync: &Sync, cx: &Cx<'_>) -> bool {
+    pub(super) fn knows_rows(&self, sync: &Sync, cx: &Cx<'_>) -> bool {
         let Some(cvr) = self.cvr.as_ref() else { return false };
         let executed = |q: &Query| q.transformation_hash.is_some();
         let runs = |id: &QueryHash| {
@@ -248,7 +238,7 @@ impl Group {
     /// The CVR's results change, or have to: a late client must not get rows of a newer version
     /// under an older cookie. (Without late clients pending deltas are left to an advance, which
     /// reads nothing.)
-    fn needs_update(&self, sync: &Sync) -> bool {
+    pub(super) fn needs_update(&self, sync: &Sync) -> bool {
         let late = || self.cvr.as_ref().is_some_and(|cvr| self.late_clients(cvr).is_some());
         !sync.additions.is_empty()
             || !sync.removals.is_empty()
@@ -337,187 +327,11 @@ impl Group {
         self.sync_compute(trigger, sync, instances, cx)
     }
 
-    /// Computes the update at the engine's version, all at once.
-    fn sync_compute(
-        &mut self,
-        trigger: Trigger,
-        mut sync: Box<Sync>,
-        instances: BTreeMap<QueryHash, InstanceId>,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        if !self.needs_update(&sync) {
-            return self.catch_up_only(sync, cx);
-        }
-        if !sync.records_read && !self.knows_rows(&sync, cx) {
-            // Deltas arrived while the store was scanned, or something failed: once more, with
-            // the records.
-            instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
-            return self.sync_read(trigger, sync, cx);
-        }
-        let (batches, undeliverable) = self.hydrated_rows(&mut sync, &instances, cx)?;
-        self.tell_errored(&undeliverable, cx);
-        let times = self.flush_times(cx.now_ms);
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let mut update = QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?;
-        if forced_bump(cvr, &sync, update.version()) {
-            update.ensure_new_version();
-        }
-        let mut patches = Vec::new();
-        if !sync.additions.is_empty() || !sync.removals.is_empty() {
-            let executed: Vec<Executed> = sync
-                .additions
-                .iter()
-                .map(|(id, t)| Executed { id: id.clone(), transformation_hash: t.hash.clone() })
-                .collect();
-            patches.extend(update.track_queries(&executed, &sync.removals)?);
-        }
-        if sync.records_read {
-            let rows = self.received(&sync, batches);
-            patches.extend(update.received(rows, &sync.records)?);
-            patches.extend(update.delete_unreferenced_rows(&sync.records)?);
-        } else {
-            let rows = self.unread_rows(&sync, batches, cx)?;
-            if !rows.is_empty() {
-                update.ensure_new_version();
-                patches.extend(update.advanced(rows, self.pending.since())?);
-            }
-        }
-
-        self.install(&sync, &instances, cx);
-        self.pending = Pending::at(cx.world.version().clone());
-        let pipelines = &self.pipelines;
-        let world = &*cx.world;
-        let prepared = update
-            .finish(times, |id| pipelines.get(id).and_then(|p| world.signature(p.instance).ok()));
-        // What was missed is older than what happens now: it goes first.
-        let mut poke = Poke::default();
-        self.add_missed(&mut poke, std::mem::take(&mut sync.missed), &patches, cx)?;
-        poke.extend(&self.encoder(cx), &patches).map_err(|e| bug(&e.to_string()))?;
-        let Sync { ack, bring_up, .. } = *sync;
-        let recipients = Recipients::All;
-        let flushing = |cvr| Flushing { cvr, poke, recipients, ack, bring_up };
-        match prepared {
-            Some(prepared) => {
-                cx.emit(Effect::Flush(Box::new(prepared.flush)));
-                Ok(Step::Wait(Stage::Flushing(Box::new(flushing(Some(prepared.cvr))))))
-            }
-            None => self.results_flushed(flushing(None), cx),
-        }
-    }
-
-    /// Rows of added queries. One with a row that cannot be delivered becomes a removed one.
-    fn hydrated_rows(
-        &mut self,
-        sync: &mut Sync,
-        instances: &BTreeMap<QueryHash, InstanceId>,
-        cx: &mut Cx<'_>,
-    ) -> Result<(Batches, Vec<ErroredQuery>), Failure> {
-        let mut batches = Vec::with_capacity(instances.len());
-        let mut undeliverable = Vec::new();
-        for (id, instance) in instances {
-            let mut batch = Vec::new();
-            let tables = &self.settings.tables;
-            let mut problem = None;
-            let read = cx.world.rows(*instance, &mut |table, row, count| {
-                if problem.is_none() {
-                    problem = SharedDelta::check(tables, table, row).err();
-                }
-                let count = i64::try_from(count).unwrap_or(i64::MAX);
-                batch.push((Arc::new(RowIdentity::of(table, row)), row.clone(), count));
-            });
-            let Some(why) = read.err().or(problem) else {
-                batches.push((id.clone(), batch));
-                continue;
-            };
-            match self.cvr.as_ref().and_then(|cvr| cvr.query(id)) {
-                Some(query) if !query.is_internal() => {
-                    undeliverable.push(failed_query(query, why));
-                }
-                _ => return Err(bug(&format!("query {id}: {why}"))),
-            }
-            sync.additions.retain(|(added, _)| added != id);
-            sync.removals.push(id.clone());
-            cx.emit(Effect::Release(*instance));
-        }
-        Ok((batches, undeliverable))
-    }
-
-    /// Rows of added queries, and what changed in the others since the last update; the records
-    /// know the rest.
-    fn received(&mut self, sync: &Sync, batches: Batches) -> Vec<ReceivedRow> {
-        let mut rows = Received::default();
-        for (query, batch) in batches {
-            for (id, row, count) in batch {
-                rows.add(&id, Some(&row), &query, count);
-            }
-        }
-        let touched: BTreeSet<&QueryHash> =
-            sync.additions.iter().map(|(id, _)| id).chain(&sync.removals).collect();
-        for row in self.pending.take_rows() {
-            for change in row.counts.iter().filter(|c| !touched.contains(&c.query)) {
-                rows.add(&row.id, row.row.as_ref(), &change.query, change.after - change.before);
-            }
-        }
-        rows.0
-    }
-
-    /// The same without records: what changed since the last update, rows of added and of removed
-    /// queries, and whether other queries have them.
-    fn unread_rows(
-        &mut self,
-        sync: &Sync,
-        batches: Batches,
-        cx: &mut Cx<'_>,
-    ) -> Result<Vec<AdvancedRow>, Failure> {
-        let mut rows = self.pending.take_deltas();
-        for (query, batch) in batches {
-            for (id, row, after) in batch {
-                let change = CountChange { query: query.clone(), before: 0, after };
-                rows.add_whole(&id, change, &row);
-            }
-        }
-        for query in &sync.removals {
-            let Some(pipeline) = self.pipelines.get(query) else { continue };
-            let read = cx.world.rows(pipeline.instance, &mut |table, row, count| {
-                let before = i64::try_from(count).unwrap_or(i64::MAX);
-                let change = CountChange { query: query.clone(), before, after: 0 };
-                rows.add_whole(&Arc::new(RowIdentity::of(table, row)), change, row);
-            });
-            read.map_err(|why| bug(&format!("query {query}: {why}")))?;
-        }
-        let mut rows = rows.into_rows();
-        for row in rows.iter_mut().filter(|row| row.needs_others()) {
-            row.others = self.referenced_elsewhere(row, cx)?;
-        }
-        Ok(rows)
-    }
-
-    /// Makes the added queries the running ones.
-    fn install(
-        &mut self,
-        sync: &Sync,
-        instances: &BTreeMap<QueryHash, InstanceId>,
-        cx: &mut Cx<'_>,
-    ) {
-        for id in &sync.removals {
-            if let Some(old) = self.pipelines.remove(id) {
-                cx.emit(Effect::Release(old.instance));
-            }
-        }
-        for (id, transformed) in &sync.additions {
-            let Some(instance) = instances.get(id) else { continue };
-            let pipeline = Pipeline { instance: *instance, hash: transformed.hash.clone() };
-            if let Some(old) = self.pipelines.insert(id.clone(), pipeline) {
-                cx.info(format!("group {}: transformation of query {id} changed", self.id));
-                cx.emit(Effect::Release(old.instance));
-            }
-        }
-    }
-
     /// Nothing runs that did not: late clients get what they missed, new ones their first poke.
-    fn catch_up_only(&mut self, mut sync: Box<Sync>, cx: &mut Cx<'_>) -> StepResult {
+    pub(super) fn catch_up_only(&mut self, mut sync: Box<Sync>, cx: &mut Cx<'_>) -> StepResult {
         let mut poke = Poke::default();
-        self.add_missed(&mut poke, std::mem::take(&mut sync.missed), &[], cx)?;
+        let missed = self.missed_patches(std::mem::take(&mut sync.missed), cx);
+        poke.extend(&self.encoder(cx), &missed).map_err(|e| bug(&e.to_string()))?;
         let Sync { ack, bring_up, .. } = *sync;
         let recipients = Recipients::All;
         self.results_flushed(Flushing { cvr: None, poke, recipients, ack, bring_up }, cx)
@@ -541,37 +355,6 @@ impl Group {
     }
 }
 
-/// Rows of queries that were hydrated, with their counts.
-type Batches = Vec<(QueryHash, Vec<(Arc<RowIdentity>, Arc<Row>, i64)>)>;
-
-/// Rows of several queries, one entry per row.
-#[derive(Default)]
-struct Received(Vec<ReceivedRow>, FxHashMap<Arc<RowIdentity>, usize>);
-
-impl Received {
-    fn add(
-        &mut self,
-        id: &Arc<RowIdentity>,
-        row: Option<&Arc<Row>>,
-        query: &QueryHash,
-        count: i64,
-    ) {
-        let at = *self.1.entry(id.clone()).or_insert_with(|| {
-            self.0.push(ReceivedRow { id: id.clone(), row: None, counts: RefCounts::new() });
-            self.0.len() - 1
-        });
-        let received = &mut self.0[at];
-        if count != 0 {
-            received.counts.add(query, count);
-        }
-        if let Some(row) = row
-            && received.row.as_ref().is_none_or(|known| known.version <= row.version)
-        {
-            received.row = Some(row.clone());
-        }
-    }
-}
-
 /// Requests for the endpoint.
 pub(super) fn requests(cvr: &Cvr, queries: &[QueryHash]) -> Result<Vec<TransformRequest>, Failure> {
     let mut requests = Vec::with_capacity(queries.len());
@@ -584,15 +367,6 @@ pub(super) fn requests(cvr: &Cvr, queries: &[QueryHash]) -> Result<Vec<Transform
         requests.push(TransformRequest { id: id.to_string(), name: name.to_string(), args });
     }
     Ok(requests)
-}
-
-/// A got query is executed again with the same hash, and nothing else moves the version.
-fn forced_bump(cvr: &Cvr, sync: &Sync, version: &CvrVersion) -> bool {
-    let hash = |id: &QueryHash| cvr.query(id).and_then(|q| q.transformation_hash.clone());
-    *version == cvr.version
-        && sync.removals.is_empty()
-        && !sync.additions.is_empty()
-        && sync.additions.iter().all(|(id, t)| hash(id).as_ref() == Some(&t.hash))
 }
 
 /// A query that cannot be executed, as its clients are told (decision 5).

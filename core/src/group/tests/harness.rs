@@ -30,6 +30,7 @@ pub enum Question {
     Flushed(Result<crate::cvr::store::Flushed, CvrStoreError>),
     Transform(Arc<Credentials>, Vec<TransformRequest>),
     Hydrate(Vec<super::super::Hydrate>),
+    Continue,
 }
 
 /// A socket.
@@ -197,6 +198,7 @@ impl Harness {
             }
             Effect::Hydrate(wanted) => slot.questions.push_back(Question::Hydrate(wanted)),
             Effect::Release(instance) => self.world.release(instance),
+            Effect::Continue => slot.questions.push_back(Question::Continue),
             Effect::SetTimer(timer, Some(after)) => {
                 assert!(after >= 0.0);
                 slot.timers.insert(timer, self.now_ms + after);
@@ -231,6 +233,7 @@ impl Harness {
                 Event::CaughtUp(self.store.catch_up(&range, &except))
             }
             Question::Flushed(verdict) => Event::Flushed(verdict),
+            Question::Continue => Event::Continue,
             Question::Transform(credentials, queries) => {
                 Event::Transformed(self.transform(&credentials, &queries))
             }
