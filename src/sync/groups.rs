@@ -394,6 +394,15 @@ impl State {
     fn carry_out(&mut self, key: GroupKey, effect: Effect) {
         match effect {
             Effect::Send(conn, list) => self.send(conn, &list),
+            Effect::SendMore(conn, list) => {
+                if let Some(entry) = self.conns.get_mut(&conn) {
+                    let waiting = entry.writer.queued_bytes().saturating_add(MAX_QUEUED_BYTES);
+                    let coming: usize = list.iter().map(|frame| frame.payload.len()).sum();
+                    let may_wait = entry.may_wait_bytes.max(waiting);
+                    entry.may_wait_bytes = may_wait.saturating_add(coming);
+                }
+                self.send(conn, &list);
+            }
             Effect::Fail(conn, error) => self.close_with(conn, &error),
             Effect::Close(conn, reason) => {
                 if let Some(entry) = self.conns.remove(&conn) {

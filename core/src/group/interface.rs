@@ -117,6 +117,8 @@ pub enum Timer {
 pub enum Effect {
     /// Send these frames, in order. A socket that is gone or too slow is the executor's business.
     Send(ConnId, Arc<[Frame]>),
+    /// Go on with a large poke: the frames belong to those sent before, however much waits.
+    SendMore(ConnId, Arc<[Frame]>),
     /// Send the error, ahead of everything that still waits for this socket, then close it.
     Fail(ConnId, Box<ErrorBody>),
     /// Close the socket without an error; the reason is for the log.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::ConnId;
 use super::shared::SharedFrames;
 use crate::cvr::internal::ShardTables;
 use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch};
@@ -178,6 +179,11 @@ impl Poke {
         Ok(())
     }
 
+    /// Number of patches.
+    pub(super) fn len(&self) -> usize {
+        self.patches.len()
+    }
+
     /// Starts to hand out the frames of this poke, which ends at `last`.
     pub(super) fn frames(&self, last: &CvrVersion) -> PokeFrames<'_> {
         PokeFrames { poke: self, cookie: last.cookie(), last: last.clone(), made: SmallVec::new() }
@@ -255,14 +261,79 @@ impl PokeFrames<'_> {
 
 /// The parts of a poke.
 fn encode(cookie: &str, patches: &[&WirePatch], binary: bool) -> Vec<Frame> {
-    let mut out = PartWriter {
-        cookie,
-        part: PokePart::new(),
-        chunks: binary.then(|| Chunks::new(cookie)),
-        frames: Vec::new(),
-    };
+    let mut out = PartWriter::new(cookie, binary);
     patches.iter().for_each(|patch| out.add(patch));
     out.finish()
+}
+
+/// A poke that is too large to be encoded at once: slice by slice, for all who get it.
+#[derive(Debug)]
+pub(super) struct SlicedPoke {
+    patches: std::vec::IntoIter<(CvrVersion, WirePatch)>,
+    cookie: String,
+    last: CvrVersion,
+    readers: Vec<Readers>,
+}
+
+/// Clients that are alike.
+#[derive(Debug)]
+struct Readers {
+    base: Option<CvrVersion>,
+    binary: bool,
+    conns: Vec<ConnId>,
+    parts: PartWriter,
+}
+
+impl SlicedPoke {
+    /// The poke to `last`, for nobody yet.
+    pub(super) fn new(poke: Poke, last: &CvrVersion) -> SlicedPoke {
+        let patches = poke.patches.into_iter();
+        SlicedPoke { patches, cookie: last.cookie(), last: last.clone(), readers: Vec::new() }
+    }
+
+    /// Adds a client; its first frame.
+    pub(super) fn start(&mut self, conn: ConnId, base: Option<&CvrVersion>, binary: bool) -> Frame {
+        match self.readers.iter_mut().find(|r| r.base.as_ref() == base && r.binary == binary) {
+            Some(readers) => readers.conns.push(conn),
+            None => self.readers.push(Readers {
+                base: base.cloned(),
+                binary,
+                conns: vec![conn],
+                parts: PartWriter::new(&self.cookie, binary),
+            }),
+        }
+        Frame::text(poke::start(&self.cookie, base.map(CvrVersion::cookie).as_deref()))
+    }
+
+    /// Encodes `count` patches more; what is ready goes to `send`. False at the end of the poke.
+    pub(super) fn step(
+        &mut self,
+        count: usize,
+        mut send: impl FnMut(&[ConnId], Arc<[Frame]>),
+    ) -> bool {
+        for (to, patch) in self.patches.by_ref().take(count) {
+            // As in [`PokeFrames::of`].
+            let wanted = |r: &&mut Readers| r.base.as_ref().is_none_or(|base| to > *base);
+            if to <= self.last {
+                self.readers.iter_mut().filter(wanted).for_each(|r| r.parts.add(&patch));
+            }
+        }
+        let more = self.patches.len() > 0;
+        for readers in &mut self.readers {
+            if more {
+                let frames = std::mem::take(&mut readers.parts.frames);
+                if !frames.is_empty() {
+                    send(&readers.conns, frames.into());
+                }
+                continue;
+            }
+            let parts = std::mem::replace(&mut readers.parts, PartWriter::new("", false));
+            let mut frames = parts.finish();
+            frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
+            send(&readers.conns, frames.into());
+        }
+        more
+    }
 }
 
 impl WirePatch {
@@ -297,14 +368,24 @@ impl WirePatch {
     }
 }
 
-struct PartWriter<'a> {
-    cookie: &'a str,
+#[derive(Debug)]
+struct PartWriter {
+    cookie: String,
     part: PokePart,
     chunks: Option<Chunks>,
     frames: Vec<Frame>,
 }
 
-impl PartWriter<'_> {
+impl PartWriter {
+    fn new(cookie: &str, binary: bool) -> PartWriter {
+        PartWriter {
+            cookie: cookie.to_owned(),
+            part: PokePart::new(),
+            chunks: binary.then(|| Chunks::new(cookie)),
+            frames: Vec::new(),
+        }
+    }
+
     fn add(&mut self, patch: &WirePatch) {
         match patch {
             WirePatch::Desired(client, op, query) => self.part.desired(client, *op, query.as_str()),
@@ -336,7 +417,7 @@ impl PartWriter<'_> {
                 chunks.push(&part);
                 self.frames.extend(chunks.take_frames().into_iter().map(binary));
             }
-            None => self.frames.push(Frame::text(part.message(self.cookie))),
+            None => self.frames.push(Frame::text(part.message(&self.cookie))),
         }
     }
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::config::bug;
+use super::deliver::SLICE_PATCHES;
 use super::interface::{Effect, Hydrate, Transformed};
 use super::machine::{Cx, Group, no_auth_state};
 use super::op::{
@@ -348,6 +349,9 @@ impl Group {
             self.synced = true;
             self.compare_all = false;
             self.contexts.retransform_at_ms = Some(cx.now_ms + self.settings.retransform_ms);
+        }
+        if recipients == Recipients::All && poke.len() > SLICE_PATCHES {
+            return self.begin_poking(poke, ack, cx);
         }
         self.poke(&poke, &before, recipients, cx);
         self.acknowledge(ack, cx);

@@ -144,7 +144,7 @@ impl Harness {
             eprintln!("    {id} -> {}", shown(&effect));
         }
         match effect {
-            Effect::Send(conn, frames) => {
+            Effect::Send(conn, frames) | Effect::SendMore(conn, frames) => {
                 let durable = self.store.version(id).cookie();
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
                 for frame in frames.iter().cloned() {
@@ -441,7 +441,7 @@ impl Harness {
 /// An effect for the trace, frames as text.
 fn shown(effect: &Effect) -> String {
     match effect {
-        Effect::Send(conn, frames) => {
+        Effect::Send(conn, frames) | Effect::SendMore(conn, frames) => {
             let text: Vec<_> =
                 frames.iter().map(|f| String::from_utf8_lossy(&f.payload).into_owned()).collect();
             format!("Send({conn:?}) {}", text.join(" "))

@@ -1,9 +1,12 @@
 //! What changes cost: those that reach many groups are encoded once, queries that come and go read
 //! no records (engine.md §6).
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
 use super::super::ConnId;
 use super::client::Persisted;
-use super::harness::{CLIENT_SCHEMA, Harness};
+use super::harness::{CLIENT_SCHEMA, Harness, Question};
 use crate::value::Value;
 
 const MINE: &str = r#"{"table":"issue","where":{"type":"simple","op":"=","left":{"type":"column","name":"owner"},"right":{"type":"literal","value":"o"}},"orderBy":[["id","asc"]]}"#;
@@ -143,4 +146,58 @@ fn queries_come_and_go_at_the_head_without_reading_records() {
     // A tab that comes back is caught up: what it missed was written all the same.
     let live = h.store.rows(&"g0".into());
     assert_eq!(live.len(), 1);
+}
+
+#[test]
+fn a_large_hydration_delays_nobody_and_is_of_one_version() {
+    let all = r#"{"table":"issue","orderBy":[["id","asc"]]}"#;
+    let mut interrupted = 0;
+    for seed in 0..30 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut h = Harness::new(false);
+        let rows = (0..60).map(|i| change(&h, &format!("i{i}"), Some("x"))).collect();
+        h.commit(rows);
+        let small = groups(&mut h, 1)[0];
+        h.settle();
+        let large = h.connect("large", "c", None, Persisted::default(), 51).unwrap();
+        h.say(
+            large,
+            &format!(
+                r#"["initConnection",{{"desiredQueriesPatch":[{{"op":"put","hash":"all","ast":{all}}}],"clientSchema":{CLIENT_SCHEMA}}}]"#
+            ),
+        );
+        let mut wanted = 0;
+        while h.answer(&"large".into()) {
+            while h.receive(large) {}
+            let computes = matches!(h.groups["large"].questions.front(), Some(Question::Continue));
+            if !computes || wanted > 5 || rng.random_bool(0.8) {
+                continue;
+            }
+            // The other group's row changes meanwhile, which is in the large result as well.
+            wanted += 1;
+            let owner = format!("i{}", rng.random_range(0..60));
+            let changes = vec![
+                change(&h, &format!("new{wanted}"), Some("o")),
+                change(&h, &owner, (!rng.random_bool(0.3)).then_some("y")),
+            ];
+            h.commit(changes);
+            while h.answer(&"g0".into()) {}
+            while h.receive(small) {}
+            assert_eq!(h.state(small).rows.len(), wanted, "seed {seed}: it is there at once");
+            interrupted += 1;
+        }
+        h.settle();
+        let expected = h.world.expected(&serde_json::from_str(all).unwrap());
+        let rows = &h.state(large).rows;
+        assert_eq!(rows.len(), expected.len(), "seed {seed}");
+        for ((_, id), row) in rows {
+            let row: serde_json::Value = serde_json::from_str(row).unwrap();
+            let owner = &expected[id].2.values[1];
+            let held = row["owner"].as_str().map(Value::string);
+            assert_eq!(held.as_ref(), Some(owner), "seed {seed}: {id}");
+        }
+        assert_eq!(h.store.anomalies, 0, "seed {seed}");
+        assert_eq!(h.store.rows(&"large".into()).len(), expected.len(), "seed {seed}");
+    }
+    assert!(interrupted > 60, "{interrupted} interruptions only");
 }
