@@ -432,7 +432,8 @@ fn change(query: &str, before: i64, after: i64) -> CountChange {
 }
 
 fn advanced(at: Option<u64>, counts: &[CountChange], others: bool) -> AdvancedRow {
-    AdvancedRow { id: id(1), row: at.map(row), counts: counts.iter().cloned().collect(), others }
+    let counts = counts.iter().cloned().collect();
+    AdvancedRow { id: id(1), row: at.map(row), counts, others, by_advance: true }
 }
 
 /// Advances a group from 5 to 6 by one row: patches in short, and what is written.
@@ -544,6 +545,59 @@ fn deltas_of_queries_and_advances_merge_per_row() {
     assert!(!rows[1].others_of_record(Some(&record)));
     let record = RowRecord { ref_counts: Some(counts(&[("p", 1), ("z", 1)])), ..record };
     assert!(rows[1].others_of_record(Some(&record)));
+}
+
+#[test]
+fn queries_come_and_go_without_reading_records() {
+    let whole = |row: AdvancedRow| AdvancedRow { by_advance: false, ..row };
+    for (what, row, patches, write) in [
+        (
+            "a new query's row that the group has already",
+            whole(advanced(Some(3), &[change("p", 0, 1)], true)),
+            vec![],
+            adjust(counts(&[("p", 1)]), Some(3), true),
+        ),
+        (
+            "a removed query's row that another one keeps: its patch version stays (32)",
+            whole(advanced(Some(3), &[change("p", 1, 0)], true)),
+            vec![],
+            adjust(counts(&[("p", 0)]), Some(3), true),
+        ),
+        (
+            "the same, but changed since",
+            advanced(Some(6), &[change("p", 1, 0)], true),
+            vec!["R+1@06"],
+            adjust(counts(&[("p", 0)]), Some(6), false),
+        ),
+        (
+            "from a removed query to a new one",
+            whole(advanced(Some(3), &[change("p", 1, 0), change("q", 0, 2)], false)),
+            vec![],
+            adjust(counts(&[("p", 0), ("q", 2)]), Some(3), true),
+        ),
+    ] {
+        assert_eq!(
+            advance(row),
+            (patches.iter().map(|p| (*p).into()).collect(), Some(write)),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn what_was_received_of_a_row_is_not_undone_by_its_old_record() {
+    // Found by the group simulation: `q` is executed anew and lost the row, while an advance of
+    // `p` brought it once more. The record still mentions `q`.
+    let mut group = Group::with(&["p", "q"]);
+    let row = got(1, Some(5), &[("p", 1), ("q", 1)]);
+    group.execute(5, &[("p", "h"), ("q", "h")], &[], &[row]);
+    let (patches, _) = group.execute(6, &[("q", "h2")], &[], &[got(1, Some(5), &[("p", 1)])]);
+    assert_eq!(patches, ["R+1@05"]);
+    assert_eq!(group.record(1).2, Some(counts(&[("p", 2)])));
+    // And one that left everything is deleted once.
+    let (patches, _) = group.execute(7, &[("q", "h3")], &[], &[got(1, None, &[("p", -2)])]);
+    assert_eq!(patches, ["R-1@07"]);
+    assert_eq!(group.record(1), ("05".into(), "07".into(), None));
 }
 
 #[test]

@@ -12,6 +12,15 @@ use zeroring_net::rt::Ringer;
 
 use super::groups::GroupKey;
 
+/// Which of the two batches under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FlushLane {
+    /// Of many groups.
+    Small,
+    /// Of one large update.
+    Large,
+}
+
 /// What the store says.
 #[derive(Debug)]
 pub(super) enum StoreAnswer {
@@ -20,7 +29,7 @@ pub(super) enum StoreAnswer {
     MissedRows(GroupKey, Result<RowPage, CvrStoreError>),
     MissedConfig(GroupKey, Result<Vec<ConfigChange>, CvrStoreError>),
     /// All verdicts of a batch.
-    Flushed(Vec<(GroupKey, Result<Flushed, CvrStoreError>)>),
+    Flushed(FlushLane, Vec<(GroupKey, Result<Flushed, CvrStoreError>)>),
 }
 
 /// Where the store's threads put answers.

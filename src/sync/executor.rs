@@ -127,7 +127,7 @@ impl Executor {
             }
             if self.ctx.is_stopping() && !draining {
                 draining = true;
-                self.drain();
+                self.state.borrow_mut().start_drain();
             }
             let more = self.turn(&inputs.mailbox);
             if now().duration_since(swept) >= SWEEP {
@@ -157,6 +157,7 @@ impl Executor {
             state.store_answer(answer);
         }
         state.fire_timers();
+        state.drain();
         let until = now() + EVENT_SLICE;
         while let Some((key, event)) = state.inbox.pop_front() {
             state.feed(key, event);
@@ -165,9 +166,11 @@ impl Executor {
             }
         }
         let hydrating = state.hydrate(&mut Budget::units(SLICE));
+        let computing = state.compute();
         state.flush();
         let transforms = std::mem::take(&mut state.transforms);
         let calls = std::mem::take(&mut state.calls);
+        let more = hydrating || computing || !state.inbox.is_empty() || mailbox.has_answers();
         drop(state);
         for transform in transforms {
             self.ask_endpoint(transform);
@@ -353,15 +356,6 @@ impl Executor {
     }
 
     // ---- the end --------------------------------------------------------------------------------
-
-    fn drain(&self) {
-        let mut state = self.state.borrow_mut();
-        let keys = state.keys();
-        tracing::info!(groups = keys.len(), "draining");
-        for key in keys {
-            state.inbox.push_back((key, Event::Drain));
-        }
-    }
 
     fn is_drained(&self) -> bool {
         let state = self.state.borrow();

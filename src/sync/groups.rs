@@ -24,7 +24,8 @@ use zeroring_net::rt::{Instant, now};
 use zeroring_net::ws::{SendError, WsWriter};
 use zeroring_storage::cvr_store::{CvrStore, RowLookup, RowScan};
 
-use super::answers::{Mailbox, StoreAnswer};
+use super::answers::{FlushLane, Mailbox, StoreAnswer};
+use super::drain::Draining;
 use super::fanout::{self, WireFrames};
 use super::pushes::MutateCall;
 use super::world::World;
@@ -33,6 +34,8 @@ use super::world::World;
 const SCAN_PAGE: usize = 10_000;
 /// Groups in one flush: bounds the time to the first verdict.
 const FLUSH_BATCH: usize = 1_024;
+/// An update of more rows than this is a batch of its own.
+const LARGE_FLUSH_ROWS: usize = 1_000;
 /// Messages of one connection that wait for their turn. Real clients send a handful; beyond this
 /// the connection is not read until some were handled.
 pub(super) const MAX_BACKLOG: usize = 256;
@@ -48,12 +51,14 @@ const CLOSE_TRY_AGAIN: u16 = 1013;
 
 /// Names one life of a group: a group that ends and comes back is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct GroupKey(u64);
+pub(super) struct GroupKey(pub(super) u64);
 
 struct Slot {
     group: Group,
     timers: BTreeMap<Timer, Instant>,
     scan: Option<Scan>,
+    /// How long its queries were hydrated here.
+    hydrated_for: Duration,
 }
 
 /// A catch-up scan under way: configuration first, then rows, page by page.
@@ -121,11 +126,18 @@ pub(super) struct State {
     /// Events in order; handled between advances only.
     pub(super) inbox: VecDeque<(GroupKey, Event)>,
     pub(super) hydrations: VecDeque<Hydration>,
+    /// Groups that have more to compute, one slice per turn.
+    pub(super) computing: VecDeque<GroupKey>,
     pub(super) transforms: Vec<Transform>,
     /// For the mutate endpoint, in order.
     pub(super) calls: Vec<(ClientGroupId, MutateCall)>,
+    frames: WireFrames,
     flushes: VecDeque<(GroupKey, GroupFlush)>,
+    /// Large ones, each a batch of its own: nobody else waits for them.
+    large_flushes: VecDeque<(GroupKey, GroupFlush)>,
     flushing: bool,
+    flushing_large: bool,
+    draining: Option<Draining>,
     next_key: u64,
     next_conn: u64,
     /// Writers of sockets that were closed lately, for an orderly end.
@@ -160,10 +172,15 @@ impl State {
             conns: FxHashMap::default(),
             inbox: VecDeque::new(),
             hydrations: VecDeque::new(),
+            computing: VecDeque::new(),
             transforms: Vec::new(),
             calls: Vec::new(),
+            frames: WireFrames::default(),
             flushes: VecDeque::new(),
+            large_flushes: VecDeque::new(),
             flushing: false,
+            flushing_large: false,
+            draining: None,
             next_key: 0,
             next_conn: 0,
             closing: Vec::new(),
@@ -183,9 +200,32 @@ impl State {
         self.slots.keys().copied().collect()
     }
 
+    /// Begins to close groups: those that serve nobody yet at once, the others at their pace.
+    pub(super) fn start_drain(&mut self) {
+        let mut keys = self.keys();
+        keys.sort_unstable();
+        tracing::info!(groups = keys.len(), "draining");
+        let serves = |key: &GroupKey| self.slots.get(key).is_some_and(|s| s.group.queries() > 0);
+        let (serving, idle): (Vec<GroupKey>, Vec<GroupKey>) = keys.into_iter().partition(serves);
+        self.inbox.extend(idle.into_iter().map(|key| (key, Event::Drain)));
+        self.draining = Some(Draining::new(serving, now()));
+    }
+
+    /// Closes the groups whose turn it is.
+    pub(super) fn drain(&mut self) {
+        let Some(draining) = &mut self.draining else { return };
+        let slots = &self.slots;
+        while let Some(key) = draining.due(now(), |key| slots.get(&key).map(|s| s.hydrated_for)) {
+            self.inbox.push_back((key, Event::Drain));
+        }
+    }
+
     /// Nothing of a stopped group is left to be written.
     pub(super) fn is_flushed(&self) -> bool {
-        self.flushes.is_empty() && !self.flushing
+        self.flushes.is_empty()
+            && self.large_flushes.is_empty()
+            && !self.flushing
+            && !self.flushing_large
     }
 
     // ---- connections ------------------------------------------------------------------------
@@ -198,8 +238,12 @@ impl State {
         let key = GroupKey(self.next_key);
         self.next_key += 1;
         let group = Group::new(id.clone(), self.settings.clone(), wall_ms());
-        self.slots.insert(key, Slot { group, timers: BTreeMap::new(), scan: None });
+        let timers = BTreeMap::new();
+        self.slots.insert(key, Slot { group, timers, scan: None, hydrated_for: Duration::ZERO });
         self.by_id.insert(id.clone(), key);
+        if let Some(draining) = &mut self.draining {
+            draining.add(key);
+        }
         key
     }
 
@@ -307,8 +351,10 @@ impl State {
         self.disconnected(conn);
     }
 
-    /// Tells quiet clients that we are alive.
+    /// Tells quiet clients that we are alive, and forgets what was kept for sharing.
     pub(super) fn signs_of_life(&mut self) {
+        self.frames.clear();
+        self.world.shared.sweep();
         let quiet: Vec<ConnId> = self
             .conns
             .iter()
@@ -339,15 +385,24 @@ impl State {
         } else {
             self.waiting.remove(&key);
         }
-        let mut frames = WireFrames::default();
         for effect in effects {
-            self.carry_out(key, effect, &mut frames);
+            self.carry_out(key, effect);
         }
+        self.frames.trim();
     }
 
-    fn carry_out(&mut self, key: GroupKey, effect: Effect, frames: &mut WireFrames) {
+    fn carry_out(&mut self, key: GroupKey, effect: Effect) {
         match effect {
-            Effect::Send(conn, list) => self.send(conn, &list, frames),
+            Effect::Send(conn, list) => self.send(conn, &list),
+            Effect::SendMore(conn, list) => {
+                if let Some(entry) = self.conns.get_mut(&conn) {
+                    let waiting = entry.writer.queued_bytes().saturating_add(MAX_QUEUED_BYTES);
+                    let coming: usize = list.iter().map(|frame| frame.payload.len()).sum();
+                    let may_wait = entry.may_wait_bytes.max(waiting);
+                    entry.may_wait_bytes = may_wait.saturating_add(coming);
+                }
+                self.send(conn, &list);
+            }
             Effect::Fail(conn, error) => self.close_with(conn, &error),
             Effect::Close(conn, reason) => {
                 if let Some(entry) = self.conns.remove(&conn) {
@@ -376,6 +431,7 @@ impl State {
                 self.hydrations.push_back(Hydration { group: key, queries, done: Vec::new() });
             }
             Effect::Release(instance) => self.unsubscribe(key, instance),
+            Effect::Continue => self.computing.push_back(key),
             Effect::SetTimer(timer, after_ms) => self.set_timer(key, timer, after_ms),
             Effect::Stop => self.forget(key),
             Effect::Note(Note::Info(text)) => tracing::info!("{text}"),
@@ -386,6 +442,9 @@ impl State {
             }
             Effect::Transform { credentials, queries } => {
                 self.transforms.push(Transform { group: key, credentials, queries });
+            }
+            Effect::Flush(flush) if flush.rows.len() > LARGE_FLUSH_ROWS => {
+                self.large_flushes.push_back((key, *flush));
             }
             Effect::Flush(flush) => self.flushes.push_back((key, *flush)),
             Effect::Load { .. }
@@ -410,7 +469,7 @@ impl State {
         }
     }
 
-    fn send(&mut self, conn: ConnId, list: &[Frame], frames: &mut WireFrames) {
+    fn send(&mut self, conn: ConnId, list: &Arc<[Frame]>) {
         let Some(entry) = self.conns.get_mut(&conn) else { return };
         let waiting = entry.writer.queued_bytes();
         if waiting > entry.may_wait_bytes {
@@ -420,9 +479,15 @@ impl State {
             let coming: usize = list.iter().map(|frame| frame.payload.len()).sum();
             entry.may_wait_bytes = MAX_QUEUED_BYTES.saturating_add(coming);
         }
-        for frame in list {
-            let wire = frames.of(frame, self.compress);
-            self.deliver(conn, &wire);
+        entry.last_sent = now();
+        self.counters.frames += list.len() as u64;
+        for frame in self.frames.of(list, self.compress).iter() {
+            match entry.writer.send(frame) {
+                Ok(()) | Err(SendError::Closed) => {}
+                Err(error @ SendError::Overflow { .. }) => {
+                    return self.too_slow(conn, &error.to_string());
+                }
+            }
         }
     }
 
@@ -475,9 +540,11 @@ impl State {
         }
     }
 
-    /// When the next timer is due.
+    /// When the next timer is due, or the next group is to be closed.
     pub(super) fn next_timer(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, ..)| *at)
+        let timer = self.timers.first().map(|(at, ..)| *at);
+        let drain = self.draining.as_ref().and_then(Draining::next);
+        timer.into_iter().chain(drain).min()
     }
 
     /// Turns due timers into events.
@@ -568,8 +635,11 @@ impl State {
                 }
                 self.inbox.push_back((key, Event::CaughtUp(Err(error))));
             }
-            StoreAnswer::Flushed(verdicts) => {
-                self.flushing = false;
+            StoreAnswer::Flushed(lane, verdicts) => {
+                match lane {
+                    FlushLane::Small => self.flushing = false,
+                    FlushLane::Large => self.flushing_large = false,
+                }
                 for (key, verdict) in verdicts {
                     self.inbox.push_back((key, Event::Flushed(verdict)));
                 }
@@ -578,22 +648,32 @@ impl State {
     }
 
     /// Sends everything that groups have to write as one batch, unless one is under way: while it
-    /// is, the next one gathers.
+    /// is, the next one gathers. Large updates go one by one beside them.
     pub(super) fn flush(&mut self) {
-        if self.flushing || self.flushes.is_empty() {
-            return;
+        if !self.flushing && !self.flushes.is_empty() {
+            let count = self.flushes.len().min(FLUSH_BATCH);
+            let batch = self.flushes.drain(..count).collect();
+            self.flushing = true;
+            self.send_flushes(FlushLane::Small, batch);
         }
-        let count = self.flushes.len().min(FLUSH_BATCH);
-        let (keys, batch): (Vec<GroupKey>, Vec<GroupFlush>) = self.flushes.drain(..count).unzip();
-        self.flushing = true;
+        if !self.flushing_large
+            && let Some(large) = self.large_flushes.pop_front()
+        {
+            self.flushing_large = true;
+            self.send_flushes(FlushLane::Large, vec![large]);
+        }
+    }
+
+    fn send_flushes(&mut self, lane: FlushLane, batch: Vec<(GroupKey, GroupFlush)>) {
         self.counters.flush_batches += 1;
-        self.counters.flushes += count as u64;
+        self.counters.flushes += batch.len() as u64;
+        let (keys, batch): (Vec<GroupKey>, Vec<GroupFlush>) = batch.into_iter().unzip();
         let mailbox = self.mailbox.clone();
         self.store.flush(
             batch,
             Box::new(move |verdicts| {
                 let verdicts = keys.into_iter().zip(verdicts.into_iter().map(|v| v.result));
-                mailbox.put(StoreAnswer::Flushed(verdicts.collect()));
+                mailbox.put(StoreAnswer::Flushed(lane, verdicts.collect()));
             }),
         );
     }
@@ -642,6 +722,7 @@ impl State {
     pub(super) fn hydrate(&mut self, budget: &mut Budget) -> bool {
         let Some(mut job) = self.hydrations.pop_front() else { return false };
         let mut failed = Vec::new();
+        let started = now();
         while let Some((query, instance)) = job.queries.pop_front() {
             let Ok(id) = instance else {
                 job.done.push((query, instance));
@@ -663,12 +744,23 @@ impl State {
         for id in failed {
             self.unsubscribe(job.group, id);
         }
+        if let Some(slot) = self.slots.get_mut(&job.group) {
+            slot.hydrated_for += now().duration_since(started);
+        }
         if job.queries.is_empty() {
             self.inbox.push_back((job.group, Event::Hydrated(job.done)));
         } else {
             self.hydrations.push_back(job);
         }
         !self.hydrations.is_empty()
+    }
+
+    /// Lets one group compute for a slice; true if one has more to do.
+    pub(super) fn compute(&mut self) -> bool {
+        if let Some(key) = self.computing.pop_front() {
+            self.feed(key, Event::Continue);
+        }
+        !self.computing.is_empty()
     }
 
     /// Closes every group and socket at once, without asking: what they stand on is gone.
@@ -684,6 +776,7 @@ impl State {
         self.timers.clear();
         self.inbox.clear();
         self.hydrations.clear();
+        self.computing.clear();
         self.transforms.clear();
     }
 }

@@ -13,6 +13,7 @@
 //!   what the pure state machine (`zeroring_core::group`) wants done; routes deltas to subscribers
 //!   only. - [`world`]: engine, snapshot, permissions. - [`answers`]: from the store's threads.
 //!   - [`fanout`]: frames made once. - [`pushes`]: mutations to the app's endpoint.
+//!   - [`fanout`]: frames made once. - [`drain`]: the pace of an orderly end.
 //!
 //! Invariants: nothing here blocks but SQLite, in slices of about a millisecond; a group lives on
 //! one executor; an executor's state never leaves its thread; a group that a commit does not touch
@@ -25,6 +26,7 @@
 
 mod answers;
 mod connection;
+mod drain;
 mod executor;
 mod fanout;
 mod groups;

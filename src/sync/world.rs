@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 use zeroring_core::auth::{self, Permissions};
 use zeroring_core::cvr::{self, ClientSchema, RowIdentity};
-use zeroring_core::group::{self, Credentials, Hydrate, Transformed, VisitRow};
+use zeroring_core::group::{self, Credentials, Hydrate, Shared, Transformed, VisitRow};
 use zeroring_core::ivm::engine::{Engine, EngineConfig, InstanceId};
 use zeroring_core::ivm::plan::{Param, Plan};
 use zeroring_core::json::RawJson;
@@ -32,6 +32,7 @@ pub(super) struct World {
     table_ids: TableIds,
     /// What each live instance was made of, to make its plan anew after a schema change.
     recipes: FxHashMap<InstanceId, Recipe>,
+    pub(super) shared: Shared,
 }
 
 struct Recipe {
@@ -89,6 +90,7 @@ impl World {
             app_id: app_id.to_owned(),
             table_ids,
             recipes: FxHashMap::default(),
+            shared: Shared::default(),
         })
     }
 
@@ -232,6 +234,15 @@ impl group::World for World {
     fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String> {
         let Some(table) = self.engine.schema().table(id.table()) else { return Ok(0) };
         self.engine.count(instance, table.id, row).map_err(|e| e.to_string())
+    }
+
+    fn reads(&self, instance: InstanceId, table: &str) -> bool {
+        let table = self.engine.schema().table(table);
+        table.is_some_and(|table| self.engine.reads(instance, table.id))
+    }
+
+    fn shared(&mut self) -> &mut Shared {
+        &mut self.shared
     }
 
     fn signature(&self, instance: InstanceId) -> Result<u64, String> {

@@ -1,4 +1,5 @@
-//! Plain advancement of a group at the head, without reading row records.
+//! Changes of a group at the head without reading row records: its queries' results advance,
+//! queries are executed for the first time, running queries are removed.
 //!
 //! The engine gives, per query and row, how often the row occurred before and after. Together with
 //! whether other queries of the group reference the row, that says all that the clients and the
@@ -11,7 +12,9 @@
 //! the record ([`AdvancedRow::others_of_record`]).
 //!
 //! [`RowDeltas`] merges the deltas of several queries, and of several advances that were not yet
-//! flushed, per row.
+//! flushed, per row. A query that is new is a delta from 0, one that is removed a delta to 0
+//! ([`RowDeltas::add_whole`]): nothing in the records mentions the one, and its instance knows all
+//! that mention the other.
 
 use std::sync::Arc;
 
@@ -46,6 +49,9 @@ pub struct AdvancedRow {
     /// Some query of the group that is not in `counts` references the row. Only looked at if
     /// [`AdvancedRow::needs_others`].
     pub others: bool,
+    /// Some query's result changed; otherwise only which queries there are. A row that merely
+    /// lost a query keeps its patch version (checklist 32), one that left a result does not (59).
+    pub by_advance: bool,
 }
 
 impl AdvancedRow {
@@ -73,12 +79,28 @@ impl RowDeltas {
     /// Adds one query's delta. Deltas of a query must be added in the order of its advances.
     /// `row`: contents after, if the query still has the row.
     pub fn add(&mut self, id: &Arc<RowIdentity>, change: CountChange, row: Option<&Arc<Row>>) {
+        self.merge(id, change, row).by_advance = true;
+    }
+
+    /// Adds a row of a query that comes (from 0) or goes (to 0) with this update; `row` as it is
+    /// now. To be called after the deltas of all advances were added.
+    pub fn add_whole(&mut self, id: &Arc<RowIdentity>, change: CountChange, row: &Arc<Row>) {
+        self.merge(id, change, Some(row));
+    }
+
+    fn merge(
+        &mut self,
+        id: &Arc<RowIdentity>,
+        change: CountChange,
+        row: Option<&Arc<Row>>,
+    ) -> &mut AdvancedRow {
         let at = *self.at.entry(id.clone()).or_insert_with(|| {
             self.rows.push(AdvancedRow {
                 id: id.clone(),
                 row: None,
                 counts: SmallVec::new(),
                 others: false,
+                by_advance: false,
             });
             self.rows.len() - 1
         });
@@ -91,6 +113,24 @@ impl RowDeltas {
             && merged.row.as_ref().is_none_or(|known| known.version <= row.version)
         {
             merged.row = Some(row.clone());
+        }
+        merged
+    }
+
+    /// What was added of a row.
+    pub fn get(&self, id: &RowIdentity) -> Option<&AdvancedRow> {
+        self.at.get(id).map(|at| &self.rows[*at])
+    }
+
+    /// Takes everything of a query back.
+    pub fn forget(&mut self, query: &QueryHash) {
+        self.at.clear();
+        for mut row in std::mem::take(&mut self.rows) {
+            row.counts.retain(|c| c.query != *query);
+            if !row.counts.is_empty() {
+                self.at.insert(row.id.clone(), self.rows.len());
+                self.rows.push(row);
+            }
         }
     }
 
@@ -112,8 +152,9 @@ impl RowDeltas {
 
 impl QueryUpdater {
     /// Takes the net deltas of the group's queries from `since` (the engine version up to which
-    /// the group had got everything) to this update's state. Not to be mixed with
-    /// [`QueryUpdater::track_queries`].
+    /// the group had got everything) to this update's state, and the rows of queries that
+    /// [`QueryUpdater::track_queries`] named: executed for the first time, or removed. Not to be
+    /// mixed with [`QueryUpdater::received`].
     ///
     /// # Errors
     /// [`UpdateError::VersionNotBumped`] if this update's state is the CVR's.
@@ -157,10 +198,10 @@ impl QueryUpdater {
                     row_version: row
                         .row
                         .as_ref()
-                        .filter(|_| entered || changed.is_some())
+                        .filter(|_| entered || changed.is_some() || !row.by_advance)
                         .map(|r| r.version.clone()),
                     patch_version: to_version.clone(),
-                    keep_patch_version: entered && changed.is_none(),
+                    keep_patch_version: changed.is_none() && (entered || !row.by_advance),
                 },
             };
             self.write_unread_row(row.id, change);

@@ -23,7 +23,7 @@ pub struct MissingRow(pub String);
 /// [`MissingRow`].
 pub fn row_patch(
     record: &RowRecord,
-    contents: impl FnOnce(&RowIdentity) -> Option<Arc<Row>>,
+    contents: impl FnOnce(&Arc<RowIdentity>) -> Option<Arc<Row>>,
 ) -> Result<VersionedPatch, MissingRow> {
     let patch = match &record.ref_counts {
         None => Patch::RowDel(record.id.clone()),

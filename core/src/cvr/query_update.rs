@@ -24,6 +24,9 @@ use super::{
 use crate::row::Row;
 use crate::version::{CvrVersion, StateVersion};
 
+/// Row writes of an update that are put in order.
+const MAX_SORTED_ROWS: usize = 10_000;
+
 /// A query that is executed now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Executed {
@@ -93,6 +96,8 @@ pub struct QueryUpdater {
     sent: FxHashMap<Arc<RowIdentity>, Sent>,
     /// Pending writes; `None` for a row whose record stays as it is.
     rows: FxHashMap<Arc<RowIdentity>, Option<RowChange>>,
+    /// Pending writes of records that were not read; other rows than those in `rows`.
+    unread: Vec<RowWrite>,
 }
 
 impl QueryUpdater {
@@ -133,6 +138,7 @@ impl QueryUpdater {
             received: FxHashMap::default(),
             sent: FxHashMap::default(),
             rows: FxHashMap::default(),
+            unread: Vec::new(),
         })
     }
 
@@ -344,9 +350,9 @@ impl QueryUpdater {
         self.rows.insert(id.clone(), change);
     }
 
-    /// Queues a change of a record that was not read.
+    /// Queues a change of a record that was not read; at most one per row.
     pub(super) fn write_unread_row(&mut self, id: Arc<RowIdentity>, change: RowChange) {
-        self.rows.insert(id, Some(change));
+        self.unread.push(RowWrite { id, change });
     }
 
     /// After everything was received: the touched queries' references of rows that did not come
@@ -401,15 +407,20 @@ impl QueryUpdater {
         signature_of: impl Fn(&QueryHash) -> Option<u64>,
     ) -> Option<PreparedFlush> {
         self.write_signatures(signature_of);
-        let mut rows: Vec<_> = std::mem::take(&mut self.rows)
-            .into_iter()
-            .filter_map(|(id, change)| Some(RowWrite { id, change: change? }))
-            .collect();
+        let mut rows = std::mem::take(&mut self.unread);
+        rows.extend(
+            std::mem::take(&mut self.rows)
+                .into_iter()
+                .filter_map(|(id, change)| Some(RowWrite { id, change: change? })),
+        );
         if self.orig_stored && self.queries.is_empty() && rows.is_empty() {
             return None;
         }
-        // One order for everybody: two servers that lock rows do not wait for each other.
-        rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        // One order for everybody: two servers that lock rows do not wait for each other. Not for
+        // many rows, it would take long: the lock of the group's own record keeps others off too.
+        if rows.len() <= MAX_SORTED_ROWS {
+            rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        }
         let instance = stamp(&mut self.cvr, times);
         let flush = GroupFlush {
             group: self.cvr.id.clone(),

@@ -21,7 +21,10 @@ pub struct RowIdentity {
     table: Arc<str>,
     /// Sorted by column name (UTF-16 code units, as JavaScript sorts).
     key: Box<[(Arc<str>, Value)]>,
-    text: Box<str>,
+    /// The identity text, and behind it the key as JSON: all groups that share the identity write
+    /// the same.
+    texts: Box<str>,
+    split: usize,
 }
 
 /// A text that is no row identity.
@@ -38,8 +41,8 @@ impl RowIdentity {
     /// The row of `table` with this key, columns in any order.
     pub fn new(table: Arc<str>, mut key: Vec<(Arc<str>, Value)>) -> RowIdentity {
         key.sort_by(|a, b| a.0.encode_utf16().cmp(b.0.encode_utf16()));
-        let text = identity_text(&table, &key);
-        RowIdentity { table, key: key.into_boxed_slice(), text }
+        let (texts, split) = texts(&table, &key);
+        RowIdentity { table, key: key.into_boxed_slice(), texts, split }
     }
 
     /// The identity of `row` under the table's identity key ([`TableSpec::primary_key`]).
@@ -93,18 +96,8 @@ impl RowIdentity {
     }
 
     /// The key as JSON object `{column: value, …}`.
-    pub fn key_json(&self) -> String {
-        let mut out = String::from("{");
-        for (column, value) in &self.key {
-            if out.len() > 1 {
-                out.push(',');
-            }
-            push_json_string(&mut out, column);
-            out.push(':');
-            push_json_value(&mut out, value);
-        }
-        out.push('}');
-        out
+    pub fn key_json(&self) -> &str {
+        &self.texts[self.split..]
     }
 
     /// The table: `name`, or `schema.name` outside `public`.
@@ -124,13 +117,13 @@ impl RowIdentity {
 
     /// JSON text of `["", table, column, value, …]`.
     pub fn text(&self) -> &str {
-        &self.text
+        &self.texts[..self.split]
     }
 
     /// What one occurrence of the row contributes to its query's row-set signature. A query's
     /// signature is the XOR over all its occurrences, so a row with an even count adds nothing.
     pub fn signature_unit(&self) -> u64 {
-        let bytes = self.text.as_bytes();
+        let bytes = self.text().as_bytes();
         u64::from(xxh32(bytes, 0)) << 32 | u64::from(xxh32(bytes, 1))
     }
 }
@@ -149,8 +142,9 @@ fn key_value(value: serde_json::Value) -> Value {
     }
 }
 
-fn identity_text(table: &str, key: &[(Arc<str>, Value)]) -> Box<str> {
-    let mut out = String::with_capacity(16 + table.len() + 24 * key.len());
+/// The identity text, the key as JSON, and where that begins.
+fn texts(table: &str, key: &[(Arc<str>, Value)]) -> (Box<str>, usize) {
+    let mut out = String::with_capacity(16 + table.len() + 48 * key.len());
     out.push_str("[\"\",");
     push_json_string(&mut out, table);
     for (column, value) in key {
@@ -160,7 +154,15 @@ fn identity_text(table: &str, key: &[(Arc<str>, Value)]) -> Box<str> {
         push_json_value(&mut out, value);
     }
     out.push(']');
-    out.into_boxed_str()
+    let split = out.len();
+    for (i, (column, value)) in key.iter().enumerate() {
+        out.push(if i == 0 { '{' } else { ',' });
+        push_json_string(&mut out, column);
+        out.push(':');
+        push_json_value(&mut out, value);
+    }
+    out.push_str(if key.is_empty() { "{}" } else { "}" });
+    (out.into_boxed_str(), split)
 }
 
 /// Appends what `JSON.stringify` makes of a key value.
@@ -204,7 +206,7 @@ fn push_json_string(out: &mut String, s: &str) {
 
 impl PartialEq for RowIdentity {
     fn eq(&self, other: &RowIdentity) -> bool {
-        self.text == other.text
+        self.text() == other.text()
     }
 }
 impl Eq for RowIdentity {}
@@ -215,22 +217,22 @@ impl PartialOrd for RowIdentity {
 }
 impl Ord for RowIdentity {
     fn cmp(&self, other: &RowIdentity) -> std::cmp::Ordering {
-        self.text.cmp(&other.text)
+        self.text().cmp(other.text())
     }
 }
 impl Hash for RowIdentity {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
+        self.text().hash(state);
     }
 }
 impl fmt::Display for RowIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.text())
     }
 }
 impl fmt::Debug for RowIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.text())
     }
 }
 
@@ -331,7 +333,7 @@ mod tests {
             prop_assert_eq!(&back, &identity);
             prop_assert_eq!(back.key(), identity.key());
             prop_assert_eq!(back.table(), identity.table());
-            let back = RowIdentity::from_key_json(identity.table(), &identity.key_json()).unwrap();
+            let back = RowIdentity::from_key_json(identity.table(), identity.key_json()).unwrap();
             prop_assert_eq!(&back, &identity);
         }
 

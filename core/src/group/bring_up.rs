@@ -34,7 +34,7 @@ impl Group {
             return Ok(Step::Done);
         }
         let background = self.contexts.background()?;
-        if *cx.world.version() == cvr.version.state {
+        if *cx.world.version() == cvr.version.state && !self.compare_all {
             return self.begin_unchanged(background, cx);
         }
         self.begin_sync(Trigger::Shared, Mode::Missing, None, cx)

@@ -129,6 +129,9 @@ impl Group {
             (Stage::Hydrating(sync), Event::Hydrated(results)) => {
                 self.sync_hydrated(trigger, sync, results, cx)
             }
+            (Stage::Computing(computing), Event::Continue) => self.compute(computing, cx),
+            (Stage::Poking(poking), Event::Continue) => self.poke_slice(poking, cx),
+            (Stage::Encoding(encoding), Event::Continue) => self.encode_slice(encoding, cx),
             (Stage::Flushing(flushing), Event::Flushed(verdict)) => {
                 verdict?;
                 self.results_flushed(*flushing, cx)

@@ -1,64 +1,51 @@
 //! What goes out to clients: pokes, catch-up patches, errors of single queries
 //! (spec: view-syncer-cvr §4).
 
-use std::collections::BTreeSet;
-
 use super::config::bug;
-use super::interface::{Effect, Missed};
+use super::interface::{Effect, Missed, ResetReason};
 use super::machine::{Cx, Group};
-use super::op::{Failure, Recipients};
-use super::poke::{Encoder, Frame, Poke};
-use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch, catchup};
+use super::op::{Failure, Poking, Recipients, Stage, Step, StepResult};
+use super::poke::{Encoder, Frame, Poke, SlicedPoke};
+use crate::cvr::{Patch, QueryHash, VersionedPatch, catchup};
 use crate::protocol::custom_query::ErroredQuery;
 use crate::protocol::down;
-use crate::protocol::error::ErrorBody;
 use crate::version::CvrVersion;
 
+/// Patches of a poke that are encoded at once; larger ones are sliced.
+pub(super) const SLICE_PATCHES: usize = if cfg!(test) { 8 } else { 2_000 };
+
 impl Group {
-    /// Adds what late clients missed, with rows as they are now.
-    pub(super) fn add_missed(
+    /// What late clients missed, with rows as they are now.
+    pub(super) fn missed_patches(
         &mut self,
-        poke: &mut Poke,
         missed: Missed,
-        update: &[VersionedPatch],
         cx: &mut Cx<'_>,
-    ) -> Result<(), Failure> {
-        if missed.rows.is_empty() && missed.config.is_empty() {
-            return Ok(());
-        }
-        // The scan saw the records before the update: what the update says of a row is newer.
-        let rewritten: BTreeSet<&RowIdentity> = update
-            .iter()
-            .filter_map(|p| match &p.patch {
-                Patch::RowPut(id, _) | Patch::RowDel(id) => Some(&**id),
-                _ => None,
-            })
-            .collect();
+    ) -> Vec<VersionedPatch> {
         let mut patches = Vec::with_capacity(missed.rows.len());
-        for record in missed.rows.iter().filter(|r| !rewritten.contains(&*r.id)) {
+        for record in &missed.rows {
             let mut failed = None;
             let patch = catchup::row_patch(record, |id| {
-                cx.world.read_row(id).unwrap_or_else(|why| {
+                cx.read_row(id).unwrap_or_else(|why| {
                     failed = Some(why);
                     None
                 })
             });
-            match patch {
-                Ok(patch) => patches.push(patch),
-                Err(missing) => {
-                    // The clients cannot have what the replica does not have.
-                    let why = failed.unwrap_or_else(|| missing.to_string());
-                    cx.warn(format!("group {}: {why}", self.id));
-                    patches.push(VersionedPatch {
-                        patch: Patch::RowDel(record.id.clone()),
-                        to_version: record.patch_version.clone(),
-                    });
+            patches.push(patch.unwrap_or_else(|missing| {
+                // The clients cannot have what the replica does not have, and the records that
+                // say so are put right next.
+                if !self.compare_all {
+                    self.reset.get_or_insert(ResetReason::LostRow);
                 }
-            }
+                let why = failed.unwrap_or_else(|| missing.to_string());
+                cx.warn(format!("group {}: {why}", self.id));
+                VersionedPatch {
+                    patch: Patch::RowDel(record.id.clone()),
+                    to_version: record.patch_version.clone(),
+                }
+            }));
         }
         patches.extend(catchup::config_patches(missed.config));
-        poke.extend(&self.encoder(cx), &patches)
-            .map_err(|e| Failure::from(Box::new(ErrorBody::internal(e.to_string()))))
+        patches
     }
 
     pub(super) fn encoder<'a>(&'a self, cx: &'a Cx<'_>) -> Encoder<'a> {
@@ -85,6 +72,7 @@ impl Group {
     ) {
         let Some(version) = self.cvr.as_ref().map(|cvr| cvr.version.clone()) else { return };
         let mut frames = poke.frames(&version);
+        let shared = &mut cx.world.shared().frames;
         for (conn, client) in self.clients.iter_mut().filter(|(_, c)| c.active) {
             let base = client.base.as_ref();
             let (taken, forced) = match recipients {
@@ -95,14 +83,53 @@ impl Group {
             if !taken || base.is_some_and(|base| *base > version) {
                 continue;
             }
-            let frames = frames.of(base, client.binary, forced);
-            if frames.is_empty() {
-                continue;
-            }
+            let Some(frames) = frames.of(base, client.binary, forced, shared) else { continue };
             client.base = Some(version.clone());
             client.ever_poked = true;
             cx.out.push(Effect::Send(*conn, frames));
         }
+    }
+
+    /// Starts to send a poke that is too large to be encoded at once. It ends at the CVR's
+    /// version, which is durable: nothing can fail any more.
+    pub(super) fn begin_poking(
+        &mut self,
+        poke: Poke,
+        ack: Option<Vec<String>>,
+        cx: &mut Cx<'_>,
+    ) -> StepResult {
+        let Some(version) = self.cvr.as_ref().map(|cvr| cvr.version.clone()) else {
+            return Ok(Step::Done);
+        };
+        let mut sliced = SlicedPoke::new(poke, &version);
+        for (conn, client) in self.clients.iter_mut().filter(|(_, c)| c.active) {
+            let at_head = client.base.as_ref() == Some(&version) && client.ever_poked;
+            if at_head || client.base.as_ref().is_some_and(|base| *base > version) {
+                continue;
+            }
+            let start = sliced.start(*conn, client.base.as_ref(), client.binary);
+            client.base = Some(version.clone());
+            client.ever_poked = true;
+            cx.out.push(Effect::Send(*conn, [start].into()));
+        }
+        self.poke_slice(Box::new(Poking { poke: sliced, ack }), cx)
+    }
+
+    /// Sends a slice of a large poke.
+    pub(super) fn poke_slice(&mut self, mut poking: Box<Poking>, cx: &mut Cx<'_>) -> StepResult {
+        let clients = &self.clients;
+        let more = poking.poke.step(SLICE_PATCHES, |conns, frames| {
+            // Who left meanwhile has thrown away what it got of this poke.
+            for conn in conns.iter().filter(|conn| clients.contains_key(conn)) {
+                cx.out.push(Effect::SendMore(*conn, frames.clone()));
+            }
+        });
+        if more {
+            cx.emit(Effect::Continue);
+            return Ok(Step::Wait(Stage::Poking(poking)));
+        }
+        self.acknowledge(poking.ack, cx);
+        Ok(Step::Done)
     }
 
     /// Tells the clients that have these queries why they failed.

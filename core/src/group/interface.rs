@@ -7,6 +7,7 @@ use super::context::{Connection, Credentials};
 use super::pending::SharedDelta;
 use super::poke::Frame;
 use super::push::{OutgoingPush, Pushed};
+use super::shared::Shared;
 use crate::cvr::store::{CatchupRange, ConfigChange, CvrStoreError, Flushed, GroupFlush, Loaded};
 use crate::cvr::{ClientSchema, QueryHash, RowIdentity, RowRecord, TtlClock};
 use crate::ivm::engine::InstanceId;
@@ -55,6 +56,8 @@ pub enum Event {
     Reset(ResetReason),
     /// What became of a request to the mutate endpoint; for whoever is here now.
     Pushed(Box<Pushed>),
+    /// Answer to [`Effect::Continue`], when others had a turn.
+    Continue,
     /// A timer of [`Effect::SetTimer`] is due.
     Timer(Timer),
     /// Close the clients (without error) and stop, after the operation in flight.
@@ -70,6 +73,9 @@ pub enum ResetReason {
     PermissionsChange,
     /// The replica was replaced by another one.
     ReplicaReplaced,
+    /// The CVR references a row that the replica does not have (its table is gone, say): all
+    /// queries are executed anew, and the records follow.
+    LostRow,
 }
 
 impl ResetReason {
@@ -79,6 +85,7 @@ impl ResetReason {
             ResetReason::SchemaChange => "schema-change",
             ResetReason::PermissionsChange => "permissions-change",
             ResetReason::ReplicaReplaced => "replica-replaced",
+            ResetReason::LostRow => "lost-row",
         }
     }
 }
@@ -109,7 +116,9 @@ pub enum Timer {
 #[derive(Debug)]
 pub enum Effect {
     /// Send these frames, in order. A socket that is gone or too slow is the executor's business.
-    Send(ConnId, Vec<Frame>),
+    Send(ConnId, Arc<[Frame]>),
+    /// Go on with a large poke: the frames belong to those sent before, however much waits.
+    SendMore(ConnId, Arc<[Frame]>),
     /// Send the error, ahead of everything that still waits for this socket, then close it.
     Fail(ConnId, Box<ErrorBody>),
     /// Close the socket without an error; the reason is for the log.
@@ -165,6 +174,8 @@ pub enum Effect {
     Hydrate(Vec<Hydrate>),
     /// Take a subscription back.
     Release(InstanceId),
+    /// There is more to compute: send [`Event::Continue`] after everybody else had a turn.
+    Continue,
     /// Send [`Event::Timer`] after this many milliseconds; `None` cancels.
     SetTimer(Timer, Option<f64>),
     /// The group is finished: forget it.
@@ -248,13 +259,19 @@ pub trait World {
     /// As [`World::rows`].
     fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String>;
 
+    /// Whether rows of this table can be in an instance's result; saves [`World::count`].
+    fn reads(&self, instance: InstanceId, table: &str) -> bool;
+
+    /// What the groups of this executor share: one, for as long as it lives.
+    fn shared(&mut self) -> &mut Shared;
+
     /// The row-set signature of an instance.
     ///
     /// # Errors
     /// As [`World::rows`].
     fn signature(&self, instance: InstanceId) -> Result<u64, String>;
 
-    /// A row as it is at [`World::version`], by its identity.
+    /// A row as it is at [`World::version`], by its identity. Groups ask through [`Shared`].
     ///
     /// # Errors
     /// The table or a key column is gone, or the replica cannot be read.

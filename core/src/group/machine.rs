@@ -11,12 +11,13 @@ use super::pending::Pending;
 use super::poke::Frame;
 use super::transform_cache::TransformCache;
 use super::{ConnId, Settings};
-use crate::cvr::{ClientGroupId, ClientId, Cvr, QueryHash, TtlTimer};
+use crate::cvr::{ClientGroupId, ClientId, Cvr, QueryHash, RowIdentity, TtlTimer};
 use crate::ivm::engine::InstanceId;
 use crate::protocol::down;
 use crate::protocol::error::{ErrorBody, ErrorKind};
 use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{InitConnection, InspectOp, Upstream};
+use crate::row::Row;
 use crate::version::CvrVersion;
 
 /// How long a group stays after its last connection has gone, milliseconds.
@@ -44,7 +45,9 @@ pub struct Group {
     /// The replica is behind the CVR.
     pub(super) behind: bool,
     pub(super) due: Due,
-    reset: Option<ResetReason>,
+    pub(super) reset: Option<ResetReason>,
+    /// Nothing may be attached as it was: records and results have to be compared.
+    pub(super) compare_all: bool,
     pub(super) planned: Planned,
     pub(super) last_connect_ms: f64,
     keep_alive_until_ms: f64,
@@ -96,6 +99,17 @@ impl Cx<'_> {
         self.out.push(effect);
     }
 
+    /// A row as it is now, read once for all groups that ask at this version.
+    pub(super) fn read_row(&mut self, id: &Arc<RowIdentity>) -> Result<Option<Arc<Row>>, String> {
+        let version = self.world.version().clone();
+        if let Some(known) = self.world.shared().rows.get(&version, id) {
+            return Ok(known);
+        }
+        let row = self.world.read_row(id)?;
+        self.world.shared().rows.put(id.clone(), row.clone());
+        Ok(row)
+    }
+
     pub(super) fn info(&mut self, text: String) {
         self.out.push(Effect::Note(Note::Info(text)));
     }
@@ -123,6 +137,7 @@ impl Group {
             behind: false,
             due: Due::default(),
             reset: None,
+            compare_all: false,
             planned: Planned::default(),
             last_connect_ms: now_ms,
             keep_alive_until_ms: now_ms + KEEP_ALIVE_MS,
@@ -258,7 +273,7 @@ impl Group {
 
     pub(super) fn send(&mut self, conn: ConnId, frames: Vec<Frame>, cx: &mut Cx<'_>) {
         if !frames.is_empty() {
-            cx.emit(Effect::Send(conn, frames));
+            cx.emit(Effect::Send(conn, frames.into()));
         }
     }
 
@@ -518,6 +533,7 @@ impl Group {
             if let Some(reason) = self.reset.take() {
                 cx.info(format!("group {}: resetting its queries: {}", self.id, reason.name()));
                 self.forget_pipelines(cx);
+                self.compare_all |= reason == ResetReason::LostRow;
             }
             let Some((trigger, task)) = self.next(cx) else { break };
             let result = self.begin(trigger, task, cx);

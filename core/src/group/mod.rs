@@ -22,10 +22,10 @@
 //! - **Durable before visible**: every poke goes out whole, after the store's verdict about the
 //!   flush that it belongs to. No poke is ever open while something can still fail, so none is ever
 //!   cancelled.
-//! - **An update is computed in one go at the engine's version**: rows of new instances and the
-//!   deltas of the old ones belong to one version, so last mutation ids, mutation results and rows
-//!   of a transaction are never apart. Whatever else is needed (row records, catch-up patches) is
-//!   fetched before.
+//! - **An update is made of what was there at one version of the engine**: rows of new instances and
+//!   the deltas of the old ones belong to one version, so last mutation ids, mutation results and
+//!   rows of a transaction are never apart. Whatever else is needed (row records, catch-up patches)
+//!   is fetched before; the work itself is sliced ([`compute`]).
 //! - **Per client**: `baseCookie` of a poke is the cookie of the poke before; only clients that are
 //!   exactly at the CVR's version get advances; a client gets nothing before its `initConnection`
 //!   was validated, then at least one poke.
@@ -34,6 +34,7 @@
 //!   queries are compared anew.
 
 mod bring_up;
+mod compute;
 mod config;
 mod context;
 mod deliver;
@@ -44,6 +45,7 @@ mod op;
 mod pending;
 mod poke;
 mod push;
+mod shared;
 mod sync;
 mod transform_cache;
 
@@ -57,6 +59,7 @@ pub use machine::{Group, KEEP_ALIVE_MS};
 pub use pending::{SharedDelta, SharedRow};
 pub use poke::Frame;
 pub use push::{OutgoingPush, Pushed};
+pub use shared::{Shared, SharedFrames, SharedRows};
 
 use crate::cvr::internal::ShardTables;
 

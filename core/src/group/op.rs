@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::ConnId;
+use super::compute::{Computing, Encoding};
 use super::context::Credentials;
 use super::interface::{Missed, Transformed};
-use super::poke::Poke;
+use super::poke::{Poke, SlicedPoke};
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{ClientId, Cvr, QueryHash, RowRecords, UpdateError};
 use crate::protocol::custom_query::ErroredQuery;
@@ -77,8 +78,14 @@ pub(super) enum Stage {
     CatchingUp(Box<Sync>),
     /// The engine: the rows of added queries.
     Hydrating(Box<Sync>),
+    /// Its next turn, to compute on.
+    Computing(Box<Computing>),
+    /// Its next turn, to encode on.
+    Encoding(Box<Encoding>),
     /// The store, for results.
     Flushing(Box<Flushing>),
+    /// Its next turn, to send on.
+    Poking(Box<Poking>),
 }
 
 /// What comes after credentials were found good.
@@ -150,6 +157,13 @@ pub(super) struct Flushing {
     pub(super) recipients: Recipients,
     pub(super) ack: Option<Vec<String>>,
     pub(super) bring_up: bool,
+}
+
+/// A large poke on its way.
+#[derive(Debug)]
+pub(super) struct Poking {
+    pub(super) poke: SlicedPoke,
+    pub(super) ack: Option<Vec<String>>,
 }
 
 /// Who gets a poke.

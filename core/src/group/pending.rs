@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::config::bug;
 use super::interface::{Effect, Missed};
 use super::machine::{Cx, Group};
@@ -26,7 +28,7 @@ use crate::version::StateVersion;
 pub struct SharedDelta {
     /// The instance.
     pub instance: InstanceId,
-    /// Changed rows.
+    /// Changed rows, each once, by identity: groups then have nothing to sort.
     pub rows: Vec<SharedRow>,
 }
 
@@ -50,7 +52,7 @@ impl SharedDelta {
     /// Why a row cannot be delivered: the instance has failed for its subscribers.
     pub fn of(delta: &InstanceDelta, tables: &ShardTables) -> Result<SharedDelta, String> {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let rows = delta
+        let mut rows = delta
             .rows
             .iter()
             .map(|d| {
@@ -66,7 +68,8 @@ impl SharedDelta {
                     row: d.row.clone(),
                 })
             })
-            .collect::<Result<_, String>>()?;
+            .collect::<Result<Vec<SharedRow>, String>>()?;
+        rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         Ok(SharedDelta { instance: delta.instance, rows })
     }
 
@@ -79,12 +82,18 @@ impl SharedDelta {
     }
 }
 
+/// Deltas that wait before they are merged: few, for each keeps all rows of its advance alive.
+const MAX_UNMERGED: usize = 8;
+
 /// What the group has not taken in yet.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// The version up to which it has.
     since: StateVersion,
+    /// Merged per row.
     rows: RowDeltas,
+    /// Later ones, in order, as the engine gave them: a group that keeps up never merges.
+    deltas: SmallVec<[(QueryHash, Arc<SharedDelta>); 1]>,
     failed: Vec<(QueryHash, String)>,
 }
 
@@ -99,18 +108,73 @@ impl Pending {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.failed.is_empty()
+        self.rows.is_empty() && self.deltas.is_empty() && self.failed.is_empty()
     }
 
-    fn add(&mut self, query: &QueryHash, delta: &SharedDelta) {
-        for row in &delta.rows {
-            let change = CountChange { query: query.clone(), before: row.before, after: row.after };
-            self.rows.add(&row.id, change, row.row.as_ref());
+    fn add(&mut self, query: QueryHash, delta: &Arc<SharedDelta>) {
+        self.deltas.push((query, delta.clone()));
+        if self.deltas.len() > MAX_UNMERGED {
+            self.merge();
+        }
+    }
+
+    fn merge(&mut self) {
+        for (query, delta) in self.deltas.drain(..) {
+            for row in &delta.rows {
+                self.rows.add(&row.id, row.change_of(&query), row.row.as_ref());
+            }
         }
     }
 
     pub(super) fn take_rows(&mut self) -> Vec<AdvancedRow> {
-        std::mem::take(&mut self.rows).into_rows()
+        if let ([(query, delta)], true) = (&*self.deltas, self.rows.is_empty()) {
+            let rows = delta.rows.iter().map(|row| AdvancedRow {
+                id: row.id.clone(),
+                row: row.row.clone(),
+                counts: smallvec![row.change_of(query)],
+                others: false,
+                by_advance: true,
+            });
+            let rows = rows.collect();
+            self.deltas.clear();
+            return rows;
+        }
+        self.take_deltas().into_rows()
+    }
+
+    pub(super) fn take_deltas(&mut self) -> RowDeltas {
+        self.merge();
+        std::mem::take(&mut self.rows)
+    }
+
+    /// The version up to which the group has everything.
+    pub(super) fn since(&self) -> &StateVersion {
+        &self.since
+    }
+
+    /// How often a row occurred in a query at [`Pending::since`], if that has changed.
+    pub(super) fn before(&mut self, id: &RowIdentity, query: &QueryHash) -> Option<i64> {
+        self.merge();
+        let counts = &self.rows.get(id)?.counts;
+        counts.iter().find(|c| c.query == *query).map(|c| c.before)
+    }
+
+    /// A query does not run any more.
+    pub(super) fn forget(&mut self, query: &QueryHash) {
+        self.deltas.retain(|(of, _)| of != query);
+        self.rows.forget(query);
+        self.failed.retain(|(of, _)| of != query);
+    }
+
+    /// Some instance failed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+}
+
+impl SharedRow {
+    fn change_of(&self, query: &QueryHash) -> CountChange {
+        CountChange { query: query.clone(), before: self.before, after: self.after }
     }
 }
 
@@ -124,9 +188,9 @@ impl Group {
     }
 
     /// Collects a delta.
-    pub(super) fn delta(&mut self, delta: &SharedDelta) {
-        for query in self.queries_of(delta.instance) {
-            self.pending.add(&query, delta);
+    pub(super) fn delta(&mut self, delta: &Arc<SharedDelta>) {
+        for (query, _) in self.pipelines.iter().filter(|(_, p)| p.instance == delta.instance) {
+            self.pending.add(query.clone(), delta);
         }
     }
 
@@ -216,27 +280,40 @@ impl Group {
         }))))
     }
 
-    /// Whether a query without a delta has the row.
-    fn referenced_elsewhere(&self, row: &AdvancedRow, cx: &mut Cx<'_>) -> Result<bool, Failure> {
-        let mut others = self
-            .pipelines
-            .iter()
-            .filter(|(id, _)| !row.counts.iter().any(|c| c.query == **id))
-            .peekable();
-        if others.peek().is_none() {
+    /// Whether a query without a delta had the row at the version that the group has everything
+    /// up to. The engine may be beyond that: where it went on, the deltas that wait say what was.
+    pub(super) fn referenced_elsewhere(
+        &mut self,
+        row: &AdvancedRow,
+        cx: &mut Cx<'_>,
+    ) -> Result<bool, Failure> {
+        let mut others: SmallVec<[(&QueryHash, InstanceId); 2]> = SmallVec::new();
+        for (id, pipeline) in &self.pipelines {
+            if row.counts.iter().any(|c| c.query == *id)
+                || !cx.world.reads(pipeline.instance, row.id.table())
+            {
+                continue;
+            }
+            match self.pending.before(&row.id, id) {
+                Some(before) if before > 0 => return Ok(true),
+                Some(_) => {}
+                None => others.push((id, pipeline.instance)),
+            }
+        }
+        if others.is_empty() {
             return Ok(false);
         }
         let here = row.row.clone().filter(|_| row.counts.iter().any(|c| c.after > 0));
         let now = match here {
             Some(row) => Some(row),
-            None => cx.world.read_row(&row.id).map_err(|why| bug(&why))?,
+            None => cx.read_row(&row.id).map_err(|why| bug(&why))?,
         };
-        // A row that is gone is in no result.
+        // A row that is gone is in no result, and queries that lost it have said so.
         let Some(now) = now else { return Ok(false) };
-        for (id, pipeline) in others {
+        for (id, instance) in others {
             let count = cx
                 .world
-                .count(pipeline.instance, &row.id, &now)
+                .count(instance, &row.id, &now)
                 .map_err(|why| bug(&format!("query {id}: {why}")))?;
             if count > 0 {
                 return Ok(true);

@@ -2,11 +2,17 @@
 //!
 //! [`WirePatch`]es are made when an update is computed, while the rows' tables are at hand, so that
 //! nothing can fail once the update is durable. [`Poke::frames`] then encodes a poke once per
-//! distinct set of patches, not once per client: clients at the same base share every frame, and
-//! clients at different bases that miss the same patches share all parts.
+//! distinct set of patches, not once per client or group: clients at the same base share every
+//! frame, and clients at different bases that miss the same patches share all parts. What groups
+//! share is kept in [`SharedFrames`] for a while.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
+use super::ConnId;
+use super::shared::SharedFrames;
 use crate::cvr::internal::ShardTables;
 use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch};
 use crate::json::{RawJson, row as row_json, write};
@@ -173,9 +179,14 @@ impl Poke {
         Ok(())
     }
 
+    /// Number of patches.
+    pub(super) fn len(&self) -> usize {
+        self.patches.len()
+    }
+
     /// Starts to hand out the frames of this poke, which ends at `last`.
     pub(super) fn frames(&self, last: &CvrVersion) -> PokeFrames<'_> {
-        PokeFrames { poke: self, cookie: last.cookie(), last: last.clone(), made: Vec::new() }
+        PokeFrames { poke: self, cookie: last.cookie(), last: last.clone(), made: SmallVec::new() }
     }
 }
 
@@ -184,74 +195,197 @@ pub(super) struct PokeFrames<'a> {
     poke: &'a Poke,
     cookie: String,
     last: CvrVersion,
-    /// Parts by (which patches apply, binary).
-    made: Vec<(Vec<bool>, bool, Arc<[Frame]>)>,
+    /// Made for clients before.
+    made: SmallVec<[Made; 1]>,
 }
 
+/// Frames for clients that are alike.
+struct Made {
+    /// Which patches apply.
+    applies: Vec<bool>,
+    binary: bool,
+    parts: Arc<[Frame]>,
+    /// Whole pokes.
+    pokes: SmallVec<[Whole; 1]>,
+}
+
+/// A poke from a base.
+type Whole = (Option<CvrVersion>, Arc<[Frame]>);
+
 impl PokeFrames<'_> {
-    /// The frames for a client at `base`. `forced`: it gets a poke even if nothing applies and it
-    /// is at the poke's version already.
+    /// The frames for a client at `base`; `None` if it needs no poke. `forced`: it gets one even
+    /// if nothing applies and it is at the poke's version already.
     pub(super) fn of(
         &mut self,
         base: Option<&CvrVersion>,
         binary: bool,
         forced: bool,
-    ) -> Vec<Frame> {
+        shared: &mut SharedFrames,
+    ) -> Option<Arc<[Frame]>> {
         // A patch above the poke's version belongs to an update that turned out to change nothing.
-        let applies: Vec<bool> = self
-            .poke
-            .patches
+        let patches = &self.poke.patches;
+        let applies: Vec<bool> = patches
             .iter()
             .map(|(to, _)| base.is_none_or(|base| to > base) && *to <= self.last)
             .collect();
         let at_head = base == Some(&self.last);
         debug_assert!(!at_head || !applies.contains(&true), "{base:?} {}", self.cookie);
         if at_head && !forced {
-            return Vec::new();
+            return None;
         }
-        let base_cookie = base.map(CvrVersion::cookie);
-        let parts = self.parts(applies, binary);
-        let mut frames = Vec::with_capacity(parts.len() + 2);
-        frames.push(Frame::text(poke::start(&self.cookie, base_cookie.as_deref())));
-        frames.extend(parts.iter().cloned());
-        frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
-        frames
-    }
-
-    fn parts(&mut self, applies: Vec<bool>, binary: bool) -> Arc<[Frame]> {
-        let known = self.made.iter().find(|(a, b, _)| *b == binary && *a == applies);
-        if let Some((_, _, frames)) = known {
-            return frames.clone();
+        let known = self.made.iter().position(|m| m.binary == binary && m.applies == applies);
+        let at = known.unwrap_or_else(|| {
+            let applying: Vec<&WirePatch> =
+                patches.iter().zip(&applies).filter(|(_, a)| **a).map(|((_, p), _)| p).collect();
+            let encode = || encode(&self.cookie, &applying, binary).into();
+            let parts = shared.parts(&self.cookie, &applying, binary, encode);
+            self.made.push(Made { applies, binary, parts, pokes: SmallVec::new() });
+            self.made.len() - 1
+        });
+        let made = &mut self.made[at];
+        if let Some((_, poke)) = made.pokes.iter().find(|(of, _)| of.as_ref() == base) {
+            return Some(poke.clone());
         }
-        let frames: Arc<[Frame]> = self.encode(&applies, binary).into();
-        self.made.push((applies, binary, frames.clone()));
-        frames
-    }
-
-    fn encode(&self, applies: &[bool], binary: bool) -> Vec<Frame> {
-        let mut out = PartWriter {
-            cookie: &self.cookie,
-            part: PokePart::new(),
-            chunks: binary.then(|| Chunks::new(&self.cookie)),
-            frames: Vec::new(),
-        };
-        for ((_, patch), applies) in self.poke.patches.iter().zip(applies) {
-            if *applies {
-                out.add(patch);
-            }
-        }
-        out.finish()
+        let frames = shared.poke(&self.cookie, base, &made.parts, || {
+            let base_cookie = base.map(CvrVersion::cookie);
+            let mut frames = Vec::with_capacity(made.parts.len() + 2);
+            frames.push(Frame::text(poke::start(&self.cookie, base_cookie.as_deref())));
+            frames.extend(made.parts.iter().cloned());
+            frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
+            frames.into()
+        });
+        made.pokes.push((base.cloned(), frames.clone()));
+        Some(frames)
     }
 }
 
-struct PartWriter<'a> {
-    cookie: &'a str,
+/// The parts of a poke.
+fn encode(cookie: &str, patches: &[&WirePatch], binary: bool) -> Vec<Frame> {
+    let mut out = PartWriter::new(cookie, binary);
+    patches.iter().for_each(|patch| out.add(patch));
+    out.finish()
+}
+
+/// A poke that is too large to be encoded at once: slice by slice, for all who get it.
+#[derive(Debug)]
+pub(super) struct SlicedPoke {
+    patches: std::vec::IntoIter<(CvrVersion, WirePatch)>,
+    cookie: String,
+    last: CvrVersion,
+    readers: Vec<Readers>,
+}
+
+/// Clients that are alike.
+#[derive(Debug)]
+struct Readers {
+    base: Option<CvrVersion>,
+    binary: bool,
+    conns: Vec<ConnId>,
+    parts: PartWriter,
+}
+
+impl SlicedPoke {
+    /// The poke to `last`, for nobody yet.
+    pub(super) fn new(poke: Poke, last: &CvrVersion) -> SlicedPoke {
+        let patches = poke.patches.into_iter();
+        SlicedPoke { patches, cookie: last.cookie(), last: last.clone(), readers: Vec::new() }
+    }
+
+    /// Adds a client; its first frame.
+    pub(super) fn start(&mut self, conn: ConnId, base: Option<&CvrVersion>, binary: bool) -> Frame {
+        match self.readers.iter_mut().find(|r| r.base.as_ref() == base && r.binary == binary) {
+            Some(readers) => readers.conns.push(conn),
+            None => self.readers.push(Readers {
+                base: base.cloned(),
+                binary,
+                conns: vec![conn],
+                parts: PartWriter::new(&self.cookie, binary),
+            }),
+        }
+        Frame::text(poke::start(&self.cookie, base.map(CvrVersion::cookie).as_deref()))
+    }
+
+    /// Encodes `count` patches more; what is ready goes to `send`. False at the end of the poke.
+    pub(super) fn step(
+        &mut self,
+        count: usize,
+        mut send: impl FnMut(&[ConnId], Arc<[Frame]>),
+    ) -> bool {
+        for (to, patch) in self.patches.by_ref().take(count) {
+            // As in [`PokeFrames::of`].
+            let wanted = |r: &&mut Readers| r.base.as_ref().is_none_or(|base| to > *base);
+            if to <= self.last {
+                self.readers.iter_mut().filter(wanted).for_each(|r| r.parts.add(&patch));
+            }
+        }
+        let more = self.patches.len() > 0;
+        for readers in &mut self.readers {
+            if more {
+                let frames = std::mem::take(&mut readers.parts.frames);
+                if !frames.is_empty() {
+                    send(&readers.conns, frames.into());
+                }
+                continue;
+            }
+            let parts = std::mem::replace(&mut readers.parts, PartWriter::new("", false));
+            let mut frames = parts.finish();
+            frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
+            send(&readers.conns, frames.into());
+        }
+        more
+    }
+}
+
+impl WirePatch {
+    /// Equal patches have equal fingerprints.
+    pub(super) fn fingerprint(&self, hasher: &mut impl Hasher) {
+        std::mem::discriminant(self).hash(hasher);
+        match self {
+            WirePatch::Desired(client, _, query) => (client, query).hash(hasher),
+            WirePatch::Got(_, query) => query.hash(hasher),
+            WirePatch::RowPut(_, row) => Arc::as_ptr(row).hash(hasher),
+            WirePatch::RowDel(id) => id.hash(hasher),
+            WirePatch::LastMutationId(client, id) => (client, id).hash(hasher),
+            WirePatch::MutationPut(id, _) | WirePatch::MutationDel(id) => {
+                (&id.client_id, id.id).hash(hasher);
+            }
+        }
+    }
+
+    /// Whether both read the same on the wire. May say no for equal rows read twice.
+    pub(super) fn is_same(&self, other: &WirePatch) -> bool {
+        use WirePatch::{Desired, Got, LastMutationId, MutationDel, MutationPut, RowDel, RowPut};
+        match (self, other) {
+            (Desired(c, op, q), Desired(c2, op2, q2)) => c == c2 && op == op2 && q == q2,
+            (Got(op, q), Got(op2, q2)) => op == op2 && q == q2,
+            (RowPut(t, row), RowPut(t2, row2)) => Arc::ptr_eq(row, row2) && t == t2,
+            (RowDel(id), RowDel(id2)) => id == id2,
+            (LastMutationId(c, id), LastMutationId(c2, id2)) => c == c2 && id == id2,
+            (MutationPut(id, r), MutationPut(id2, r2)) => id == id2 && r.as_str() == r2.as_str(),
+            (MutationDel(id), MutationDel(id2)) => id == id2,
+            _ => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct PartWriter {
+    cookie: String,
     part: PokePart,
     chunks: Option<Chunks>,
     frames: Vec<Frame>,
 }
 
-impl PartWriter<'_> {
+impl PartWriter {
+    fn new(cookie: &str, binary: bool) -> PartWriter {
+        PartWriter {
+            cookie: cookie.to_owned(),
+            part: PokePart::new(),
+            chunks: binary.then(|| Chunks::new(cookie)),
+            frames: Vec::new(),
+        }
+    }
+
     fn add(&mut self, patch: &WirePatch) {
         match patch {
             WirePatch::Desired(client, op, query) => self.part.desired(client, *op, query.as_str()),
@@ -283,7 +417,7 @@ impl PartWriter<'_> {
                 chunks.push(&part);
                 self.frames.extend(chunks.take_frames().into_iter().map(binary));
             }
-            None => self.frames.push(Frame::text(part.message(self.cookie))),
+            None => self.frames.push(Frame::text(part.message(&self.cookie))),
         }
     }
 

@@ -2,34 +2,31 @@
 //! (spec: view-syncer-cvr §5.2, §5.6).
 //!
 //! transform → ask the endpoint → read row records → scan for late clients → hydrate → compute
-//! the update in one go → flush → poke.
+//! the update ([`super::compute`]) → flush → poke.
+//!
+//! Row records are read only where the instances cannot say what the records say
+//! ([`Group::knows_rows`]): when a group comes up with queries that ran before, or when a running
+//! query is executed anew. A query that is added or removed reads nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-
-use super::SharedDelta;
 use super::config::bug;
+use super::deliver::SLICE_PATCHES;
 use super::interface::{Effect, Hydrate, Transformed};
-use super::machine::{Cx, Group, Pipeline, no_auth_state};
+use super::machine::{Cx, Group, no_auth_state};
 use super::op::{
     Asked, Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger,
 };
-use super::pending::Pending;
 use super::poke::Poke;
 use crate::cvr::store::CatchupRange;
-use crate::cvr::{
-    Cvr, Executed, Query, QueryBody, QueryHash, QueryUpdater, ReceivedRow, RefCounts, RowIdentity,
-    is_expired,
-};
+use crate::cvr::{Cvr, Query, QueryBody, QueryHash, is_expired};
 use crate::ivm::engine::InstanceId;
 use crate::json::RawJson;
 use crate::protocol::custom_query::{
     ErroredQuery, QueryErrorKind, TransformRequest, TransformResponse, TransformResult,
 };
 use crate::protocol::error::ApiFailure;
-use crate::version::CvrVersion;
 
 pub(super) type HydrateResults = Vec<(QueryHash, Result<InstanceId, String>)>;
 
@@ -202,10 +199,24 @@ impl Group {
                 sync.additions.push((id, transformed));
             }
         }
-        if self.needs_update(&sync) {
+        if self.needs_update(&sync) && !self.knows_rows(&sync, cx) {
             return self.sync_read(trigger, sync, cx);
         }
         self.sync_catch_up(trigger, sync, cx)
+    }
+
+    /// The instances know all that the row records could tell about this change: everything that
+    /// was ever executed runs, and what is to be executed never was.
+    pub(super) fn knows_rows(&self, sync: &Sync, cx: &Cx<'_>) -> bool {
+        let Some(cvr) = self.cvr.as_ref() else { return false };
+        let executed = |q: &Query| q.transformation_hash.is_some();
+        let runs = |id: &QueryHash| {
+            self.pipelines.get(id).is_some_and(|p| cx.world.signature(p.instance).is_ok())
+        };
+        self.synced
+            && !self.pending.has_failed()
+            && cvr.queries.values().all(|q| !executed(q) || runs(&q.id))
+            && sync.additions.iter().all(|(id, _)| cvr.query(id).is_some_and(|q| !executed(q)))
     }
 
     /// Reads the group's row records, unless it has none.
@@ -228,7 +239,7 @@ impl Group {
     /// The CVR's results change, or have to: a late client must not get rows of a newer version
     /// under an older cookie. (Without late clients pending deltas are left to an advance, which
     /// reads nothing.)
-    fn needs_update(&self, sync: &Sync) -> bool {
+    pub(super) fn needs_update(&self, sync: &Sync) -> bool {
         let late = || self.cvr.as_ref().is_some_and(|cvr| self.late_clients(cvr).is_some());
         !sync.additions.is_empty()
             || !sync.removals.is_empty()
@@ -317,139 +328,11 @@ impl Group {
         self.sync_compute(trigger, sync, instances, cx)
     }
 
-    /// Computes the update at the engine's version, all at once.
-    fn sync_compute(
-        &mut self,
-        trigger: Trigger,
-        mut sync: Box<Sync>,
-        instances: BTreeMap<QueryHash, InstanceId>,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        if !self.needs_update(&sync) {
-            return self.catch_up_only(sync, cx);
-        }
-        if !sync.records_read {
-            // Deltas arrived while the store was scanned: once more, with the records.
-            return self.sync_read(trigger, sync, cx);
-        }
-        let (rows, undeliverable) = self.collect_rows(&mut sync, &instances, cx)?;
-        self.tell_errored(&undeliverable, cx);
-        let times = self.flush_times(cx.now_ms);
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let mut update = QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?;
-        if forced_bump(cvr, &sync, update.version()) {
-            update.ensure_new_version();
-        }
-        let mut patches = Vec::new();
-        if !sync.additions.is_empty() || !sync.removals.is_empty() {
-            let executed: Vec<Executed> = sync
-                .additions
-                .iter()
-                .map(|(id, t)| Executed { id: id.clone(), transformation_hash: t.hash.clone() })
-                .collect();
-            patches.extend(update.track_queries(&executed, &sync.removals)?);
-        }
-        patches.extend(update.received(rows, &sync.records)?);
-        patches.extend(update.delete_unreferenced_rows(&sync.records)?);
-
-        self.install(&sync, &instances, cx);
-        self.pending = Pending::at(cx.world.version().clone());
-        let pipelines = &self.pipelines;
-        let world = &*cx.world;
-        let prepared = update
-            .finish(times, |id| pipelines.get(id).and_then(|p| world.signature(p.instance).ok()));
-        // What was missed is older than what happens now: it goes first.
-        let mut poke = Poke::default();
-        self.add_missed(&mut poke, std::mem::take(&mut sync.missed), &patches, cx)?;
-        poke.extend(&self.encoder(cx), &patches).map_err(|e| bug(&e.to_string()))?;
-        let Sync { ack, bring_up, .. } = *sync;
-        let recipients = Recipients::All;
-        let flushing = |cvr| Flushing { cvr, poke, recipients, ack, bring_up };
-        match prepared {
-            Some(prepared) => {
-                cx.emit(Effect::Flush(Box::new(prepared.flush)));
-                Ok(Step::Wait(Stage::Flushing(Box::new(flushing(Some(prepared.cvr))))))
-            }
-            None => self.results_flushed(flushing(None), cx),
-        }
-    }
-
-    /// Rows of added queries, and what changed in the others since the last update.
-    fn collect_rows(
-        &mut self,
-        sync: &mut Sync,
-        instances: &BTreeMap<QueryHash, InstanceId>,
-        cx: &mut Cx<'_>,
-    ) -> Result<(Vec<ReceivedRow>, Vec<ErroredQuery>), Failure> {
-        let mut undeliverable = Vec::new();
-        let mut rows = Received::default();
-        for (id, instance) in instances {
-            let mut batch = Vec::new();
-            let tables = &self.settings.tables;
-            let mut problem = None;
-            let read = cx.world.rows(*instance, &mut |table, row, count| {
-                if problem.is_none() {
-                    problem = SharedDelta::check(tables, table, row).err();
-                }
-                batch.push((Arc::new(RowIdentity::of(table, row)), row.clone(), count));
-            });
-            match read.err().or(problem) {
-                None => {
-                    for (row_id, row, count) in batch {
-                        let count = i64::try_from(count).unwrap_or(i64::MAX);
-                        rows.add(&row_id, Some(&row), id, count);
-                    }
-                }
-                Some(why) => {
-                    let query = self.cvr.as_ref().and_then(|cvr| cvr.query(id));
-                    match query {
-                        Some(query) if !query.is_internal() => {
-                            undeliverable.push(failed_query(query, why));
-                        }
-                        _ => return Err(bug(&format!("query {id}: {why}"))),
-                    }
-                    sync.additions.retain(|(added, _)| added != id);
-                    sync.removals.push(id.clone());
-                    cx.emit(Effect::Release(*instance));
-                }
-            }
-        }
-        let touched: BTreeSet<&QueryHash> =
-            sync.additions.iter().map(|(id, _)| id).chain(&sync.removals).collect();
-        for row in self.pending.take_rows() {
-            for change in row.counts.iter().filter(|c| !touched.contains(&c.query)) {
-                rows.add(&row.id, row.row.as_ref(), &change.query, change.after - change.before);
-            }
-        }
-        Ok((rows.0, undeliverable))
-    }
-
-    /// Makes the added queries the running ones.
-    fn install(
-        &mut self,
-        sync: &Sync,
-        instances: &BTreeMap<QueryHash, InstanceId>,
-        cx: &mut Cx<'_>,
-    ) {
-        for id in &sync.removals {
-            if let Some(old) = self.pipelines.remove(id) {
-                cx.emit(Effect::Release(old.instance));
-            }
-        }
-        for (id, transformed) in &sync.additions {
-            let Some(instance) = instances.get(id) else { continue };
-            let pipeline = Pipeline { instance: *instance, hash: transformed.hash.clone() };
-            if let Some(old) = self.pipelines.insert(id.clone(), pipeline) {
-                cx.info(format!("group {}: transformation of query {id} changed", self.id));
-                cx.emit(Effect::Release(old.instance));
-            }
-        }
-    }
-
     /// Nothing runs that did not: late clients get what they missed, new ones their first poke.
-    fn catch_up_only(&mut self, mut sync: Box<Sync>, cx: &mut Cx<'_>) -> StepResult {
+    pub(super) fn catch_up_only(&mut self, mut sync: Box<Sync>, cx: &mut Cx<'_>) -> StepResult {
         let mut poke = Poke::default();
-        self.add_missed(&mut poke, std::mem::take(&mut sync.missed), &[], cx)?;
+        let missed = self.missed_patches(std::mem::take(&mut sync.missed), cx);
+        poke.extend(&self.encoder(cx), &missed).map_err(|e| bug(&e.to_string()))?;
         let Sync { ack, bring_up, .. } = *sync;
         let recipients = Recipients::All;
         self.results_flushed(Flushing { cvr: None, poke, recipients, ack, bring_up }, cx)
@@ -464,39 +347,15 @@ impl Group {
         };
         if bring_up {
             self.synced = true;
+            self.compare_all = false;
             self.contexts.retransform_at_ms = Some(cx.now_ms + self.settings.retransform_ms);
+        }
+        if recipients == Recipients::All && poke.len() > SLICE_PATCHES {
+            return self.begin_poking(poke, ack, cx);
         }
         self.poke(&poke, &before, recipients, cx);
         self.acknowledge(ack, cx);
         Ok(Step::Done)
-    }
-}
-
-/// Rows of several queries, one entry per row.
-#[derive(Default)]
-struct Received(Vec<ReceivedRow>, FxHashMap<Arc<RowIdentity>, usize>);
-
-impl Received {
-    fn add(
-        &mut self,
-        id: &Arc<RowIdentity>,
-        row: Option<&Arc<crate::row::Row>>,
-        query: &QueryHash,
-        count: i64,
-    ) {
-        let at = *self.1.entry(id.clone()).or_insert_with(|| {
-            self.0.push(ReceivedRow { id: id.clone(), row: None, counts: RefCounts::new() });
-            self.0.len() - 1
-        });
-        let received = &mut self.0[at];
-        if count != 0 {
-            received.counts.add(query, count);
-        }
-        if let Some(row) = row
-            && received.row.as_ref().is_none_or(|known| known.version <= row.version)
-        {
-            received.row = Some(row.clone());
-        }
     }
 }
 
@@ -512,15 +371,6 @@ pub(super) fn requests(cvr: &Cvr, queries: &[QueryHash]) -> Result<Vec<Transform
         requests.push(TransformRequest { id: id.to_string(), name: name.to_string(), args });
     }
     Ok(requests)
-}
-
-/// A got query is executed again with the same hash, and nothing else moves the version.
-fn forced_bump(cvr: &Cvr, sync: &Sync, version: &CvrVersion) -> bool {
-    let hash = |id: &QueryHash| cvr.query(id).and_then(|q| q.transformation_hash.clone());
-    *version == cvr.version
-        && sync.removals.is_empty()
-        && !sync.additions.is_empty()
-        && sync.additions.iter().all(|(id, t)| hash(id).as_ref() == Some(&t.hash))
 }
 
 /// A query that cannot be executed, as its clients are told (decision 5).

@@ -301,6 +301,12 @@ impl Engine {
         Ok(instance.count(shape, table, row))
     }
 
+    /// Whether an instance reads a table; otherwise [`Engine::count`] is 0 for all its rows.
+    pub fn reads(&self, id: InstanceId, table: TableId) -> bool {
+        let plan = self.registry.get(id).and_then(|i| self.registry.plan(i.plan));
+        plan.is_some_and(|p| p.plan.nodes.iter().any(|n| n.table.id == table))
+    }
+
     /// The row-set signature: XOR of the row ids' 64-bit hashes, once per occurrence
     /// (spec: zql-ivm §5.8).
     ///

@@ -30,6 +30,7 @@ pub enum Question {
     Flushed(Result<crate::cvr::store::Flushed, CvrStoreError>),
     Transform(Arc<Credentials>, Vec<TransformRequest>),
     Hydrate(Vec<super::super::Hydrate>),
+    Continue,
 }
 
 /// A socket.
@@ -75,6 +76,8 @@ pub struct Harness {
     /// Pushes on their way to the mutate endpoint.
     pub pushes: Vec<(ClientGroupId, OutgoingPush)>,
     pub clean_ups: Vec<CleanUp>,
+    /// How often a group read its row records.
+    pub row_reads: usize,
     pub notes: Vec<Note>,
     /// The next flushes get these verdicts and are not carried out.
     pub flush_faults: VecDeque<CvrStoreError>,
@@ -114,6 +117,7 @@ impl Harness {
             requests: Vec::new(),
             pushes: Vec::new(),
             clean_ups: Vec::new(),
+            row_reads: 0,
             notes: Vec::new(),
             flush_faults: VecDeque::new(),
             unknown_outcomes: 0,
@@ -140,10 +144,10 @@ impl Harness {
             eprintln!("    {id} -> {}", shown(&effect));
         }
         match effect {
-            Effect::Send(conn, frames) => {
+            Effect::Send(conn, frames) | Effect::SendMore(conn, frames) => {
                 let durable = self.store.version(id).cookie();
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
-                for frame in frames {
+                for frame in frames.iter().cloned() {
                     if frame.payload.starts_with(b"[\"pokeEnd\"") {
                         let end: (String, serde_json::Value) =
                             serde_json::from_slice(&frame.payload).expect("JSON");
@@ -169,7 +173,10 @@ impl Harness {
                 assert!(std::mem::take(&mut socket.busy), "one answer per message");
             }
             Effect::Load { .. } => slot.questions.push_back(Question::Load),
-            Effect::ReadRows { .. } => slot.questions.push_back(Question::Rows),
+            Effect::ReadRows { .. } => {
+                self.row_reads += 1;
+                slot.questions.push_back(Question::Rows);
+            }
             Effect::CatchUp { range, except } => {
                 slot.questions.push_back(Question::CatchUp(Box::new(range), except));
             }
@@ -191,6 +198,7 @@ impl Harness {
             }
             Effect::Hydrate(wanted) => slot.questions.push_back(Question::Hydrate(wanted)),
             Effect::Release(instance) => self.world.release(instance),
+            Effect::Continue => slot.questions.push_back(Question::Continue),
             Effect::SetTimer(timer, Some(after)) => {
                 assert!(after >= 0.0);
                 slot.timers.insert(timer, self.now_ms + after);
@@ -225,6 +233,7 @@ impl Harness {
                 Event::CaughtUp(self.store.catch_up(&range, &except))
             }
             Question::Flushed(verdict) => Event::Flushed(verdict),
+            Question::Continue => Event::Continue,
             Question::Transform(credentials, queries) => {
                 Event::Transformed(self.transform(&credentials, &queries))
             }
@@ -432,7 +441,7 @@ impl Harness {
 /// An effect for the trace, frames as text.
 fn shown(effect: &Effect) -> String {
     match effect {
-        Effect::Send(conn, frames) => {
+        Effect::Send(conn, frames) | Effect::SendMore(conn, frames) => {
             let text: Vec<_> =
                 frames.iter().map(|f| String::from_utf8_lossy(&f.payload).into_owned()).collect();
             format!("Send({conn:?}) {}", text.join(" "))

@@ -4,6 +4,7 @@ mod client;
 mod harness;
 mod pushes;
 mod scenarios;
+mod shared;
 mod simulation;
 mod store;
 mod world;

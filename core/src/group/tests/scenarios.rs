@@ -4,6 +4,7 @@ use super::super::ConnId;
 use super::client::Persisted;
 use super::harness::{Answer, CLIENT_SCHEMA, Harness};
 use crate::cvr::store::CvrStoreError;
+use crate::cvr::{RefCounts, RowIdentity, RowRecord};
 use crate::protocol::error::{ApiFailure, CallReason};
 use crate::value::Value;
 
@@ -158,6 +159,35 @@ fn a_late_client_gets_what_it_missed_and_others_nothing() {
     assert_eq!(h.socket(b).model.pokes, 1);
     assert_eq!(h.state(b).rows, h.state(a).rows);
     assert_eq!(h.state(b).cookie, h.state(a).cookie);
+}
+
+#[test]
+fn records_of_rows_that_the_replica_lost_are_put_right() {
+    // Decision 12: the group's queries are executed anew; nobody gets an error.
+    for table in ["issue", "dropped"] {
+        let mut h = Harness::new(false);
+        let first = issue(&h, "i1", 1.0);
+        h.commit(vec![first]);
+        let stays = joined(&mut h, "a", &put("q", ALL_ISSUES));
+        let conn = joined(&mut h, "b", "");
+        let state = h.disconnect(conn);
+        let second = issue(&h, "i2", 1.0);
+        h.commit(vec![second]);
+        h.settle();
+        let id = RowIdentity::new(table.into(), vec![("id".into(), Value::string("lost"))]);
+        let lost = RowRecord {
+            id: id.into(),
+            row_version: h.world.version.clone(),
+            patch_version: h.store.version(&"g".into()),
+            ref_counts: Some(RefCounts::of("q".into(), 1)),
+        };
+        h.store.invent_row(&"g".into(), lost);
+        let conn = rejoin(&mut h, "b", state);
+        assert_eq!(h.error_kind(conn), None, "{table}");
+        let rows = |conn| h.state(conn).rows.keys().cloned().collect::<Vec<_>>();
+        assert_eq!((rows(conn).len(), rows(conn)), (2, rows(stays)), "{table}");
+        assert_eq!(h.store.rows(&"g".into()).len(), 2, "{table}: a tombstone");
+    }
 }
 
 #[test]

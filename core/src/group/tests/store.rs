@@ -143,6 +143,11 @@ impl MemStore {
             .collect()
     }
 
+    /// A record that nothing in the replica stands behind.
+    pub fn invent_row(&mut self, group: &ClientGroupId, record: RowRecord) {
+        self.groups.entry(group.clone()).or_default().rows.insert(record.id.clone(), record);
+    }
+
     pub fn catch_up(
         &self,
         range: &CatchupRange,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::{Credentials, Hydrate, SharedDelta, Transformed, VisitRow, World};
+use super::super::{Credentials, Hydrate, Shared, SharedDelta, Transformed, VisitRow, World};
 use crate::change::{Commit, RowChange, TableChange};
 use crate::cvr::RowIdentity;
 use crate::cvr::internal::ShardTables;
@@ -41,6 +41,9 @@ pub struct SimWorld {
     instances: BTreeMap<InstanceId, Instance>,
     next: u64,
     lsn: u64,
+    shared: Shared,
+    /// Rows read one by one.
+    pub reads: usize,
 }
 
 /// A table: its columns with types; the first `key` columns are its key.
@@ -111,6 +114,8 @@ impl SimWorld {
             instances: BTreeMap::new(),
             next: 0,
             lsn: 1_000,
+            shared: Shared::default(),
+            reads: 0,
         }
     }
 
@@ -273,6 +278,15 @@ impl World for SimWorld {
         Ok(instance.result.get(&id).map_or(0, |(n, _)| *n))
     }
 
+    fn reads(&self, instance: InstanceId, table: &str) -> bool {
+        let instance = self.instances.get(&instance);
+        instance.is_some_and(|i| i.plan.nodes.iter().any(|n| &*n.table.name == table))
+    }
+
+    fn shared(&mut self) -> &mut Shared {
+        &mut self.shared
+    }
+
     fn signature(&self, instance: InstanceId) -> Result<u64, String> {
         let instance = self.instances.get(&instance).ok_or("unknown instance")?;
         let mut signature = 0;
@@ -286,6 +300,7 @@ impl World for SimWorld {
     }
 
     fn read_row(&mut self, id: &RowIdentity) -> Result<Option<Arc<Row>>, String> {
+        self.reads += 1;
         let table = self.schema.table(id.table()).ok_or("unknown table")?;
         let key: Key = table
             .primary_key

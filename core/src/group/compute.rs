@@ -1,0 +1,458 @@
+//! An update of results, computed in slices (spec: view-syncer-cvr §5.6).
+//!
+//! What it is made of is *taken at one version of the engine*, all at once and without looking
+//! into it: references to the rows of queries that come and go, the deltas since the last update,
+//! contents of rows that late clients missed, signatures. From then on the queries run, and later
+//! deltas belong to the next update. The rest (naming rows, JSON, counting, encoding) is done
+//! [`SLICE_ROWS`] rows at a time ([`Effect::Continue`]), so that a group with a million new rows
+//! delays nobody else on its executor, and the engine goes on meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use smallvec::smallvec;
+
+use super::config::bug;
+use super::interface::{Effect, ResetReason};
+use super::machine::{Cx, Group, Pipeline};
+use super::op::{Failure, Flushing, Recipients, Stage, Step, StepResult, Sync, Trigger};
+use super::pending::{Pending, SharedDelta};
+use super::poke::{Encoder, Poke};
+use super::sync::failed_query;
+use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
+use crate::cvr::{
+    Cvr, Executed, Patch, PreparedFlush, QueryHash, QueryUpdater, ReceivedRow, RefCounts,
+    RowIdentity, VersionedPatch,
+};
+use crate::ivm::engine::InstanceId;
+use crate::row::Row;
+use crate::schema::{Schema, TableSpec};
+use crate::version::{CvrVersion, StateVersion};
+
+/// Rows of one slice: about a millisecond. Few in tests, so that every step can be interrupted.
+const SLICE_ROWS: usize = if cfg!(test) { 3 } else { 1_000 };
+
+/// An update under way.
+#[derive(Debug)]
+pub(super) struct Computing {
+    sync: Box<Sync>,
+    update: QueryUpdater,
+    /// Of the version that everything was taken at.
+    schema: Arc<Schema>,
+    signatures: BTreeMap<QueryHash, u64>,
+    /// The version of the update before.
+    since: StateVersion,
+    /// What late clients missed.
+    missed: Vec<VersionedPatch>,
+    /// Queries with a row that cannot be delivered: they are removed.
+    undeliverable: BTreeSet<QueryHash>,
+    patches: Vec<VersionedPatch>,
+    work: Work,
+}
+
+/// What is being done, slice by slice.
+#[derive(Debug)]
+enum Work {
+    /// Rows get names, and one entry each.
+    Name { held: VecDeque<Held>, rows: Rows },
+    /// Rows are counted, with what the records say.
+    Receive(std::vec::IntoIter<ReceivedRow>),
+    /// Rows are counted, with what the instances say.
+    Count(std::vec::IntoIter<AdvancedRow>),
+}
+
+/// A row of a query that comes or goes.
+#[derive(Debug)]
+struct Held {
+    query: QueryHash,
+    goes: bool,
+    table: Arc<TableSpec>,
+    row: Arc<Row>,
+    count: i64,
+}
+
+/// Named rows, one entry per row.
+#[derive(Debug)]
+enum Rows {
+    /// To be compared with records; the deltas come last.
+    Received(Received, RowDeltas),
+    /// Changes from and to nothing.
+    Deltas(RowDeltas),
+    /// Of one query that comes: each row is there once.
+    Whole(Vec<AdvancedRow>),
+}
+
+impl Default for Rows {
+    fn default() -> Rows {
+        Rows::Whole(Vec::new())
+    }
+}
+
+/// Rows of several queries.
+#[derive(Debug, Default)]
+struct Received(Vec<ReceivedRow>, FxHashMap<Arc<RowIdentity>, usize>);
+
+/// An update that is computed; its patches are being encoded.
+#[derive(Debug)]
+pub(super) struct Encoding {
+    sync: Box<Sync>,
+    schema: Arc<Schema>,
+    patches: std::vec::IntoIter<VersionedPatch>,
+    poke: Poke,
+    /// `None`: nothing is to be written.
+    prepared: Option<PreparedFlush>,
+}
+
+impl Group {
+    /// Takes everything that the update is made of, at the engine's version, and begins.
+    pub(super) fn sync_compute(
+        &mut self,
+        trigger: Trigger,
+        mut sync: Box<Sync>,
+        instances: BTreeMap<QueryHash, InstanceId>,
+        cx: &mut Cx<'_>,
+    ) -> StepResult {
+        if !self.needs_update(&sync) {
+            return self.catch_up_only(sync, cx);
+        }
+        if !sync.records_read && !self.knows_rows(&sync, cx) {
+            // Deltas arrived while the store was scanned, or something failed: once more, with
+            // the records.
+            instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
+            return self.sync_read(trigger, sync, cx);
+        }
+        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
+        let update = QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?;
+        let held = self.held_rows(&sync, &instances, cx)?;
+        let missed = self.missed_patches(std::mem::take(&mut sync.missed), cx);
+        let since = self.pending.since().clone();
+        let deltas = self.pending.take_deltas();
+        let rows = if sync.records_read {
+            Rows::Received(Received::default(), deltas)
+        } else if deltas.is_empty() && sync.removals.is_empty() && sync.additions.len() == 1 {
+            Rows::Whole(Vec::with_capacity(held.len()))
+        } else {
+            Rows::Deltas(deltas)
+        };
+        self.install(&sync, &instances, cx);
+        self.pending = Pending::at(cx.world.version().clone());
+        let signature = |p: &Pipeline| cx.world.signature(p.instance).ok();
+        let signatures = self.pipelines.iter();
+        let signatures = signatures.filter_map(|(id, p)| Some((id.clone(), signature(p)?)));
+        let computing = Computing {
+            update,
+            schema: cx.world.schema().clone(),
+            signatures: signatures.collect(),
+            since,
+            missed,
+            undeliverable: BTreeSet::new(),
+            patches: Vec::new(),
+            work: Work::Name { held, rows },
+            sync,
+        };
+        self.compute(Box::new(computing), cx)
+    }
+
+    /// Rows of the queries that come, and of those that go if the records do not tell.
+    fn held_rows(
+        &self,
+        sync: &Sync,
+        instances: &BTreeMap<QueryHash, InstanceId>,
+        cx: &Cx<'_>,
+    ) -> Result<VecDeque<Held>, Failure> {
+        let coming = instances.iter().map(|(id, instance)| (id, *instance, false));
+        let going = sync.removals.iter().filter(|_| !sync.records_read);
+        let going = going.filter_map(|id| Some((id, self.pipelines.get(id)?.instance, true)));
+        let mut held = VecDeque::new();
+        for (query, instance, goes) in coming.chain(going) {
+            let read = cx.world.rows(instance, &mut |table, row, count| {
+                held.push_back(Held {
+                    query: query.clone(),
+                    goes,
+                    table: table.clone(),
+                    row: row.clone(),
+                    count: i64::try_from(count).unwrap_or(i64::MAX),
+                });
+            });
+            read.map_err(|why| bug(&format!("query {query}: {why}")))?;
+        }
+        Ok(held)
+    }
+
+    /// Makes the added queries the running ones.
+    fn install(
+        &mut self,
+        sync: &Sync,
+        instances: &BTreeMap<QueryHash, InstanceId>,
+        cx: &mut Cx<'_>,
+    ) {
+        for id in &sync.removals {
+            if let Some(old) = self.pipelines.remove(id) {
+                cx.emit(Effect::Release(old.instance));
+            }
+        }
+        for (id, transformed) in &sync.additions {
+            let Some(instance) = instances.get(id) else { continue };
+            let pipeline = Pipeline { instance: *instance, hash: transformed.hash.clone() };
+            if let Some(old) = self.pipelines.insert(id.clone(), pipeline) {
+                cx.info(format!("group {}: transformation of query {id} changed", self.id));
+                cx.emit(Effect::Release(old.instance));
+            }
+        }
+    }
+
+    /// Goes on for a slice.
+    pub(super) fn compute(&mut self, mut c: Box<Computing>, cx: &mut Cx<'_>) -> StepResult {
+        if self.reset.is_some() || self.pending.has_failed() {
+            return self.abandon(c, cx);
+        }
+        let mut budget = SLICE_ROWS;
+        loop {
+            let Computing { sync, update, since, patches, undeliverable, work, .. } = &mut *c;
+            let done = match work {
+                Work::Name { held, rows } => {
+                    let now = held.len().min(budget);
+                    budget -= now;
+                    for held in held.drain(..now) {
+                        self.name(held, rows, sync, undeliverable, cx);
+                    }
+                    if held.is_empty() {
+                        let rows = std::mem::take(rows);
+                        *work = self.named(rows, sync, undeliverable, update, patches)?;
+                    }
+                    false
+                }
+                Work::Receive(rows) => {
+                    let now = rows.len().min(budget);
+                    budget -= now;
+                    patches.extend(update.received(rows.by_ref().take(now), &sync.records)?);
+                    rows.len() == 0
+                }
+                Work::Count(rows) => {
+                    let now = rows.len().min(budget);
+                    budget -= now;
+                    let mut slice: Vec<AdvancedRow> = rows.by_ref().take(now).collect();
+                    let done = rows.len() == 0;
+                    for row in slice.iter_mut().filter(|row| row.needs_others()) {
+                        match self.referenced_elsewhere(row, cx) {
+                            Ok(others) => row.others = others,
+                            Err(_) => return self.abandon(c, cx),
+                        }
+                    }
+                    if !slice.is_empty() {
+                        update.ensure_new_version();
+                        patches.extend(update.advanced(slice, since)?);
+                    }
+                    done
+                }
+            };
+            if done {
+                return self.computed(c, cx);
+            }
+            if budget == 0 {
+                cx.emit(Effect::Continue);
+                return Ok(Step::Wait(Stage::Computing(c)));
+            }
+        }
+    }
+
+    /// What runs has changed under the update: the bring-up that follows does it all.
+    fn abandon(&mut self, c: Box<Computing>, cx: &mut Cx<'_>) -> StepResult {
+        self.reset.get_or_insert(ResetReason::LostRow);
+        self.acknowledge(c.sync.ack, cx);
+        Ok(Step::Done)
+    }
+
+    fn name(
+        &mut self,
+        held: Held,
+        rows: &mut Rows,
+        sync: &mut Sync,
+        undeliverable: &mut BTreeSet<QueryHash>,
+        cx: &mut Cx<'_>,
+    ) {
+        let Held { query, goes, table, row, count } = held;
+        if undeliverable.contains(&query) {
+            return;
+        }
+        if !goes && let Err(why) = SharedDelta::check(&self.settings.tables, &table, &row) {
+            self.give_up(&query, why, sync, cx);
+            undeliverable.insert(query);
+            return;
+        }
+        let id = Arc::new(RowIdentity::of(&table, &row));
+        let (before, after) = if goes { (count, 0) } else { (0, count) };
+        let change = CountChange { query, before, after };
+        match rows {
+            Rows::Received(rows, _) => rows.add(&id, Some(&row), &change.query, count),
+            Rows::Deltas(rows) => rows.add_whole(&id, change, &row),
+            Rows::Whole(rows) => rows.push(AdvancedRow {
+                id,
+                row: Some(row),
+                counts: smallvec![change],
+                others: false,
+                by_advance: false,
+            }),
+        }
+    }
+
+    /// A query has a row that cannot be delivered: it becomes a removed one.
+    fn give_up(&mut self, query: &QueryHash, why: String, sync: &mut Sync, cx: &mut Cx<'_>) {
+        if let Some(known) = self.cvr.as_ref().and_then(|cvr| cvr.query(query)) {
+            let errored = failed_query(known, why);
+            self.tell_errored(&[errored], cx);
+        }
+        sync.additions.retain(|(added, _)| added != query);
+        sync.removals.push(query.clone());
+        if let Some(pipeline) = self.pipelines.remove(query) {
+            cx.emit(Effect::Release(pipeline.instance));
+        }
+        self.pending.forget(query);
+    }
+
+    /// All rows have names: the version is settled, and what becomes of the queries.
+    fn named(
+        &self,
+        rows: Rows,
+        sync: &Sync,
+        undeliverable: &BTreeSet<QueryHash>,
+        update: &mut QueryUpdater,
+        patches: &mut Vec<VersionedPatch>,
+    ) -> Result<Work, Failure> {
+        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
+        if forced_bump(cvr, sync, update.version()) {
+            update.ensure_new_version();
+        }
+        if !sync.additions.is_empty() || !sync.removals.is_empty() {
+            let executed: Vec<Executed> = sync
+                .additions
+                .iter()
+                .map(|(id, t)| Executed { id: id.clone(), transformation_hash: t.hash.clone() })
+                .collect();
+            patches.extend(update.track_queries(&executed, &sync.removals)?);
+        }
+        let delivered = |row: &mut AdvancedRow| {
+            row.counts.retain(|c| !undeliverable.contains(&c.query));
+            !row.counts.is_empty()
+        };
+        Ok(match rows {
+            Rows::Received(mut rows, deltas) => {
+                rows.forget(undeliverable);
+                let touched: BTreeSet<&QueryHash> =
+                    sync.additions.iter().map(|(id, _)| id).chain(&sync.removals).collect();
+                for row in deltas.into_rows() {
+                    for c in row.counts.iter().filter(|c| !touched.contains(&c.query)) {
+                        rows.add(&row.id, row.row.as_ref(), &c.query, c.after - c.before);
+                    }
+                }
+                Work::Receive(rows.0.into_iter())
+            }
+            Rows::Deltas(rows) => {
+                let mut rows = rows.into_rows();
+                if !undeliverable.is_empty() {
+                    rows.retain_mut(delivered);
+                }
+                Work::Count(rows.into_iter())
+            }
+            Rows::Whole(mut rows) => {
+                if !undeliverable.is_empty() {
+                    rows.clear();
+                }
+                Work::Count(rows.into_iter())
+            }
+        })
+    }
+
+    /// Everything is counted: what is written is settled, what is sent is still to be encoded.
+    fn computed(&mut self, c: Box<Computing>, cx: &mut Cx<'_>) -> StepResult {
+        let times = self.flush_times(cx.now_ms);
+        let Computing { sync, mut update, schema, signatures, mut missed, mut patches, .. } = *c;
+        if sync.records_read {
+            patches.extend(update.delete_unreferenced_rows(&sync.records)?);
+        }
+        if !missed.is_empty() {
+            // What was missed is older than what happens now: it goes first. The scan saw the
+            // records before the update: what the update says of a row is newer.
+            let rewritten: BTreeSet<&RowIdentity> =
+                patches.iter().filter_map(|p| row_of(&p.patch)).collect();
+            missed.retain(|p| row_of(&p.patch).is_none_or(|id| !rewritten.contains(id)));
+            missed.append(&mut patches);
+            patches = missed;
+        }
+        let prepared = update.finish(times, |id| signatures.get(id).copied());
+        let (patches, poke) = (patches.into_iter(), Poke::default());
+        self.encode_slice(Box::new(Encoding { sync, schema, patches, poke, prepared }), cx)
+    }
+
+    /// Encodes a slice of patches; after the last one the update is written.
+    pub(super) fn encode_slice(&mut self, mut e: Box<Encoding>, cx: &mut Cx<'_>) -> StepResult {
+        let slice: Vec<VersionedPatch> = e.patches.by_ref().take(SLICE_ROWS).collect();
+        let encoder =
+            Encoder { tables: &self.settings.tables, group: self.id.as_str(), schema: &e.schema };
+        e.poke.extend(&encoder, &slice).map_err(|error| bug(&error.to_string()))?;
+        if e.patches.len() > 0 {
+            cx.emit(Effect::Continue);
+            return Ok(Step::Wait(Stage::Encoding(e)));
+        }
+        let Encoding { sync, poke, prepared, .. } = *e;
+        let Sync { ack, bring_up, .. } = *sync;
+        let recipients = Recipients::All;
+        let flushing = |cvr| Flushing { cvr, poke, recipients, ack, bring_up };
+        match prepared {
+            Some(prepared) => {
+                cx.emit(Effect::Flush(Box::new(prepared.flush)));
+                Ok(Step::Wait(Stage::Flushing(Box::new(flushing(Some(prepared.cvr))))))
+            }
+            None => self.results_flushed(flushing(None), cx),
+        }
+    }
+}
+
+impl Received {
+    fn add(
+        &mut self,
+        id: &Arc<RowIdentity>,
+        row: Option<&Arc<Row>>,
+        query: &QueryHash,
+        count: i64,
+    ) {
+        let at = *self.1.entry(id.clone()).or_insert_with(|| {
+            self.0.push(ReceivedRow { id: id.clone(), row: None, counts: RefCounts::new() });
+            self.0.len() - 1
+        });
+        let received = &mut self.0[at];
+        if count != 0 {
+            received.counts.add(query, count);
+        }
+        if let Some(row) = row
+            && received.row.as_ref().is_none_or(|known| known.version <= row.version)
+        {
+            received.row = Some(row.clone());
+        }
+    }
+
+    /// Takes the counts of these queries back.
+    fn forget(&mut self, queries: &BTreeSet<QueryHash>) {
+        for row in &mut self.0 {
+            queries.iter().for_each(|query| row.counts.set(query, 0));
+        }
+    }
+}
+
+/// The row that a patch is about.
+fn row_of(patch: &Patch) -> Option<&RowIdentity> {
+    match patch {
+        Patch::RowPut(id, _) | Patch::RowDel(id) => Some(id),
+        _ => None,
+    }
+}
+
+/// A got query is executed again with the same hash, and nothing else moves the version.
+fn forced_bump(cvr: &Cvr, sync: &Sync, version: &CvrVersion) -> bool {
+    let hash = |id: &QueryHash| cvr.query(id).and_then(|q| q.transformation_hash.clone());
+    *version == cvr.version
+        && sync.removals.is_empty()
+        && !sync.additions.is_empty()
+        && sync.additions.iter().all(|(id, t)| hash(id).as_ref() == Some(&t.hash))
+}

@@ -1,0 +1,255 @@
+//! What the groups of an executor share, so that a change that reaches thousands of them costs one
+//! encoding and one read.
+//!
+//! Everything here is a cache: forgotten when it grows, and every few seconds
+//! ([`Shared::sweep`]); a group that comes later makes its own.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHasher};
+use smallvec::SmallVec;
+
+use super::poke::{Frame, WirePatch};
+use crate::cvr::RowIdentity;
+use crate::row::Row;
+use crate::version::{CvrVersion, StateVersion};
+
+/// Bytes of frames that are kept.
+const MAX_KEPT_BYTES: usize = 8 << 20;
+/// A poke that is larger is not kept: nobody waits for one encoding more of it.
+const MAX_POKE_BYTES: usize = 2 << 20;
+/// Entries that are kept, whatever their size.
+const MAX_ENTRIES: usize = 4_096;
+/// Rows that are kept.
+const MAX_ROWS: usize = 16_384;
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Frames of pokes.
+    pub frames: SharedFrames,
+    /// Rows of the replica.
+    pub rows: SharedRows,
+}
+
+impl Shared {
+    /// Forgets everything. To be called every few seconds.
+    pub fn sweep(&mut self) {
+        self.frames.clear();
+        self.rows.clear();
+    }
+}
+
+/// Pokes made lately, by what they say.
+#[derive(Debug, Default)]
+pub struct SharedFrames {
+    parts: FxHashMap<u64, SmallVec<[Parts; 1]>>,
+    pokes: FxHashMap<u64, SmallVec<[Whole; 1]>>,
+    entries: usize,
+    bytes: usize,
+    made: u64,
+    reused: u64,
+}
+
+#[derive(Debug)]
+struct Parts {
+    cookie: Box<str>,
+    binary: bool,
+    patches: Box<[WirePatch]>,
+    frames: Arc<[Frame]>,
+}
+
+#[derive(Debug)]
+struct Whole {
+    cookie: Box<str>,
+    base: Option<CvrVersion>,
+    /// Kept beside its address.
+    parts: Arc<[Frame]>,
+    frames: Arc<[Frame]>,
+}
+
+impl SharedFrames {
+    /// How often the parts of a poke were encoded.
+    pub fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// How often they were there already.
+    pub fn reused(&self) -> u64 {
+        self.reused
+    }
+
+    /// The parts of the poke `cookie` with these patches; `encode` makes them.
+    pub(super) fn parts(
+        &mut self,
+        cookie: &str,
+        patches: &[&WirePatch],
+        binary: bool,
+        encode: impl FnOnce() -> Arc<[Frame]>,
+    ) -> Arc<[Frame]> {
+        let mut hasher = FxHasher::default();
+        (cookie, binary, patches.len()).hash(&mut hasher);
+        patches.iter().for_each(|p| p.fingerprint(&mut hasher));
+        let hash = hasher.finish();
+        let alike = |k: &&Parts| {
+            *k.cookie == *cookie
+                && k.binary == binary
+                && k.patches.len() == patches.len()
+                && k.patches.iter().zip(patches).all(|(a, b)| a.is_same(b))
+        };
+        if let Some(known) = self.parts.get(&hash).and_then(|k| k.iter().find(alike)) {
+            self.reused += 1;
+            return known.frames.clone();
+        }
+        self.made += 1;
+        let frames = encode();
+        if self.make_room(&frames) {
+            self.parts.entry(hash).or_default().push(Parts {
+                cookie: cookie.into(),
+                binary,
+                patches: patches.iter().map(|p| (*p).clone()).collect(),
+                frames: frames.clone(),
+            });
+        }
+        frames
+    }
+
+    /// The poke from `base` to `cookie` with these parts; `wrap` puts start and end around them.
+    pub(super) fn poke(
+        &mut self,
+        cookie: &str,
+        base: Option<&CvrVersion>,
+        parts: &Arc<[Frame]>,
+        wrap: impl FnOnce() -> Arc<[Frame]>,
+    ) -> Arc<[Frame]> {
+        let mut hasher = FxHasher::default();
+        (cookie, base).hash(&mut hasher);
+        if !parts.is_empty() {
+            parts.as_ptr().hash(&mut hasher);
+        }
+        let hash = hasher.finish();
+        let alike = |k: &&Whole| {
+            *k.cookie == *cookie
+                && k.base.as_ref() == base
+                && (Arc::ptr_eq(&k.parts, parts) || (k.parts.is_empty() && parts.is_empty()))
+        };
+        if let Some(known) = self.pokes.get(&hash).and_then(|k| k.iter().find(alike)) {
+            return known.frames.clone();
+        }
+        let frames = wrap();
+        if self.make_room(parts) {
+            self.pokes.entry(hash).or_default().push(Whole {
+                cookie: cookie.into(),
+                base: base.cloned(),
+                parts: parts.clone(),
+                frames: frames.clone(),
+            });
+        }
+        frames
+    }
+
+    /// Whether frames are to be kept; counts them.
+    fn make_room(&mut self, frames: &[Frame]) -> bool {
+        let bytes: usize = frames.iter().map(|f| f.payload.len()).sum();
+        if bytes > MAX_POKE_BYTES {
+            return false;
+        }
+        if self.bytes + bytes > MAX_KEPT_BYTES || self.entries >= MAX_ENTRIES {
+            self.clear();
+        }
+        self.bytes += bytes;
+        self.entries += 1;
+        true
+    }
+
+    fn clear(&mut self) {
+        self.parts.clear();
+        self.pokes.clear();
+        self.bytes = 0;
+        self.entries = 0;
+    }
+}
+
+/// Rows of the replica at one version, as they were read.
+#[derive(Debug, Default)]
+pub struct SharedRows {
+    version: StateVersion,
+    rows: FxHashMap<Arc<RowIdentity>, Option<Arc<Row>>>,
+}
+
+impl SharedRows {
+    /// What is known of a row at `version`; forgets other versions.
+    pub(super) fn get(
+        &mut self,
+        version: &StateVersion,
+        id: &Arc<RowIdentity>,
+    ) -> Option<Option<Arc<Row>>> {
+        if self.version != *version {
+            self.version = version.clone();
+            self.clear();
+        }
+        self.rows.get(id).cloned()
+    }
+
+    /// Keeps a row that was read at the version of the last [`SharedRows::get`].
+    pub(super) fn put(&mut self, id: Arc<RowIdentity>, row: Option<Arc<Row>>) {
+        if self.rows.len() >= MAX_ROWS {
+            self.clear();
+        }
+        self.rows.insert(id, row);
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(text: &str) -> Arc<[Frame]> {
+        [Frame::text(text.as_bytes())].into()
+    }
+
+    #[test]
+    fn equal_patches_of_one_version_are_encoded_once() {
+        let mut shared = SharedFrames::default();
+        let row = Row::new(StateVersion::zero(), Vec::new());
+        let put = |row: &Arc<Row>| WirePatch::RowPut("t".into(), row.clone());
+        let (one, same) = (put(&row), put(&row));
+        let other = put(&Row::new(StateVersion::zero(), Vec::new()));
+        let first = shared.parts("v1", &[&one], false, || frames("1"));
+        let again = shared.parts("v1", &[&same], false, || unreachable!("made before"));
+        assert!(Arc::ptr_eq(&first, &again));
+        let different: [(&str, &[&WirePatch], bool); 4] = [
+            ("v2", &[&one], false),
+            ("v1", &[&one], true),
+            ("v1", &[&other], false),
+            ("v1", &[&one, &one], false),
+        ];
+        for (cookie, patches, binary) in different {
+            let frames = shared.parts(cookie, patches, binary, || frames("2"));
+            assert!(!Arc::ptr_eq(&first, &frames), "{cookie} {binary}");
+        }
+        assert_eq!((shared.made(), shared.reused()), (5, 1));
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut shared = SharedFrames::default();
+        for i in 0..3 * MAX_ENTRIES {
+            shared.parts(&i.to_string(), &[], true, || frames("x"));
+            assert!(shared.entries <= MAX_ENTRIES);
+        }
+        let large = "x".repeat(MAX_POKE_BYTES);
+        for i in 0..9 {
+            shared.parts(&format!("large {i}"), &[], true, || frames(&large));
+            assert!(shared.bytes <= MAX_KEPT_BYTES);
+        }
+        let before = shared.entries;
+        shared.parts("too large", &[], true, || frames(&format!("{large}x")));
+        assert_eq!(shared.entries, before, "not kept");
+    }
+}
