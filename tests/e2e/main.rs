@@ -15,4 +15,5 @@ mod fuzz;
 mod generate;
 mod groups;
 mod hydrate;
+mod interop;
 mod soak;
