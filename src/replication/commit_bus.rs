@@ -151,10 +151,17 @@ struct Receiver {
 /// # Errors
 /// No file descriptor is left for the doorbells.
 pub fn commit_bus(executors: usize) -> io::Result<(CommitBus, Vec<BusReceiver>)> {
-    with_capacity(executors, MAX_COMMITS)
+    commit_bus_of(executors, MAX_COMMITS)
 }
 
-fn with_capacity(executors: usize, commits: usize) -> io::Result<(CommitBus, Vec<BusReceiver>)> {
+/// A bus on which so many commits may be on the way to an executor.
+///
+/// # Errors
+/// No file descriptor is left for the doorbells.
+pub fn commit_bus_of(
+    executors: usize,
+    commits: usize,
+) -> io::Result<(CommitBus, Vec<BusReceiver>)> {
     let core_bell = Doorbell::new()?;
     let mut lines = Vec::with_capacity(executors);
     let mut receivers = Vec::with_capacity(executors);
@@ -470,7 +477,7 @@ mod tests {
     fn every_executor_gets_an_unbroken_chain_or_knows_that_it_does_not() {
         const COMMITS: u64 = 20_000;
         let replica = Arc::new(AtomicU64::new(0));
-        let (mut bus, receivers) = with_capacity(2, 8).unwrap();
+        let (mut bus, receivers) = commit_bus_of(2, 8).unwrap();
         let threads: Vec<_> = receivers
             .into_iter()
             .enumerate()
@@ -522,7 +529,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_never_blocks_the_core_and_is_told_once() {
-        let (mut bus, mut receivers) = with_capacity(1, 4).unwrap();
+        let (mut bus, mut receivers) = commit_bus_of(1, 4).unwrap();
         let rx = &mut receivers[0];
         (1..=10).for_each(|n| bus.commit(commit(n)));
         assert_eq!(bus.dropped().collect::<Vec<_>>(), [6]);
@@ -590,7 +597,7 @@ mod tests {
 
     #[test]
     fn commits_of_a_replaced_replica_are_gone() {
-        let (mut bus, mut receivers) = with_capacity(1, 4).unwrap();
+        let (mut bus, mut receivers) = commit_bus_of(1, 4).unwrap();
         let rx = &mut receivers[0];
         (1..=9).for_each(|n| bus.commit(commit(n)));
         bus.replica_replaced(Path::new("new.db"), &info(1));

@@ -16,4 +16,5 @@ mod generate;
 mod groups;
 mod hydrate;
 mod mutators;
+mod interop;
 mod soak;

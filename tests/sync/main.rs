@@ -5,4 +5,7 @@ mod handshake;
 mod lifecycle;
 mod pokes;
 mod queries;
+mod replica;
+mod roaming;
 mod support;
+mod takeover;

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 use zeroring::ops::registry::Registry;
 use zeroring::options::config::Endpoint;
-use zeroring::replication::CommitSink;
-use zeroring::replication::commit_bus::{CommitBus, commit_bus};
+use zeroring::replication::commit_bus::{CommitBus, MAX_COMMITS, commit_bus_of};
+use zeroring::replication::{CommitSink, ReplicaInfo};
 use zeroring::sync::{SyncConfig, SyncPart, SyncService, websocket_config};
 use zeroring_core::change::message::{
     ChangeMessage, LiteValue, Relation, RelationColumn, ReplicaIdentity, TupleValue,
@@ -28,7 +28,9 @@ use zeroring_core::version::StateVersion;
 use zeroring_net::http::Incoming;
 use zeroring_net::http::client::{ApiClient, ApiClientConfig};
 use zeroring_net::rt::{BoundListener, Executors, RtConfig, bind_group, now, spawn};
+use zeroring_storage::cvr_store::CvrStore;
 use zeroring_storage::cvr_store::embedded::EmbeddedCvrStore;
+use zeroring_storage::cvr_store::postgres::{PostgresCvrConfig, PostgresCvrStore};
 use zeroring_storage::replica::initial::{InitialSpec, InitialSync, RowBatch};
 use zeroring_storage::replica::schema::TableIds;
 use zeroring_storage::replica::writer::{Applied, ReplicaWriter, WriterOptions};
@@ -50,11 +52,24 @@ pub struct Setup {
     pub query_url: Option<String>,
     pub tokens: bool,
     pub revalidate: Duration,
+    /// Commits that may be on the way to an executor.
+    pub ring: usize,
+    /// Name of this server, and the view records that it shares with others; none: its own file.
+    pub task: &'static str,
+    pub records: Option<PostgresCvrConfig>,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { executors: 1, query_url: None, tokens: false, revalidate: Duration::from_secs(300) }
+        Setup {
+            executors: 1,
+            query_url: None,
+            tokens: false,
+            revalidate: Duration::from_secs(300),
+            ring: MAX_COMMITS,
+            task: "task-1",
+            records: None,
+        }
     }
 }
 
@@ -63,9 +78,13 @@ pub struct Server {
     executors: Option<Executors>,
     writer: ReplicaWriter,
     bus: CommitBus,
+    table_ids: TableIds,
     tables: Vec<PublishedTable>,
+    /// Version of the replica, and commits since.
+    initial: u64,
     next: u64,
-    _dir: tempfile::TempDir,
+    replicas: u64,
+    dir: tempfile::TempDir,
 }
 
 fn column(pos: i32, data_type: &str, not_null: bool) -> PublishedColumn {
@@ -156,32 +175,48 @@ struct Input {
     part: SyncPart,
 }
 
+/// A new replica file of this version, with issues of these ids and numbers.
+fn make_replica(path: &Path, version: &StateVersion, issues: &[(&str, i64)]) {
+    let schema = published();
+    let publications = ["_zero_metadata_0".to_owned(), "_zero_public_0".to_owned()];
+    let spec =
+        InitialSpec { schema: &schema, version, publications: &publications, context_json: "{}" };
+    let mut sync = InitialSync::create(path, &spec).unwrap();
+    let mut permissions = RowBatch::new();
+    permissions.push(&LiteValue::Integer(1));
+    permissions.push(&LiteValue::Text(PERMISSIONS.into()));
+    permissions.push(&LiteValue::Text("h".into()));
+    sync.insert(3, &permissions).unwrap();
+    let mut rows = RowBatch::new();
+    for (id, n) in issues {
+        issue_values(id, *n).iter().for_each(|value| rows.push(value));
+    }
+    sync.insert(0, &rows).unwrap();
+    sync.create_indexes(&mut |_| {}).unwrap();
+    sync.finish().unwrap();
+}
+
+/// A row of `issue`.
+pub fn issue_values(id: &str, n: i64) -> [LiteValue; 3] {
+    [text(id), text(&format!("title of {id}")), LiteValue::Integer(n)]
+}
+
 impl Server {
     pub fn start(setup: &Setup) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let replica_file: PathBuf = dir.path().join("replica.db");
-        let schema = published();
         let version = StateVersion::from_lsn(INITIAL);
-        let publications = ["_zero_metadata_0".to_owned(), "_zero_public_0".to_owned()];
-        let spec = InitialSpec {
-            schema: &schema,
-            version: &version,
-            publications: &publications,
-            context_json: "{}",
-        };
-        let mut sync = InitialSync::create(&replica_file, &spec).unwrap();
-        let mut permissions = RowBatch::new();
-        permissions.push(&LiteValue::Integer(1));
-        permissions.push(&LiteValue::Text(PERMISSIONS.into()));
-        permissions.push(&LiteValue::Text("h".into()));
-        sync.insert(3, &permissions).unwrap();
-        sync.create_indexes(&mut |_| {}).unwrap();
-        sync.finish().unwrap();
+        make_replica(&replica_file, &version, &[]);
         let table_ids = TableIds::default();
         let options = WriterOptions::new("zero", table_ids.clone());
         let writer = ReplicaWriter::open(&replica_file, &options).unwrap();
-        let (bus, receivers) = commit_bus(setup.executors).unwrap();
-        let store = EmbeddedCvrStore::open(&dir.path().join("cvr.db"), "task-1").unwrap();
+        let (bus, receivers) = commit_bus_of(setup.executors, setup.ring).unwrap();
+        let store: Arc<dyn CvrStore> = match &setup.records {
+            Some(config) => Arc::new(PostgresCvrStore::connect(config, setup.task).unwrap()),
+            None => {
+                Arc::new(EmbeddedCvrStore::open(&dir.path().join("cvr.db"), setup.task).unwrap())
+            }
+        };
         let query = Endpoint {
             urls: setup.query_url.iter().cloned().collect(),
             forward_cookies: true,
@@ -191,7 +226,7 @@ impl Server {
             config: SyncConfig {
                 app_id: "zero".into(),
                 shard_num: 0,
-                task_id: "task-1".into(),
+                task_id: setup.task.into(),
                 replica_file,
                 query,
                 mutate: Endpoint::default(),
@@ -202,10 +237,10 @@ impl Server {
                 auth_retransform: Duration::from_secs(300),
                 websocket: websocket_config(),
             },
-            store: Arc::new(store),
+            store,
             api: Some(ApiClient::start(ApiClientConfig::default()).unwrap()),
             replica_version: version,
-            table_ids,
+            table_ids: table_ids.clone(),
         };
         let parts = service.prepare(receivers, &Registry::new(setup.executors)).unwrap();
         let listeners = bind_group("127.0.0.1:0".parse().unwrap(), setup.executors).unwrap();
@@ -235,8 +270,30 @@ impl Server {
             drop(accepting);
         })
         .unwrap();
-        let tables = schema.tables;
-        Server { addr, executors: Some(executors), writer, bus, tables, next: 1, _dir: dir }
+        let tables = published().tables;
+        let executors = Some(executors);
+        let (initial, next, replicas) = (INITIAL, 1, 1);
+        Server { addr, executors, writer, bus, table_ids, tables, initial, next, replicas, dir }
+    }
+
+    /// Another replica takes the place of this one, its version so much newer (or older), with
+    /// these issues.
+    pub fn replace_replica(&mut self, newer: i64, issues: &[(&str, i64)]) -> StateVersion {
+        self.replicas += 1;
+        (self.initial, self.next) = (self.initial.checked_add_signed(newer).unwrap(), 1);
+        let version = StateVersion::from_lsn(self.initial);
+        let path = self.dir.path().join(format!("replica-{}.db", self.replicas));
+        make_replica(&path, &version, issues);
+        let options = WriterOptions::new("zero", self.table_ids.clone());
+        self.writer = ReplicaWriter::open(&path, &options).unwrap();
+        let (replica_version, generation) = (version.clone(), self.replicas);
+        self.bus.replica_replaced(&path, &ReplicaInfo { replica_version, generation });
+        version
+    }
+
+    /// Commits that an executor did not get because it was too slow.
+    pub fn dropped(&self) -> u64 {
+        self.bus.dropped().sum()
     }
 
     fn relation(&self, name: &str) -> Arc<Relation> {
@@ -269,13 +326,18 @@ impl Server {
         ChangeMessage::Update { relation: self.relation(table), old: None, new }
     }
 
+    pub fn delete_issue(&self, id: &str) -> ChangeMessage {
+        let old = vec![TupleValue::Value(text(id)), TupleValue::Absent, TupleValue::Absent];
+        ChangeMessage::Delete { relation: self.relation("issue"), old }
+    }
+
     pub fn issue(&self, id: &str, n: i64) -> ChangeMessage {
-        self.insert("issue", &[text(id), text(&format!("title of {id}")), LiteValue::Integer(n)])
+        self.insert("issue", &issue_values(id, n))
     }
 
     /// Applies and publishes a transaction.
     pub fn commit(&mut self, changes: Vec<ChangeMessage>) -> StateVersion {
-        let watermark = StateVersion::from_lsn(INITIAL + self.next);
+        let watermark = StateVersion::from_lsn(self.initial + self.next);
         self.next += 1;
         let begin = ChangeMessage::Begin { watermark: watermark.clone(), commit_time_ms: 1.0 };
         self.writer.apply(&begin).unwrap();
@@ -387,7 +449,11 @@ pub enum Got {
 impl Client {
     /// Upgrades; the HTTP status if that is refused.
     pub fn connect(server: &Server, dial: &Dial) -> Result<Client, u16> {
-        let url = format!("ws://{}{}?{}", server.addr, dial.path, dial.query);
+        Client::connect_to(server.addr, dial)
+    }
+
+    pub fn connect_to(addr: SocketAddr, dial: &Dial) -> Result<Client, u16> {
+        let url = format!("ws://{addr}{}?{}", dial.path, dial.query);
         let mut request = url.into_client_request().unwrap();
         if let Some(protocol) = &dial.protocol {
             request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
@@ -395,7 +461,7 @@ impl Client {
         for (name, value) in &dial.headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
-        let stream = TcpStream::connect(server.addr).unwrap();
+        let stream = TcpStream::connect(addr).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         match tungstenite::client(request, stream) {
             Ok((ws, response)) => {
@@ -415,22 +481,26 @@ impl Client {
     }
 
     pub fn next(&mut self) -> Got {
+        self.try_next().unwrap_or_else(|error| panic!("no message: {error}"))
+    }
+
+    /// What comes next; an error if the connection broke, or nothing comes.
+    pub fn try_next(&mut self) -> Result<Got, tungstenite::Error> {
         loop {
-            match self.ws.read() {
-                Ok(Message::Text(text)) => {
+            match self.ws.read()? {
+                Message::Text(text) => {
                     let (kind, body) = serde_json::from_str(text.as_str()).unwrap();
-                    return Got::Json(kind, body);
+                    return Ok(Got::Json(kind, body));
                 }
-                Ok(Message::Binary(bytes)) => return Got::Binary(bytes.to_vec()),
-                Ok(Message::Close(frame)) => {
+                Message::Binary(bytes) => return Ok(Got::Binary(bytes.to_vec())),
+                Message::Close(frame) => {
                     let end = frame.map_or(End { code: None, reason: String::new() }, |f| End {
                         code: Some(f.code).filter(|c| *c != CloseCode::Status).map(u16::from),
                         reason: f.reason.to_string(),
                     });
-                    return Got::End(end);
+                    return Ok(Got::End(end));
                 }
-                Ok(_) => {}
-                Err(error) => panic!("no message: {error}"),
+                _ => {}
             }
         }
     }

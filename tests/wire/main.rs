@@ -29,3 +29,4 @@ mod pokes;
 mod push;
 mod ttl;
 mod values;
+mod view_records;

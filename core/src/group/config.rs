@@ -42,14 +42,29 @@ struct Joins {
 impl Group {
     /// Begins a task; the CVR is loaded first.
     pub(super) fn begin(&mut self, trigger: Trigger, task: Task, cx: &mut Cx<'_>) -> StepResult {
-        if let Some(conn) = trigger.conn()
-            && self.contexts.get(conn).is_none()
-        {
-            return Ok(Step::Done);
+        if self.is_overtaken(&task) {
+            cx.info(format!("group {}: another server has had it meanwhile", self.id));
+            self.forget_all(cx);
         }
-        if self.cvr.is_none() {
+        if self.cvr.is_none() && trigger.conn().is_none_or(|c| self.contexts.get(c).is_some()) {
             cx.emit(Effect::Load { connect_ms: self.last_connect_ms });
             return Ok(Step::Wait(Stage::Loading(task)));
+        }
+        self.begin_loaded(trigger, task, cx)
+    }
+
+    /// A client comes with a cookie that is ahead of the CVR in memory: it was at another server,
+    /// and comes back before the group has ended here. What is stored decides about its cookie.
+    fn is_overtaken(&self, task: &Task) -> bool {
+        let Task::Init { conn, .. } = task else { return false };
+        let base = self.clients.get(conn).and_then(|client| client.base.as_ref());
+        self.cvr.as_ref().is_some_and(|cvr| base.is_some_and(|base| *base > cvr.version))
+    }
+
+    /// The CVR is there.
+    fn begin_loaded(&mut self, trigger: Trigger, task: Task, cx: &mut Cx<'_>) -> StepResult {
+        if trigger.conn().is_some_and(|conn| self.contexts.get(conn).is_none()) {
+            return Ok(Step::Done);
         }
         match task {
             Task::Init { conn, init } => self.begin_init(trigger, conn, init, cx),
@@ -98,7 +113,7 @@ impl Group {
                 }
                 self.clock = Some(TtlTimer::resume(loaded.cvr.ttl_clock, cx.now_ms));
                 self.cvr = Some(loaded.cvr);
-                self.begin(trigger, task, cx)
+                self.begin_loaded(trigger, task, cx)
             }
             (Stage::Validating { revision, then }, Event::Transformed(result)) => {
                 let conn = trigger.conn().ok_or_else(|| bug("validation without connection"))?;

@@ -25,7 +25,7 @@ pub trait Lab {
 
     /// Steps of a simulation that this store makes in a few seconds.
     fn steps(&self) -> u64 {
-        20_400
+        8_000
     }
 }
 

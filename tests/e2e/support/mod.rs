@@ -1,8 +1,12 @@
-//! What the end-to-end tests stand on: database, server process, client process, oracle.
+//! What the end-to-end tests stand on: database, server process, client process, oracle,
+//! and a proxy for trouble on the way.
 
 pub mod client;
 pub mod database;
 pub mod oracle;
+// Each test binary uses a part of it.
+#[allow(dead_code)]
+pub mod proxy;
 pub mod server;
 
 use std::time::{Duration, Instant};

@@ -12,8 +12,18 @@ use super::eventually;
 /// variable itself means nothing to a server.)
 pub const CVR_IN_POSTGRES: (&str, &str) = ("TEST_CVR", "postgres");
 
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The binary that was just built.
+    Ours,
+    /// The `zero-cache` of the npm package that the test client is of.
+    Original,
+}
+
 /// A server process with its own directory; killed and cleaned up when dropped.
 pub struct Server {
+    kind: Kind,
     dir: tempfile::TempDir,
     port: u16,
     env: Vec<(String, String)>,
@@ -23,9 +33,14 @@ pub struct Server {
 impl Server {
     /// Starts a server on the database at `upstream` and waits until it is ready.
     pub fn start(upstream: &str, env: &[(&str, &str)]) -> Server {
+        Server::start_as(if is_original() { Kind::Original } else { Kind::Ours }, upstream, env)
+    }
+
+    /// The same, of a certain kind whatever the run tests.
+    pub fn start_as(kind: Kind, upstream: &str, env: &[(&str, &str)]) -> Server {
         let dir = tempfile::tempdir().unwrap();
-        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        let mut server = Server { port: free_port_pair(), dir, env: env.collect(), child: None };
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let mut server = Server { kind, port: free_port_pair(), dir, env, child: None };
         server.set("ZERO_UPSTREAM_DB", upstream);
         server.set("ZERO_REPLICA_FILE", &server.path("replica.db"));
         server.set("ZERO_PORT", &server.port.to_string());
@@ -33,7 +48,7 @@ impl Server {
         server.set("ZERO_LOG_LEVEL", "info");
         server.set("ZERO_NUM_SYNC_WORKERS", "2");
         server.set("ZERO_ENABLE_TELEMETRY", "false");
-        if !is_original() && !server.env.iter().any(|(k, _)| k == CVR_IN_POSTGRES.0) {
+        if kind == Kind::Ours && !server.env.iter().any(|(k, _)| k == CVR_IN_POSTGRES.0) {
             server.set("ZERO_CVR_DB", &format!("file:{}", server.path("cvr.db")));
         }
         server.launch();
@@ -48,6 +63,10 @@ impl Server {
 
     pub fn path(&self, file: &str) -> String {
         self.dir.path().join(file).to_string_lossy().into_owned()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     pub fn url(&self) -> String {
@@ -89,7 +108,7 @@ impl Server {
     /// Starts the process without waiting.
     pub fn spawn(&mut self) {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let mut command = if is_original() {
+        let mut command = if self.kind == Kind::Original {
             let modules =
                 PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/client/node_modules"));
             let mut c = Command::new(modules.join("node/bin/node"));
@@ -127,8 +146,13 @@ impl Server {
         if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(head.to_owned()) }
     }
 
+    /// Everything that the process and its predecessors wrote.
+    pub fn whole_log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
     pub fn log(&self) -> String {
-        let text = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
@@ -148,7 +172,7 @@ impl Drop for Server {
             eprintln!("--- the server's log ends with:\n{}", self.log());
         }
         // The original has children: let it end them.
-        if is_original() {
+        if self.kind == Kind::Original {
             let _ = self.terminate();
         }
         self.kill();

@@ -210,6 +210,21 @@ fn cookies_from_the_future_and_of_unknown_groups_are_refused() {
     assert_eq!(h.error_kind(conn), Some("InvalidConnectionRequestBaseCookie"));
 }
 
+/// A client that was at another server and comes back before its group has ended here.
+#[test]
+fn a_cookie_that_another_server_gave_is_looked_up_before_it_is_judged() {
+    let mut h = Harness::new(false);
+    let stays = joined(&mut h, "c", &put("q", ALL_ISSUES));
+    let cookie = h.store.moved_on(&"g".into()).cookie();
+    let returns = Persisted { cookie: Some(cookie.clone()), ..h.state(stays).clone() };
+    let conn = rejoin(&mut h, "d", returns);
+    assert_eq!(h.error_kind(conn), None);
+    assert!(h.state(conn).cookie >= Some(cookie));
+    assert_eq!(h.error_kind(stays), None);
+    assert_eq!(h.state(stays).cookie, h.state(conn).cookie, "the other one is caught up");
+    assert_eq!(h.state(stays).rows, h.state(conn).rows);
+}
+
 #[test]
 fn the_client_schema_is_needed_kept_and_compared() {
     let mut h = Harness::new(false);

@@ -40,6 +40,13 @@ impl MemStore {
             .unwrap_or_default()
     }
 
+    /// Another server had the group and left it at a newer version.
+    pub fn moved_on(&mut self, group: &ClientGroupId) -> CvrVersion {
+        let stored = self.groups.get_mut(group).and_then(|g| g.instance.as_mut()).expect("known");
+        stored.version.config += 5;
+        stored.version.clone()
+    }
+
     pub fn got(&self, group: &ClientGroupId) -> Vec<QueryHash> {
         let queries = self.groups.get(group).map(|g| &g.queries);
         queries

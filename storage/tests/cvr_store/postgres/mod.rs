@@ -5,6 +5,7 @@ mod lab;
 mod outage;
 mod plans;
 mod proxy;
+mod round_trips;
 mod schema;
 mod shared;
 

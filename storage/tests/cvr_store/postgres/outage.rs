@@ -15,7 +15,7 @@ use crate::lab::*;
 use crate::suite::{execute, group};
 
 /// A lab behind a proxy, and the proxy.
-fn proxied(server: &LocalServer, app: &str) -> (PostgresLab, PostgresLab, Proxy) {
+pub(super) fn proxied(server: &LocalServer, app: &str) -> (PostgresLab, PostgresLab, Proxy) {
     let proxy = Proxy::start(server.port());
     let direct = PostgresLab::new(server, app);
     let mut lab = PostgresLab::new(server, app);
@@ -24,7 +24,7 @@ fn proxied(server: &LocalServer, app: &str) -> (PostgresLab, PostgresLab, Proxy)
 }
 
 /// The next version of a group that holds row 1 for query `q`: the row is referenced once more.
-fn next(cvr: &Cvr, server: &Server) -> PreparedFlush {
+pub(super) fn next(cvr: &Cvr, server: &Server) -> PreparedFlush {
     let at = cvr.version.state.lsn().unwrap() + 1;
     let mut updater = QueryUpdater::new(cvr, &state(at), &state(1)).unwrap();
     let records = RowRecords::new(server.rows(cvr, &["q"], &[]).unwrap());

@@ -1,9 +1,9 @@
-//! A TCP proxy before Postgres that misbehaves at a chosen moment.
+//! A TCP proxy before Postgres that misbehaves at a chosen moment, and counts what is asked.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 /// What happens to the connection that commits next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +22,36 @@ pub enum Fault {
 pub struct Proxy {
     pub port: u16,
     fault: Arc<AtomicU8>,
+    traffic: Arc<Traffic>,
 }
+
+/// What came from the clients.
+#[derive(Default)]
+struct Traffic {
+    round_trips: AtomicUsize,
+    statements: AtomicUsize,
+    gate: Mutex<Gate>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct Gate {
+    closed: bool,
+    /// Connections that have something to say.
+    waiting: usize,
+}
+
+/// Requests that cost time: each round trip is waited for, each statement is work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Asked {
+    pub round_trips: usize,
+    pub statements: usize,
+}
+
+/// The message that ends a pipeline, and the one that runs a statement: `Sync`, and `Execute` of
+/// the unnamed portal without a limit.
+const SYNC: &[u8] = b"S\0\0\0\x04";
+const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
 
 /// A message that only a commit has: the statement, and its answer.
 const ASKED: &[u8] = b"\0COMMIT\0";
@@ -33,19 +62,50 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let fault = Arc::new(AtomicU8::new(0));
-        let shared = fault.clone();
+        let traffic = Arc::new(Traffic::default());
+        let (shared, noted) = (fault.clone(), traffic.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().map(Result::unwrap) {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", server_port)) else { continue };
                 let (c, s) = (client.try_clone().unwrap(), server.try_clone().unwrap());
                 let (up, down) = (shared.clone(), shared.clone());
-                std::thread::spawn(move || forward(c, s, |chunk| up_fault(&up, chunk)));
+                let noted = noted.clone();
+                std::thread::spawn(move || {
+                    forward(c, s, |chunk| {
+                        noted.pass(chunk);
+                        up_fault(&up, chunk)
+                    });
+                });
                 std::thread::spawn(move || {
                     forward(server, client, |chunk| down_fault(&down, chunk))
                 });
             }
         });
-        Proxy { port, fault }
+        Proxy { port, fault, traffic }
+    }
+
+    /// What was asked since the last time.
+    pub fn asked(&self) -> Asked {
+        Asked {
+            round_trips: self.traffic.round_trips.swap(0, Ordering::SeqCst),
+            statements: self.traffic.statements.swap(0, Ordering::SeqCst),
+        }
+    }
+
+    /// Requests wait from now on.
+    pub fn close_gate(&self) {
+        self.traffic.gate.lock().unwrap().closed = true;
+    }
+
+    /// Returns when so many connections have a request that waits.
+    pub fn until_waiting(&self, connections: usize) {
+        let gate = self.traffic.gate.lock().unwrap();
+        drop(self.traffic.moved.wait_while(gate, |g| g.waiting < connections).unwrap());
+    }
+
+    pub fn open_gate(&self) {
+        self.traffic.gate.lock().unwrap().closed = false;
+        self.traffic.moved.notify_all();
     }
 
     /// The next commit meets this.
@@ -56,6 +116,19 @@ impl Proxy {
     /// It has happened.
     pub fn is_over(&self) -> bool {
         self.fault.load(Ordering::SeqCst) == Fault::None as u8
+    }
+}
+
+impl Traffic {
+    fn pass(&self, chunk: &[u8]) {
+        let count = |what: &[u8]| chunk.windows(what.len()).filter(|w| *w == what).count();
+        self.round_trips.fetch_add(count(SYNC), Ordering::SeqCst);
+        self.statements.fetch_add(count(EXECUTE), Ordering::SeqCst);
+        let mut gate = self.gate.lock().unwrap();
+        gate.waiting += 1;
+        self.moved.notify_all();
+        gate = self.moved.wait_while(gate, |g| g.closed).unwrap();
+        gate.waiting -= 1;
     }
 }
 
