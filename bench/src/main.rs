@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 
 mod engine;
 mod fixture;
+mod hydrate;
 mod storage;
+mod store;
 mod wire;
 
 /// What a bench may fail with.
@@ -33,11 +35,20 @@ struct Bench {
     make: fn() -> Result<Batch, Failure>,
 }
 
-const BENCHES: [Bench; 12] = [
-    Bench { name: "engine/route", unit: "commit", make: engine::route },
+const BENCHES: [Bench; 21] = [
+    Bench { name: "engine/idle", unit: "commit", make: engine::idle },
+    Bench { name: "engine/route-10k", unit: "commit", make: engine::route },
+    Bench { name: "engine/ranges-10k", unit: "commit", make: engine::ranges },
+    Bench { name: "engine/plans-1k", unit: "commit", make: engine::route_plans },
+    Bench { name: "engine/untouched", unit: "commit and plan", make: engine::untouched },
     Bench { name: "engine/shared", unit: "commit", make: engine::shared },
-    Bench { name: "engine/window", unit: "commit", make: engine::window },
-    Bench { name: "engine/hydrate", unit: "row", make: engine::hydrate },
+    Bench { name: "engine/window-100k", unit: "commit", make: engine::window },
+    Bench { name: "engine/window-idle", unit: "commit", make: engine::window_idle },
+    Bench { name: "engine/all-100k", unit: "commit", make: engine::unlimited },
+    Bench { name: "engine/exists-10k", unit: "commit", make: engine::exists },
+    Bench { name: "engine/transaction", unit: "10,000 rows", make: engine::transaction },
+    Bench { name: "engine/attach", unit: "row", make: engine::attach },
+    Bench { name: "engine/hydrate", unit: "row", make: hydrate::hydrate },
     Bench { name: "json/row", unit: "row", make: wire::row_json },
     Bench { name: "poke/part", unit: "row", make: wire::poke_part },
     Bench { name: "ws/frame", unit: "frame", make: wire::frame },

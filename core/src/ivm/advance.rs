@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
-use smallvec::SmallVec;
 
 use super::change_set::{ChangeSet, NetChange};
 use super::delta::{Advanced, InstanceDelta, RowDelta};
@@ -17,14 +16,14 @@ use super::error::EngineError;
 use super::instance::{Instance, Phase};
 use super::lead::{Leading, LeafGroup, LeafHits, Led};
 use super::mutant::{self, Mutant};
-use super::plan::NodeId;
+use super::plan::{NodeId, Plan};
 use super::registry::{Interested, Registry, slot};
 use super::route::{RouteTableId, Target, Who};
 use super::settle::Work;
-use super::shape::Shape;
+use super::shape::{Access, NodeShape, Shape, possible};
 use super::source::Source;
 use super::update::{Input, Update};
-use crate::row::Row;
+use crate::row::{Key, Row};
 use crate::schema::Schema;
 use crate::version::StateVersion;
 use crate::zql::predicate;
@@ -164,7 +163,7 @@ impl Advance {
                 continue;
             }
             let plan = registry.get(id).and_then(|i| registry.plan(i.plan));
-            let name = plan.map_or("", |p| &p.plan.node(super::plan::Plan::ROOT).table.name);
+            let name = plan.map_or("", |p| &p.plan.node(Plan::ROOT).table.name);
             let error = EngineError::SchemaChanged(name.to_owned());
             registry.fail(id, error.clone());
             self.out.failed.push((id, error));
@@ -317,7 +316,7 @@ impl Advance {
                 Who::Instance(slot) => lead(&[slot]),
             }
         }
-        if parent.owner.is_some() && parent.access.columns.is_empty() {
+        if parent.owner.is_some() && parent.access == Access::All {
             at.plan.groups(parent.id).for_each(|(_, slots)| lead(slots));
         }
     }
@@ -447,9 +446,18 @@ impl Route<'_> {
 
     /// To the groups of a node that has no index.
     fn rest(&mut self, at: &mut Interested<'_>, plan: u32, node: NodeId) {
-        let groups: SmallVec<[u32; 8]> = at.plan.groups(node).map(|(g, _)| g).collect();
-        at.plan.counters.rest_evaluations += groups.len() as u64;
-        groups.into_iter().for_each(|group| self.group(at, plan, node, group));
+        // What does not depend on parameters is decided once for the plan.
+        let condition = &at.plan.shape.plan.node(node).condition;
+        let mut sides = self.change.old.iter().chain(&self.change.new);
+        if !sides.any(|row| possible(condition, row)) {
+            return;
+        }
+        for group in 0..at.plan.groups_end(node) {
+            if !at.plan.members(node, group).is_empty() {
+                at.plan.counters.rest_evaluations += 1;
+                self.group(at, plan, node, group);
+            }
+        }
     }
 
     /// Members agree on what the node's weak predicate reads: the first one's parameters decide.
@@ -491,12 +499,23 @@ impl Route<'_> {
             .push(hit);
     }
 
+    /// Whether the change lies behind the bound of an instance's window, before and after: then
+    /// the row is not resident, and does not enter.
+    fn is_behind(&self, instance: &Instance, root: &NodeShape) -> bool {
+        let partition = instance.nodes.first().and_then(|n| n.partitions.get(&Key::new()));
+        let mut sides = self.change.old.iter().chain(&self.change.new);
+        partition.is_some_and(|p| !sides.any(|row| p.covers(&root.order, row)))
+    }
+
     /// To instances that agree on the node's parameters; how many.
     fn members(&mut self, at: &Interested<'_>, node: NodeId, members: &[u32]) -> u64 {
         if !self.matches(at, node, members) {
             return 0;
         }
         for instance in members.iter().filter_map(|&slot| at.instance(slot)) {
+            if node == Plan::ROOT && self.is_behind(instance, at.plan.shape.node(node)) {
+                continue;
+            }
             self.hits.entry(instance.id).or_default().push(Hit { node, row: self.row });
         }
         members.len() as u64

@@ -29,6 +29,13 @@ use crate::value::Value;
 /// Keys per statement of a parent search; bounds the statement's key list.
 const SEARCH_BATCH: usize = 128;
 
+/// Resident rows and partitions, above which they are indexed by a leaf's parent columns once a
+/// row of its body changes. Tests have few rows, and shall use the index all the same.
+const INDEX_ABOVE: usize = if cfg!(test) { 2 } else { 256 };
+
+/// With more keys than this part of the rows, all rows are looked at.
+const SCAN_SHARE: usize = if cfg!(test) { 1 } else { 8 };
+
 /// A row that was led to an instance for a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Hit {
@@ -78,24 +85,45 @@ impl Dirty {
     pub(super) fn add_resident(
         &mut self,
         node: &NodeShape,
-        edge: &Edge,
+        leaf: usize,
         keys: &[Key],
-        state: &NodeState,
+        state: &mut NodeState,
     ) {
+        let edge = &node.leaves[leaf];
+        // With a log, the index is behind the partitions.
+        let at_rest = state.touched.is_empty();
+        let index = state.parents.as_ref().and_then(|p| p[leaf].as_ref()).filter(|_| at_rest);
+        if let Some(rows) = index
+            && keys.len() <= rows.len() / SCAN_SHARE
+        {
+            for key in keys {
+                let place = |row: &Row| place(row, &edge.parent_columns, key);
+                for row in rows.iter_since(place).take_while(|r| place(r).is_eq()) {
+                    self.add_unchanged(node, row);
+                }
+            }
+            return;
+        }
         let wanted = |row: &Row| {
-            let place = |key: &Key| {
-                let values = edge.parent_columns.iter().map(|&c| &row.values[c]);
-                let pairs = key.iter().zip(values);
-                pairs.map(|(a, b)| a.compare(b)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
-            };
-            keys.binary_search_by(place).is_ok()
+            keys.binary_search_by(|key| place(row, &edge.parent_columns, key).reverse()).is_ok()
         };
+        let mut scanned = 0;
         for partition in state.partitions.values() {
+            scanned += 1 + partition.rows().len();
             for row in partition.rows().iter().filter(|r| wanted(r)) {
                 self.add_unchanged(node, row);
             }
         }
+        if at_rest && index.is_none() && scanned > INDEX_ABOVE {
+            state.index_parents(node, leaf);
+        }
     }
+}
+
+/// How the columns of a row compare with a key.
+fn place(row: &Row, columns: &[usize], key: &Key) -> Ordering {
+    let pairs = columns.iter().map(|&c| &row.values[c]).zip(key);
+    pairs.map(|(a, b)| a.compare(b)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
 }
 
 /// A search for the parent rows of join keys, in a snapshot at the new version.

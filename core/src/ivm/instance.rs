@@ -8,11 +8,13 @@ use rustc_hash::FxBuildHasher;
 use super::emit::Snapshot;
 use super::engine::InstanceId;
 use super::error::EngineError;
-use super::partition::Partition;
+use super::partition::{Partition, Settled};
 use super::plan::Param;
+use super::rows::Rows;
 use super::shape::{Kind, NodeShape, Shape};
 use crate::row::{Key, Row};
 use crate::schema::TableId;
+use crate::zql::order::compare_rows;
 
 /// How far an instance is.
 #[derive(Debug)]
@@ -29,10 +31,43 @@ pub(super) enum Phase {
 #[derive(Debug, Default)]
 pub(super) struct NodeState {
     pub(super) partitions: HashMap<Key, Partition, FxBuildHasher>,
+    /// Per EXISTS leaf, once it was needed: the resident rows by the leaf's parent columns. Rows
+    /// of partitions with a log are as before it.
+    pub(super) parents: Option<Box<[Option<Rows>]>>,
     /// Keys of partitions with a log; each once.
     pub(super) touched: Vec<Key>,
     /// Keys of partitions that may be short of rows; perhaps stale, perhaps twice.
     pub(super) unfilled: Vec<Key>,
+}
+
+impl NodeState {
+    /// Rows that left and entered partitions of the node.
+    pub(super) fn note_parents(&mut self, node: &NodeShape, settled: &Settled) {
+        let Some(parents) = &mut self.parents else { return };
+        for (edge, rows) in node.leaves.iter().zip(parents) {
+            let Some(rows) = rows else { continue };
+            for row in &settled.left {
+                if let Ok(at) = rows.find(&edge.parent_order, row) {
+                    rows.remove(at);
+                }
+            }
+            for row in &settled.entered {
+                if let Err(at) = rows.find(&edge.parent_order, row) {
+                    rows.insert(at, Arc::clone(row));
+                }
+            }
+        }
+    }
+
+    /// Starts to keep the rows by the parent columns of a leaf. No partition may have a log.
+    pub(super) fn index_parents(&mut self, node: &NodeShape, leaf: usize) {
+        let order = &node.leaves[leaf].parent_order;
+        let resident = self.partitions.values().flat_map(|p| p.rows().iter());
+        let mut rows: Vec<Arc<Row>> = resident.cloned().collect();
+        rows.sort_unstable_by(|a, b| compare_rows(order, a, b));
+        let none = || node.leaves.iter().map(|_| None).collect();
+        self.parents.get_or_insert_with(none)[leaf] = Some(Rows::from_sorted(rows));
+    }
 }
 
 /// See the module.
@@ -103,10 +138,7 @@ impl Instance {
     fn count_in(&self, node: &NodeShape, row: &Row) -> i64 {
         let state = &self.nodes[usize::from(node.id.0)];
         let Some(partition) = state.partitions.get(&row.project(&node.join)) else { return 0 };
-        match partition.index_of(&node.order, row) {
-            Some(at) if at < node.window.visible(partition.rows().len()) => partition.mult,
-            _ => 0,
-        }
+        if partition.shows(&node.order, row, node.window) { partition.mult } else { 0 }
     }
 
     /// Every visible row of every partition, with the partition's multiplicity.
@@ -128,7 +160,7 @@ impl Instance {
             let partitions = &self.nodes[usize::from(node.id.0)].partitions;
             partitions.values().flat_map(move |p| {
                 let mult = u64::try_from(p.mult).unwrap_or(0);
-                p.visible(node.window).iter().map(move |row| (node, row, mult))
+                p.visible(node.window).map(move |row| (node, row, mult))
             })
         })
     }
@@ -138,7 +170,11 @@ impl Instance {
         &'a self,
         shape: &'a Shape,
     ) -> impl Iterator<Item = (&'a NodeShape, &'a Arc<Row>, u64)> + 'a {
-        self.visible(shape).filter(|&(_, _, mult)| mult > 0).filter_map(move |(node, row, _)| {
+        self.visible(shape).filter(|&(_, _, mult)| mult > 0).filter_map(move |(node, row, mult)| {
+            if node.alone {
+                // It occurs in no other node, and in one partition only.
+                return Some((node, row, mult));
+            }
             // The first node of the table that counts the row reports it.
             let others = || held(shape).filter(|n| n.table.id == node.table.id);
             let first = others().find(|n| self.count_in(n, row) > 0);

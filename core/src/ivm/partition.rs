@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::mutant::{self, Mutant};
 use super::plan::Direction;
+use super::rows::{Place, Rows};
 use crate::row::Row;
 use crate::value::Value;
 use crate::zql::order::{compare_rows, compare_to_position, position};
@@ -42,7 +43,7 @@ struct Log {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Partition {
-    rows: Vec<Arc<Row>>,
+    rows: Rows,
     pub(super) bound: Bound,
     /// Sum of the multiplicities of the visible parent rows with this key. Below zero only while
     /// the parents' changes are being summed.
@@ -93,7 +94,7 @@ impl Partition {
     /// An unread partition, marked as changed.
     pub(super) fn new() -> Partition {
         Partition {
-            rows: Vec::new(),
+            rows: Rows::default(),
             bound: Bound::Start,
             mult: 0,
             wanted: 0,
@@ -102,13 +103,20 @@ impl Partition {
     }
 
     /// Resident rows, in order.
-    pub(super) fn rows(&self) -> &[Arc<Row>] {
+    pub(super) fn rows(&self) -> &Rows {
         &self.rows
     }
 
     /// Visible rows, in order.
-    pub(super) fn visible(&self, window: Window) -> &[Arc<Row>] {
-        &self.rows[..window.visible(self.rows.len())]
+    pub(super) fn visible(&self, window: Window) -> impl Iterator<Item = &Arc<Row>> {
+        self.rows.iter().take(window.visible(self.rows.len()))
+    }
+
+    /// Whether a row is resident and in view.
+    pub(super) fn shows(&self, order: &Order, row: &Row, window: Window) -> bool {
+        self.rows
+            .find(order, row)
+            .is_ok_and(|at| window.limit.is_none_or(|limit| self.rows.rank(at) < limit))
     }
 
     /// Whether rows are missing that can be read.
@@ -141,29 +149,23 @@ impl Partition {
         }
     }
 
-    fn search(&self, order: &Order, row: &Row) -> Result<usize, usize> {
-        self.rows.binary_search_by(|r| compare_rows(order, r, row))
+    /// Where a row is, if it is resident.
+    pub(super) fn find(&self, order: &Order, row: &Row) -> Option<Place> {
+        self.rows.find(order, row).ok()
     }
 
-    /// Index of a row, if it is resident.
-    pub(super) fn index_of(&self, order: &Order, row: &Row) -> Option<usize> {
-        self.search(order, row).ok()
-    }
-
-    /// Takes the row at `row`'s position out. The partition must have been touched.
-    pub(super) fn remove(&mut self, order: &Order, row: &Row) -> bool {
-        let Ok(at) = self.search(order, row) else { return false };
+    /// Takes out the row that [`Partition::find`] found. The partition must have been touched.
+    pub(super) fn remove(&mut self, at: Place) {
         let row = self.rows.remove(at);
         if let Some(log) = &mut self.log {
             log.removed.push(row);
         }
-        true
     }
 
     /// Puts a row in that is before the bound. False if its position is taken (an invariant is
     /// broken). The partition must have been touched.
     pub(super) fn insert(&mut self, order: &Order, row: Arc<Row>) -> bool {
-        let Err(at) = self.search(order, &row) else { return false };
+        let Err(at) = self.rows.find(order, &row) else { return false };
         if let Some(log) = &mut self.log {
             log.added.push(Arc::clone(&row));
         }
@@ -182,11 +184,7 @@ impl Partition {
         if let Some(log) = &mut self.log {
             log.added.extend(rows.iter().cloned());
         }
-        if self.rows.is_empty() {
-            self.rows = rows;
-        } else {
-            self.rows.extend(rows);
-        }
+        self.rows.extend(rows);
         self.bound = bound;
         true
     }
@@ -198,11 +196,13 @@ impl Partition {
             return;
         }
         if mutant::is(Mutant::CutKeepsBound) {
-            self.rows.truncate(capacity);
+            self.rows.split_off(capacity);
             return;
         }
-        self.bound = Bound::At(position(order, &self.rows[capacity]).into_iter().collect());
-        let cut = self.rows.drain(capacity..);
+        let cut = self.rows.split_off(capacity);
+        if let Some(first) = cut.first() {
+            self.bound = Bound::At(position(order, first).into_iter().collect());
+        }
         if let Some(log) = &mut self.log {
             log.removed.extend(cut);
         }
@@ -246,13 +246,17 @@ impl Partition {
         let start = [left.first(), entered.first()]
             .into_iter()
             .flatten()
-            .map(|row| self.rows.partition_point(|r| compare_rows(order, r, row) == Ordering::Less))
+            .map(|row| {
+                let (Ok(at) | Err(at)) = self.rows.find(order, row);
+                self.rows.rank(at)
+            })
             .min();
         let Some(mut at) = start else { return };
+        let mut rows = self.rows.iter_from(at).peekable();
         let (mut before, mut l, mut e) = (at, 0, 0);
         // `at` is the rank now, `before` the rank then.
         while (at < limit || before < limit) && (l < left.len() || e < entered.len()) {
-            let current = self.rows.get(at);
+            let current = rows.peek().copied();
             let leaves_first = match (left.get(l), current) {
                 (Some(gone), Some(row)) => compare_rows(order, gone, row) != Ordering::Greater,
                 (Some(_), None) => true,
@@ -272,6 +276,7 @@ impl Partition {
                     settled.shown.push(Arc::clone(row));
                 }
                 (at, e) = (at + 1, e + 1);
+                rows.next();
                 continue;
             }
             match (before < limit, at < limit) {
@@ -280,22 +285,21 @@ impl Partition {
                 _ => {}
             }
             (before, at) = (before + 1, at + 1);
+            rows.next();
         }
         // Behind the last change the two ranks differ by a constant.
         if mutant::is(Mutant::SlideForgotten) {
             return;
         }
+        let range = |from: usize, to: usize| {
+            self.rows.iter_from(from).take(to.saturating_sub(from)).cloned()
+        };
         if at > before {
-            let shift = at - before;
-            let end = limit.saturating_add(shift).min(self.rows.len());
-            settled
-                .hidden
-                .extend(self.rows.get(at.max(limit)..end).unwrap_or_default().iter().cloned());
+            let end = limit.saturating_add(at - before);
+            settled.hidden.extend(range(at.max(limit), end));
         } else if before > at {
-            let shift = before - at;
-            let end = limit.min(self.rows.len());
-            let from = at.max(limit.saturating_sub(shift));
-            settled.shown.extend(self.rows.get(from..end).unwrap_or_default().iter().cloned());
+            let from = at.max(limit.saturating_sub(before - at));
+            settled.shown.extend(range(from, limit));
         }
     }
 }

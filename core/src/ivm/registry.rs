@@ -12,7 +12,7 @@ use super::intern::Interner;
 use super::plan::{NodeId, Param, Plan};
 use super::route::{RouteTableId, Router, Target, Who};
 use super::settle::Work;
-use super::shape::{NodeShape, Shape};
+use super::shape::{Access, NodeShape, Shape};
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
 use crate::value::Value;
@@ -260,7 +260,9 @@ impl Registry {
             return;
         };
         let nodes = std::mem::take(&mut instance.nodes);
-        for (node, state) in entry.shape.nodes.iter().zip(nodes) {
+        for (node, mut state) in entry.shape.nodes.iter().zip(nodes) {
+            // The interner forgets rows that nobody else holds.
+            state.parents = None;
             for (key, partition) in state.partitions {
                 if routed_by_join(node) {
                     let who = Who::Instance(slot);
@@ -369,6 +371,12 @@ impl PlanEntry {
         groups.get(group as usize).map_or(&[], |g| &*g.members)
     }
 
+    /// Numbers of groups of the owner of a node end here.
+    pub(super) fn groups_end(&self, node: NodeId) -> u32 {
+        let owner = self.shape.node(node).owner.unwrap_or(node);
+        self.groups[usize::from(owner.0)].groups.len() as u32
+    }
+
     /// Groups of the owner of a node that have members.
     pub(super) fn groups(&self, node: NodeId) -> impl Iterator<Item = (u32, &[u32])> {
         let owner = self.shape.node(node).owner.unwrap_or(node);
@@ -411,15 +419,18 @@ impl PlanEntry {
         groups.by_params.insert(own, group);
         for node in self.shape.owned(owner.id) {
             let table = self.tables[usize::from(node.id.0)];
-            if node.access.columns.is_empty() {
-                if first {
-                    router.add_rest(table, plan, node.id);
+            let to = Target { plan, node: node.id, who: Who::Group(group) };
+            match &node.access {
+                Access::Equal(equal) => {
+                    for key in equal.keys(params) {
+                        router.add(table, &equal.columns, key, to);
+                    }
                 }
-                continue;
-            }
-            for key in node.access.keys(params) {
-                let to = Target { plan, node: node.id, who: Who::Group(group) };
-                router.add(table, &node.access.columns, key, to);
+                Access::Between(between) => {
+                    router.add_range(table, between.column, between.range(params), to);
+                }
+                Access::All if first => router.add_rest(table, plan, node.id),
+                Access::All => {}
             }
         }
         group
@@ -453,15 +464,18 @@ impl PlanEntry {
         }
         for node in shape.owned(owner) {
             let table = self.tables[usize::from(node.id.0)];
-            if node.access.columns.is_empty() {
-                if last {
-                    router.remove_rest(table, plan, node.id);
+            let to = Target { plan, node: node.id, who: Who::Group(group) };
+            match &node.access {
+                Access::Equal(equal) => {
+                    for key in equal.keys(&params) {
+                        router.remove(table, &equal.columns, &key, to);
+                    }
                 }
-                continue;
-            }
-            for key in node.access.keys(&params) {
-                let to = Target { plan, node: node.id, who: Who::Group(group) };
-                router.remove(table, &node.access.columns, &key, to);
+                Access::Between(between) => {
+                    router.remove_range(table, between.column, &between.range(&params), to);
+                }
+                Access::All if last => router.remove_rest(table, plan, node.id),
+                Access::All => {}
             }
         }
     }

@@ -3,13 +3,17 @@
 //! Per table and identity key, indexes over column sets lead from a row's values to targets: a
 //! *group* (instances of a plan that agree on a node's own parameters, found by its equality
 //! conjuncts) or an *instance* (that holds the partition of a related node for this join key).
-//! Nodes without an equality conjunct are in a rest list, where each group is evaluated.
+//! Nodes without an equality conjunct, but with a range of a column, are found by its bounds.
+//! All others are in a rest list, where each group is evaluated.
 
-use hashbrown::HashMap;
+use std::hash::{Hash, Hasher};
+
+use hashbrown::{Equivalent, HashMap};
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 
 use super::plan::NodeId;
+use super::ranges::{Range, Ranges};
 use crate::row::{Key, Row};
 use crate::schema::TableId;
 
@@ -37,6 +41,8 @@ struct RouteTable {
     table: TableId,
     identity: Vec<usize>,
     indexes: Vec<ColumnIndex>,
+    /// By column.
+    ranges: Vec<(usize, Ranges)>,
     /// Nodes whose groups must each be evaluated.
     rest: Vec<(u32, NodeId)>,
 }
@@ -46,6 +52,27 @@ struct ColumnIndex {
     columns: Box<[usize]>,
     /// Sorted targets.
     targets: HashMap<Key, SmallVec<[Target; 1]>, FxBuildHasher>,
+}
+
+/// Columns of a row, to be looked up among keys without being copied.
+struct Projected<'a> {
+    row: &'a Row,
+    columns: &'a [usize],
+}
+
+impl Hash for Projected<'_> {
+    /// As a slice of values hashes.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_usize(self.columns.len());
+        self.columns.iter().for_each(|&c| self.row.values[c].hash(state));
+    }
+}
+
+impl Equivalent<Key> for Projected<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        let values = self.columns.iter().map(|&c| &self.row.values[c]);
+        self.columns.len() == key.len() && values.eq(key.iter())
+    }
 }
 
 /// See the module.
@@ -63,7 +90,8 @@ impl Router {
         let id = *self.numbers.entry((table, identity.to_vec())).or_insert(next);
         if id == next {
             let identity = identity.to_vec();
-            self.tables.push(RouteTable { table, identity, indexes: vec![], rest: vec![] });
+            let (indexes, ranges, rest) = Default::default();
+            self.tables.push(RouteTable { table, identity, indexes, ranges, rest });
         }
         id
     }
@@ -108,6 +136,41 @@ impl Router {
         }
     }
 
+    /// Leads rows whose `column` is in `range` to `target`.
+    pub(super) fn add_range(
+        &mut self,
+        table: RouteTableId,
+        column: usize,
+        range: Range,
+        to: Target,
+    ) {
+        let ranges = &mut self.tables[table.0 as usize].ranges;
+        let at = match ranges.iter().position(|r| r.0 == column) {
+            Some(at) => at,
+            None => {
+                ranges.push((column, Ranges::default()));
+                ranges.len() - 1
+            }
+        };
+        ranges[at].1.add(range, to);
+    }
+
+    /// Takes back [`Router::add_range`].
+    pub(super) fn remove_range(
+        &mut self,
+        table: RouteTableId,
+        column: usize,
+        range: &Range,
+        to: Target,
+    ) {
+        let ranges = &mut self.tables[table.0 as usize].ranges;
+        let Some(at) = ranges.iter().position(|r| r.0 == column) else { return };
+        ranges[at].1.remove(range, to);
+        if ranges[at].1.is_empty() {
+            ranges.swap_remove(at);
+        }
+    }
+
     /// Puts a node on the rest list.
     pub(super) fn add_rest(&mut self, table: RouteTableId, plan: u32, node: NodeId) {
         self.tables[table.0 as usize].rest.push((plan, node));
@@ -125,17 +188,22 @@ impl Router {
 
     /// Appends the targets that the indexes give for a row.
     pub(super) fn find(&self, table: RouteTableId, row: &Row, out: &mut Vec<Target>) {
-        for index in &self.tables[table.0 as usize].indexes {
-            if let Some(targets) = index.targets.get(&row.project(&index.columns)) {
+        let table = &self.tables[table.0 as usize];
+        for index in &table.indexes {
+            if let Some(targets) = index.targets.get(&Projected { row, columns: &index.columns }) {
                 out.extend_from_slice(targets);
             }
+        }
+        for (column, ranges) in &table.ranges {
+            ranges.find(&row.values[*column], out);
         }
     }
 
     /// Number of entries.
     pub(super) fn len(&self) -> usize {
         let of = |t: &RouteTable| {
-            t.rest.len() + t.indexes.iter().map(|i| i.targets.len()).sum::<usize>()
+            let ranges: usize = t.ranges.iter().map(|r| r.1.len()).sum();
+            t.rest.len() + ranges + t.indexes.iter().map(|i| i.targets.len()).sum::<usize>()
         };
         self.tables.iter().map(of).sum()
     }

@@ -274,6 +274,7 @@ impl Instance {
             let mult = partition.mult;
             let change =
                 Change { settled: &settled, mult, kept: kept(partition, node, &settled, mult) };
+            state.note_parents(node, &settled);
             change.emit(node, emission.as_deref_mut(), &mut self.signature);
             let work = change.units();
             for edge in &node.related {
@@ -314,7 +315,7 @@ fn kept(partition: &Partition, node: &NodeShape, settled: &Settled, mult: i64) -
             .binary_search_by(|s| crate::zql::order::compare_rows(&node.order, s, row))
             .is_ok()
     };
-    partition.visible(node.window).iter().filter(|row| !shown(row)).cloned().collect()
+    partition.visible(node.window).filter(|row| !shown(row)).cloned().collect()
 }
 
 /// The change of one partition.

@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use super::engine::Overshoot;
 use super::partition::Window;
-use super::plan::{Condition, Direction, Node, NodeId, Op, Param, ParamId, Plan, Role};
+use super::plan::{Condition, Direction, Node, NodeId, Op, Param, ParamId, Plan, Role, Simple};
+use super::ranges::Range;
 use super::signature::RowName;
-use crate::row::Key;
+use crate::row::{Key, Row};
 use crate::schema::TableSpec;
 use crate::value::Value;
+use crate::zql::order::complete;
+use crate::zql::predicate;
 
 /// Evidence rows per join key of an EXISTS leaf (decisions.md 6).
 pub(super) const EVIDENCE: usize = 3;
@@ -44,6 +47,21 @@ pub(super) struct Edge {
     pub(super) child: NodeId,
     pub(super) parent_columns: Box<[usize]>,
     pub(super) child_columns: Box<[usize]>,
+    /// Order of rows by the parent columns, made total by the identity key.
+    pub(super) parent_order: Box<[(usize, Direction)]>,
+}
+
+impl Edge {
+    fn new(child: NodeId, parent: &TableSpec, columns: &[usize], child_columns: &[usize]) -> Edge {
+        let mut order: Vec<_> = columns.iter().map(|&c| (c, Direction::Asc)).collect();
+        complete(&mut order, &parent.primary_key);
+        Edge {
+            child,
+            parent_columns: columns.into(),
+            child_columns: child_columns.into(),
+            parent_order: order.into(),
+        }
+    }
 }
 
 /// A node.
@@ -60,6 +78,8 @@ pub(super) struct NodeShape {
     /// EXISTS and NOT EXISTS leaves of its condition.
     pub(super) leaves: Box<[Edge]>,
     pub(super) related: Box<[Edge]>,
+    /// No other node keeps rows of this table.
+    pub(super) alone: bool,
     /// Body of an EXISTS or NOT EXISTS: rows that nobody holds matter when they stop qualifying
     /// too, and are searched with the weak predicate.
     pub(super) below_leaf: bool,
@@ -74,10 +94,21 @@ pub(super) struct NodeShape {
     pub(super) group_params: Box<[ParamId]>,
 }
 
-/// Equality conjuncts by which a changed row finds the instances that may want it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Access {
-    /// Columns, ascending; empty if there is no such conjunct.
+/// How a changed row finds the instances that may want it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Access {
+    /// By the values of columns.
+    Equal(Equal),
+    /// By where the value of a column lies.
+    Between(Between),
+    /// Each instance must look at it.
+    All,
+}
+
+/// Equality conjuncts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Equal {
+    /// Columns, ascending; at least one.
     pub(super) columns: Box<[usize]>,
     parts: Box<[Part]>,
 }
@@ -87,6 +118,14 @@ enum Part {
     Null,
     Value(ParamId),
     List(ParamId),
+}
+
+/// Range conjuncts of one column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Between {
+    pub(super) column: usize,
+    from: Option<ParamId>,
+    to: Option<ParamId>,
 }
 
 impl NodeShape {
@@ -114,6 +153,11 @@ impl Shape {
             all.sort_unstable();
             all.dedup();
             owner.group_params = all.into();
+        }
+        for i in 0..shapes.len() {
+            let table = shapes[i].table.id;
+            let of_table = |n: &&NodeShape| n.is_held() && n.table.id == table;
+            shapes[i].alone = shapes.iter().filter(of_table).count() == 1;
         }
         Shape { plan, nodes: shapes.into() }
     }
@@ -173,12 +217,11 @@ impl NodeShape {
             window(node.limit, overshoot)
         };
         let mut leaves = Vec::new();
-        collect_leaves(&node.condition, &mut leaves);
-        let related = node.related.iter().map(|e| Edge {
-            child: e.child,
-            parent_columns: e.parent_columns.clone().into(),
-            child_columns: e.child_columns.clone().into(),
-        });
+        collect_leaves(&node.condition, &node.table, &mut leaves);
+        let related = node
+            .related
+            .iter()
+            .map(|e| Edge::new(e.child, &node.table, &e.parent_columns, &e.child_columns));
         let mut params = Vec::new();
         collect_params(&node.condition, &mut params);
         params.extend(node.start.iter().flat_map(|s| &s.position));
@@ -201,8 +244,9 @@ impl NodeShape {
             window,
             leaves: leaves.into(),
             related: related.collect(),
+            alone: false,
             below_leaf: exists,
-            access: Access::of(&node.condition),
+            access: Access::of(node),
             row_name: RowName::new(&node.table),
             parent: parent.map(|p| p.id),
             owner,
@@ -221,16 +265,14 @@ fn window(limit: Option<u64>, overshoot: Overshoot) -> Window {
     Window { limit: Some(size(limit)), overshoot: size(overshoot) }
 }
 
-fn collect_leaves(condition: &Condition, out: &mut Vec<Edge>) {
+fn collect_leaves(condition: &Condition, table: &TableSpec, out: &mut Vec<Edge>) {
     match condition {
         Condition::And(all) | Condition::Or(all) => {
-            all.iter().for_each(|c| collect_leaves(c, out));
+            all.iter().for_each(|c| collect_leaves(c, table, out));
         }
-        Condition::Exists(e) => out.push(Edge {
-            child: e.child,
-            parent_columns: e.parent_columns.clone().into(),
-            child_columns: e.child_columns.clone().into(),
-        }),
+        Condition::Exists(e) => {
+            out.push(Edge::new(e.child, table, &e.parent_columns, &e.child_columns));
+        }
         Condition::Const(_) | Condition::Simple(_) => {}
     }
 }
@@ -246,26 +288,78 @@ fn collect_params(condition: &Condition, out: &mut Vec<ParamId>) {
 }
 
 impl Access {
-    /// All equality conjuncts together; without any, one IN list.
-    fn of(condition: &Condition) -> Access {
+    /// All equality conjuncts together; without any, one IN list; without that, the bounds of one
+    /// column, both if there is such a column.
+    fn of(node: &Node) -> Access {
         let mut conjuncts = Vec::new();
-        collect_conjuncts(condition, &mut conjuncts);
+        collect_conjuncts(&node.condition, &mut conjuncts);
+        let part = |c: &Simple| match c.op {
+            Op::Eq | Op::Is => Some((c.column, Part::Value(c.param))),
+            Op::IsNull => Some((c.column, Part::Null)),
+            _ => None,
+        };
         let mut parts: Vec<(usize, Part)> = Vec::new();
-        for &(column, part) in &conjuncts {
-            let list = matches!(part, Part::List(_));
-            if !list && !parts.iter().any(|p| p.0 == column) {
+        for (column, part) in conjuncts.iter().filter_map(|c| part(c)) {
+            if !parts.iter().any(|p| p.0 == column) {
                 parts.push((column, part));
             }
         }
         if parts.is_empty() {
-            parts.extend(conjuncts.first());
+            let list = conjuncts.iter().find(|c| c.op == Op::In);
+            parts.extend(list.map(|c| (c.column, Part::List(c.param))));
+        }
+        if parts.is_empty() {
+            return Between::of(node, &conjuncts).map_or(Access::All, Access::Between);
         }
         parts.sort_unstable_by_key(|p| p.0);
         let (columns, parts): (Vec<usize>, Vec<Part>) = parts.into_iter().unzip();
-        Access { columns: columns.into(), parts: parts.into() }
+        Access::Equal(Equal { columns: columns.into(), parts: parts.into() })
+    }
+}
+
+impl Between {
+    fn of(node: &Node, conjuncts: &[&Simple]) -> Option<Between> {
+        let mut found: Vec<Between> = Vec::new();
+        let mut bound = |column: usize, from: Option<ParamId>, to: Option<ParamId>| match found
+            .iter_mut()
+            .find(|b| b.column == column)
+        {
+            Some(b) => (b.from, b.to) = (b.from.or(from), b.to.or(to)),
+            None => found.push(Between { column, from, to }),
+        };
+        for c in conjuncts {
+            match c.op {
+                Op::Gt | Op::Ge => bound(c.column, Some(c.param), None),
+                Op::Lt | Op::Le => bound(c.column, None, Some(c.param)),
+                _ => {}
+            }
+        }
+        // A row is not before the cursor in its first column.
+        let start = node.start.as_ref();
+        if let Some((&(column, direction), &at)) =
+            start.and_then(|s| s.order.first().zip(s.position.first()))
+        {
+            match direction {
+                Direction::Asc => bound(column, Some(at), None),
+                Direction::Desc => bound(column, None, Some(at)),
+            }
+        }
+        let both = found.iter().find(|b| b.from.is_some() && b.to.is_some());
+        both.or(found.first()).copied()
     }
 
-    /// The values of [`Access::columns`] that an instance wants.
+    /// The values that an instance may want.
+    pub(super) fn range(&self, params: &[Param]) -> Range {
+        let value = |id: ParamId| match &params[usize::from(id.0)] {
+            Param::Value(v) => Some(v.clone()),
+            Param::List(_) | Param::Like(_) => None,
+        };
+        Range { from: self.from.and_then(value), to: self.to.and_then(value) }
+    }
+}
+
+impl Equal {
+    /// The values of [`Equal::columns`] that an instance wants.
     pub(super) fn keys(&self, params: &[Param]) -> Vec<Key> {
         let list = match &*self.parts {
             [Part::List(id)] => match &params[usize::from(id.0)] {
@@ -288,16 +382,25 @@ impl Access {
     }
 }
 
-fn collect_conjuncts(condition: &Condition, out: &mut Vec<(usize, Part)>) {
+fn collect_conjuncts<'a>(condition: &'a Condition, out: &mut Vec<&'a Simple>) {
     match condition {
         Condition::And(all) => all.iter().for_each(|c| collect_conjuncts(c, out)),
-        Condition::Simple(s) => match s.op {
-            Op::Eq | Op::Is => out.push((s.column, Part::Value(s.param))),
-            Op::IsNull => out.push((s.column, Part::Null)),
-            Op::In => out.push((s.column, Part::List(s.param))),
-            _ => {}
-        },
+        Condition::Simple(s) => out.push(s),
         Condition::Or(one) if one.len() == 1 => collect_conjuncts(&one[0], out),
         Condition::Const(_) | Condition::Or(_) | Condition::Exists(_) => {}
+    }
+}
+
+/// Whether a condition can hold, as far as one can tell without parameters: the same for all
+/// instances.
+pub(super) fn possible(condition: &Condition, row: &Row) -> bool {
+    match condition {
+        Condition::Const(b) => *b,
+        Condition::And(all) => all.iter().all(|c| possible(c, row)),
+        Condition::Or(any) => any.iter().any(|c| possible(c, row)),
+        Condition::Simple(s) if matches!(s.op, Op::IsNull | Op::IsNotNull) => {
+            predicate::simple(s, row, &[])
+        }
+        Condition::Simple(_) | Condition::Exists(_) => true,
     }
 }

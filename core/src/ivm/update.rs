@@ -107,7 +107,7 @@ impl Update {
                 }
             }
         }
-        for edge in &node.leaves {
+        for (leaf, edge) in node.leaves.iter().enumerate() {
             let owner = w.shape.node(edge.child).owner;
             if self.led_by(owner).is_some() && !self.own.contains(&owner) {
                 // The parents were found for the whole group.
@@ -124,7 +124,7 @@ impl Update {
                 continue;
             }
             if node.is_held() && !mutant::is(Mutant::ResidentForgotten) {
-                dirty.add_resident(node, edge, &keys, &instance.nodes[n]);
+                dirty.add_resident(node, leaf, &keys, &mut instance.nodes[n]);
             }
             search(node, edge, &keys, instance, &mut dirty, w)?;
         }
@@ -212,13 +212,11 @@ fn take_out(node: &NodeShape, dirty: &Dirty, state: &mut NodeState) -> Vec<Key> 
     for old in dirty.rows.iter().filter_map(|c| c.old.as_ref()) {
         let key = old.project(&node.join);
         let Some(partition) = state.partitions.get_mut(&key) else { continue };
-        if partition.index_of(&node.order, old).is_none() {
-            continue;
-        }
+        let Some(at) = partition.find(&node.order, old) else { continue };
         if partition.touch() {
             state.touched.push(key.clone());
         }
-        partition.remove(&node.order, old);
+        partition.remove(at);
         changed.push(key);
     }
     changed
