@@ -11,6 +11,17 @@ const STYLE: &str = include_str!("report.css");
 /// A bar is full at a ratio of two to this power; its length is logarithmic.
 const BAR_DOUBLINGS: f64 = 8.0;
 
+/// Stages of `/statz`, in the order in which a change passes them.
+const STAGES: [(&str, &str); 7] = [
+    ("apply", "replication core: the stream into the replica"),
+    ("publish", "replication core: a commit to the executors"),
+    ("advance", "executors: the engine leads commits to queries"),
+    ("fanout", "executors: an advance to the groups that it concerns"),
+    ("events", "executors: messages, patches, encoding and sending"),
+    ("hydrate", "executors: new queries"),
+    ("flush", "client views: from handing over to durable"),
+];
+
 const SERVERS: [&str; 2] = ["original", "zeroring"];
 
 /// The page.
@@ -48,9 +59,16 @@ fn facts(out: &mut String, results: &Results) {
             fact(server, &format!("{} ({settings})", run.server_version));
         }
     }
+    fact("CPU pinning", &any.pinning);
     fact("Commit", &any.commit);
     fact("Begun", &any.started_at);
+    if results.wall_seconds > 0.0 {
+        fact("Took", &format!("{:.1} minutes", results.wall_seconds / 60.0));
+    }
     out.push_str("</dl>");
+    for what in &results.left_out {
+        let _ = write!(out, "<p class=\"void\">Left out: {}</p>", escape(what));
+    }
 }
 
 /// What the summary shows of a step.
@@ -164,12 +182,81 @@ fn scenario(out: &mut String, results: &Results, first: &RunResult) {
             }
         }
         out.push_str("</table></div>");
+        limits(out, &original, &ours);
+        stages(out, longest, &ours);
         let runs: Vec<&RunResult> = original.iter().chain(&ours).copied().collect();
         for (index, step) in longest.steps.iter().enumerate() {
             charts(out, &runs, index, &step.label);
         }
     }
     out.push_str("</section>");
+}
+
+/// What kept each search from a higher rate.
+fn limits(out: &mut String, original: &[&RunResult], ours: &[&RunResult]) {
+    let mut lines = String::new();
+    for run in original.iter().chain(ours) {
+        for step in &run.steps {
+            let (Some(limit), Some(rate)) = (&step.limit, step.sustained_rate) else { continue };
+            let next = step.trials.iter().filter(|t| !t.sustained).map(|t| t.rate);
+            let next = next.reduce(f64::min).map(|r| format!(", failed at {}/s", number(r)));
+            let _ = write!(
+                lines,
+                "<li><b class=\"{}\">{}</b> {}/s{}: {}</li>",
+                run.server,
+                run.server,
+                number(rate),
+                next.unwrap_or_default(),
+                escape(limit)
+            );
+        }
+    }
+    if !lines.is_empty() {
+        let _ = write!(out, "<h3>What was the limit</h3><ul>{lines}</ul>");
+    }
+}
+
+/// Where our server's time went, step by step; the mean of its runs.
+fn stages(out: &mut String, longest: &RunResult, ours: &[&RunResult]) {
+    let mut rows = String::new();
+    for (index, step) in longest.steps.iter().enumerate() {
+        let steps: Vec<&StepResult> = ours.iter().filter_map(|r| r.steps.get(index)).collect();
+        let total: f64 = steps.iter().map(|s| s.server_cpu_seconds).sum();
+        let cells: Vec<String> = STAGES
+            .iter()
+            .map(|(name, _)| {
+                let seconds: f64 = steps
+                    .iter()
+                    .flat_map(|s| &s.stages)
+                    .filter(|stage| stage.stage == *name)
+                    .map(|stage| stage.seconds)
+                    .sum();
+                format!("<td>{}</td>", number(seconds * 1000.0 / steps.len().max(1) as f64))
+            })
+            .collect();
+        if steps.iter().any(|s| !s.stages.is_empty()) {
+            let _ = write!(
+                rows,
+                "<tr><td>{}</td>{}<td>{}</td></tr>",
+                escape(&step.label),
+                cells.concat(),
+                number(total * 1000.0 / steps.len().max(1) as f64)
+            );
+        }
+    }
+    if rows.is_empty() {
+        return;
+    }
+    let heads: Vec<String> = STAGES
+        .iter()
+        .map(|(name, what)| format!("<th title=\"{}\">{name}</th>", escape(what)))
+        .collect();
+    let _ = write!(
+        out,
+        "<h3>Where zeroring's time went, ms (all threads; flush is waiting, not CPU)</h3>\
+         <div class=\"scroll\"><table><tr><th></th>{}<th>CPU</th></tr>{rows}</table></div>",
+        heads.concat()
+    );
 }
 
 /// One line for each run: (class, run's name, step).
@@ -306,11 +393,14 @@ mod tests {
     fn the_page_compares_stands_alone_and_escapes() {
         let mut void = run("zeroring", 99.0);
         void.void = Some("diverged".to_owned());
-        let results = Results { runs: vec![run("original", 8.0), run("zeroring", 2.0), void] };
+        let runs = vec![run("original", 8.0), run("zeroring", 2.0), void];
+        let left_out = vec!["x by y: no time".to_owned()];
+        let results = Results { runs, left_out, ..Results::default() };
         let page = html(&results);
         assert!(page.contains("× 4.00"), "the void run must not count");
         assert!(page.contains("is void: diverged"));
         assert!(page.contains("<polyline"));
+        assert!(page.contains("x by y: no time"));
         assert!(page.contains("connect &lt;9&gt;"));
         for outside in ["http://", "https://", "<script", "src="] {
             assert!(!page.contains(outside), "{outside}");

@@ -7,15 +7,18 @@ use std::time::{Duration, Instant};
 use postgres::{Client, NoTls};
 use zeroring_net::pg::local_server::LocalServer;
 
+use crate::api::Api;
 use crate::check::Comparison;
-use crate::client::connection::ClientSetup;
+use crate::client::connection::{ClientSetup, PROTOCOL_VERSION};
 use crate::client::fleet::Fleet;
 use crate::client::stats::Interval;
-use crate::data_set::{self, Query, QueryKind, QuerySpec, Whose};
+use crate::data_set::{self, Query, QuerySpec};
 use crate::error::LoadError;
+use crate::limits::{Meter, Parties};
+use crate::pin::{self, Seats};
 use crate::process;
 use crate::progress::Progress;
-use crate::result::{Distribution, RunResult, Sample, StepResult};
+use crate::result::{Distribution, RunResult, Sample, StageTime, StepResult};
 use crate::scenario::Scenario;
 use crate::server::{Server, ServerKind};
 
@@ -31,6 +34,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long the last changes may take to arrive before clients count as diverged.
 const CONVERGE_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// What is left for the final comparison when the run's time is up.
+const LAST_COMPARISON: Duration = Duration::from_secs(8);
+
 /// What a run is made with, besides the scenario and the server.
 #[derive(Debug, Clone)]
 pub(crate) struct RunOptions {
@@ -41,17 +47,28 @@ pub(crate) struct RunOptions {
     /// `NAME=value` settings of the server.
     pub(crate) settings: Vec<String>,
     pub(crate) commit: String,
+    /// Which CPUs belong to whom, if that is settled.
+    pub(crate) seats: Option<Seats>,
+    /// When the run has to end.
+    pub(crate) deadline: Instant,
+    /// Begins every line of progress.
+    pub(crate) position: String,
+    /// What everything is expected to take from now on.
+    pub(crate) remaining: Option<Duration>,
 }
 
 /// All that is running, and what the steps need to know of it.
 pub(crate) struct Stage<'a> {
     pub(crate) scenario: &'a Scenario,
+    pub(crate) kind: &'a ServerKind,
     pub(crate) fleet: Fleet,
     pub(crate) url: String,
     /// The queries of each client, by its index.
     pub(crate) queries: Vec<Vec<Query>>,
     /// Differs for every batch of writes.
     pub(crate) write_seed: u64,
+    pub(crate) api: Option<Api>,
+    deadline: Instant,
     server: Server,
     sql: Client,
     postgres_pid: u32,
@@ -70,6 +87,7 @@ pub(crate) struct Watch {
     sample_cpu: f64,
     cpu: Cpu,
     wal: i64,
+    stages: Vec<StageTime>,
     label: String,
 }
 
@@ -86,7 +104,11 @@ pub(crate) fn run(
     kind: &ServerKind,
     options: &RunOptions,
 ) -> Result<RunResult, LoadError> {
-    let mut progress = Progress::new(format!("{} · {}", scenario.name, kind.name()));
+    let begin = Instant::now();
+    let prefix = format!("{}{} · {}", options.position, scenario.name, kind.name());
+    let mut progress = Progress::new(prefix, options.remaining);
+    let seats = options.seats.as_ref();
+    let pinned = || LoadError::io("pinning to CPUs");
     progress.tell("starting Postgres");
     let settings: Vec<&str> = options.postgres.iter().map(String::as_str).collect();
     let postgres = LocalServer::start(&settings)?;
@@ -99,18 +121,29 @@ pub(crate) fn run(
             server: "postgres".to_owned(),
             cause: "its process was not found".to_owned(),
         })?;
+    if let Some(seats) = seats {
+        pin::move_tree(postgres_pid, &seats.postgres).map_err(pinned())?;
+    }
     progress.tell("starting the server");
-    let server = Server::start(kind, &url, &options.settings)?;
+    let api = if scenario.mutates() { Some(Api::start(&url)?) } else { None };
+    let mut settings = options.settings.clone();
+    settings.extend(api.as_ref().map(|api| format!("ZERO_MUTATE_URL={}", api.url())));
+    let cpus = seats.map(|s| s.server.as_slice());
+    let server = pin::born_on(cpus, || Server::start(kind, &url, &settings, options.deadline))
+        .map_err(pinned())??;
     let fleet = Fleet::start(options.workers, server.address())?;
     let mut result = describe(scenario, kind, options);
     let version = sql.query_one("SHOW server_version", &[]).map_err(LoadError::sql("asking"))?;
     result.postgres_version = version.get(0);
     let mut stage = Stage {
         scenario,
+        kind,
         fleet,
         url,
         queries: Vec::new(),
         write_seed: 0,
+        api,
+        deadline: options.deadline,
         server,
         sql,
         postgres_pid,
@@ -122,6 +155,8 @@ pub(crate) fn run(
     result.idle_pss_bytes = process::pss_bytes(stage.server.pid());
     stage.play(&mut result)?;
     result.statz = stage.server.statz();
+    drop(stage);
+    result.wall_seconds = begin.elapsed().as_secs_f64();
     Ok(result)
 }
 
@@ -137,6 +172,7 @@ fn describe(scenario: &Scenario, kind: &ServerKind, options: &RunOptions) -> Run
         settings: [options.postgres.as_slice(), options.settings.as_slice()].concat(),
         hardware: process::hardware(),
         commit: options.commit.clone(),
+        pinning: Seats::describe(options.seats.as_ref(), pin::allowed().len()),
         replicated_rows: (data.projects * (1 + data.items * (1 + data.comments))) as u64,
         ..RunResult::default()
     }
@@ -146,22 +182,24 @@ impl Stage<'_> {
     /// A first client: the server is ready when it has its row.
     fn probe(&mut self) -> Result<(), LoadError> {
         self.progress.tell("waiting for the first rows");
-        let spec =
-            QuerySpec { kind: QueryKind::Project, project: Whose::Shared, offset: 0, limit: None };
+        let data = &self.scenario.data;
+        let spec = QuerySpec::probe(data);
         let index = usize::MAX;
         let setup = ClientSetup {
             index,
             client_id: "probe".to_owned(),
             group_id: "probe".to_owned(),
-            queries: vec![spec.for_group(0, 1).ask()],
-            client_schema: Arc::new(data_set::client_schema()),
+            queries: vec![spec.for_group(0, data).ask()],
+            client_schema: Arc::new(data_set::client_schema(data)),
+            counts_new: false,
+            protocol: PROTOCOL_VERSION,
         };
         self.fleet.open(setup, Instant::now()).map_err(LoadError::io("opening a client"))?;
         let begin = Instant::now();
         for wanted in [1, 0] {
             while self.fleet.complete() != wanted {
                 self.server.check_alive()?;
-                if begin.elapsed() > PROBE_TIMEOUT {
+                if begin.elapsed() > PROBE_TIMEOUT || self.left().is_zero() {
                     let complaints = self.fleet.take_interval().complaints.join("; ");
                     return Err(LoadError::Server {
                         server: "the first client".to_owned(),
@@ -191,6 +229,7 @@ impl Stage<'_> {
             }
         }
         let begin = Instant::now();
+        self.deadline = self.deadline.max(begin + LAST_COMPARISON);
         let mut watch = self.watch("comparing with Postgres")?;
         let mut comparison = self.comparison()?;
         let difference = self.converge(&mut watch, &mut comparison)?;
@@ -221,6 +260,27 @@ impl Stage<'_> {
         Ok(text.parse().unwrap_or(0))
     }
 
+    /// Until the run has to end.
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// What everybody has used until now.
+    pub(crate) fn meter(&self) -> Meter {
+        Meter::read(Parties { server: self.server.pid(), postgres: self.postgres_pid })
+    }
+
+    /// Where the server's time went since its start. The original does not tell, and would ask
+    /// Postgres a lot for its `/statz`.
+    fn stages(&self) -> Vec<StageTime> {
+        match self.kind {
+            ServerKind::Original(_) => Vec::new(),
+            ServerKind::Zeroring(_) => {
+                self.server.statz().map(|s| StageTime::all(&s)).unwrap_or_default()
+            }
+        }
+    }
+
     fn cpu(&self) -> Cpu {
         let seconds = |pid| process::cpu_seconds(pid);
         let (server, postgres) = (seconds(self.server.pid()), seconds(self.postgres_pid));
@@ -230,6 +290,7 @@ impl Stage<'_> {
 
     /// Starts counting anew.
     pub(crate) fn watch(&mut self, label: &str) -> Result<Watch, LoadError> {
+        let stages = self.stages();
         let cpu = self.cpu();
         let wal = self.wal()?;
         let now = Instant::now();
@@ -242,6 +303,7 @@ impl Stage<'_> {
             sample_cpu: cpu.server,
             cpu,
             wal,
+            stages,
             label: label.to_owned(),
         }
         .emptied())
@@ -295,7 +357,7 @@ impl Stage<'_> {
         timeout: Duration,
         mut done: impl FnMut(&Fleet) -> bool,
     ) -> Result<bool, LoadError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = self.deadline.min(Instant::now() + timeout);
         while !done(&self.fleet) {
             if Instant::now() > deadline {
                 return Ok(false);
@@ -316,7 +378,7 @@ impl Stage<'_> {
         watch: &mut Watch,
         comparison: &mut Comparison,
     ) -> Result<Option<String>, LoadError> {
-        let deadline = Instant::now() + CONVERGE_TIMEOUT;
+        let deadline = self.deadline.min(Instant::now() + CONVERGE_TIMEOUT);
         loop {
             match comparison.difference(&mut self.fleet)? {
                 Some(difference) if Instant::now() > deadline => return Ok(Some(difference)),
@@ -335,6 +397,7 @@ impl Stage<'_> {
     ) -> Result<StepResult, LoadError> {
         self.fleet_settles(&mut watch);
         let cpu = self.cpu();
+        let stages = StageTime::since(self.stages(), &watch.stages);
         let wal = self.wal()?;
         let total = watch.total;
         Ok(StepResult {
@@ -345,6 +408,7 @@ impl Stage<'_> {
             reconnect: Distribution::of(&total.reconnect),
             change: Distribution::of(&total.change),
             write: Distribution::of(&total.write),
+            mutation: Distribution::of(&total.mutation),
             pokes: total.pokes,
             rows: total.row_ops,
             deliveries_per_second: total.row_ops as f64 / seconds.max(0.001),
@@ -355,6 +419,7 @@ impl Stage<'_> {
             pss_bytes: process::pss_bytes(self.server.pid()),
             wal_bytes: u64::try_from(wal - watch.wal).unwrap_or(0),
             disconnects: total.disconnects,
+            stages,
             settled,
             timeline: watch.samples,
             complaints: total.complaints,
@@ -369,6 +434,11 @@ impl Stage<'_> {
 }
 
 impl Watch {
+    /// Mutations that were confirmed.
+    pub(crate) fn mutations(&self) -> u64 {
+        self.total.mutation.count() + self.sample.mutation.count()
+    }
+
     /// What was counted before the step is not its own.
     fn emptied(mut self) -> Watch {
         self.total = Interval::default();
@@ -380,6 +450,7 @@ impl Watch {
 pub(crate) fn summary(step: &StepResult) -> String {
     let mut parts = vec![format!("{:.2} s", step.seconds)];
     let latencies = [
+        ("mutation", &step.mutation),
         ("hydrate", &step.hydrate),
         ("reconnect", &step.reconnect),
         ("change", &step.change),
@@ -391,7 +462,9 @@ pub(crate) fn summary(step: &StepResult) -> String {
         }
     }
     if let Some(rate) = step.sustained_rate {
-        parts.push(format!("sustains {rate:.0} writes/s"));
+        let rate = crate::table::number(rate);
+        parts.push(format!("sustains {rate} writes/s"));
+        parts.extend(step.limit.as_ref().map(|limit| format!("limit: {limit}")));
     }
     parts.push(format!("{} rows", step.rows));
     parts.push(format!("server {:.2} CPU-s", step.server_cpu_seconds));

@@ -1,17 +1,42 @@
 //! Scenarios: what is run, as small TOML files (`loadtest/scenarios/`).
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::client::connection::PROTOCOL_VERSION;
 use crate::data_set::{DataSize, QuerySpec};
 use crate::error::LoadError;
+use crate::models::Model;
+use crate::search::MAX_RATE;
+use crate::server::ServerKind;
 use crate::writer::{Change, Target};
 
 /// Bounds of what a file may ask for: a mistyped zero must not fill the machine.
 const MAX_CLIENTS: usize = 50_000;
 const MAX_ROWS: usize = 20_000_000;
 const MAX_STEP_SECONDS: f64 = 600.0;
+
+/// What a run takes if its scenario does not say, seconds.
+const UNKNOWN_RUN_SECONDS: f64 = 60.0;
+
+/// A figure for each server.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PerServer {
+    pub(crate) original: f64,
+    pub(crate) zeroring: f64,
+}
+
+impl PerServer {
+    pub(crate) fn of(self, server: &ServerKind) -> f64 {
+        match server {
+            ServerKind::Original(_) => self.original,
+            ServerKind::Zeroring(_) => self.zeroring,
+        }
+    }
+}
 
 /// A scenario.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +55,9 @@ pub(crate) struct Scenario {
     /// Run by each server once, also where others are repeated: it takes long.
     #[serde(default)]
     pub(crate) once: bool,
+    /// What a run takes on two CPUs, seconds, with starting and stopping everything.
+    #[serde(default)]
+    pub(crate) expect: Option<PerServer>,
     pub(crate) data: DataSize,
     /// Every client asks for all of these.
     #[serde(rename = "query")]
@@ -37,12 +65,20 @@ pub(crate) struct Scenario {
     /// Tabs (clients) of a group.
     #[serde(default = "one")]
     pub(crate) tabs: usize,
+    /// The version of the protocol that clients speak. From 52 on pokes come as binary chunks; the
+    /// original's release 1.9.0 knows 51 at most.
+    #[serde(default = "protocol")]
+    pub(crate) protocol: u32,
     #[serde(rename = "step")]
     pub(crate) steps: Vec<Step>,
 }
 
 fn one() -> usize {
     1
+}
+
+fn protocol() -> u32 {
+    PROTOCOL_VERSION
 }
 
 fn title() -> Change {
@@ -90,11 +126,11 @@ pub(crate) enum Step {
         #[serde(flatten)]
         writes: Writes,
     },
-    /// Looks for the highest rate that is sustained: doubling from `from` to at most `up_to`, then
-    /// halving the gap `refine` times.
+    /// Looks for the highest rate that is sustained: doubling from `from` until one fails (or
+    /// halving until one does not), then dividing the gap `refine` times.
     Search {
-        from: f64,
-        up_to: f64,
+        /// Near what is expected of each server: that saves trials.
+        from: PerServer,
         /// Length of a trial.
         seconds: f64,
         #[serde(default)]
@@ -114,6 +150,9 @@ pub(crate) enum Step {
         #[serde(flatten)]
         writes: Writes,
     },
+    /// Clients change rows by mutations, at a rate. The application's endpoint is the load
+    /// generator, which applies them to Postgres.
+    Mutate { rate: f64, seconds: f64 },
     /// Clients exchange a query for the one of another project, at a rate.
     Churn { rate: f64, seconds: f64 },
 }
@@ -128,6 +167,7 @@ impl Step {
             Step::Search { .. } => "search",
             Step::Reconnect { .. } => "reconnect",
             Step::Churn { .. } => "churn",
+            Step::Mutate { .. } => "mutate",
         }
     }
 
@@ -142,6 +182,7 @@ impl Step {
             Step::Search { limit_ms, .. } => format!("highest rate, p99 < {limit_ms} ms"),
             Step::Reconnect { away_seconds, .. } => format!("reconnect after {away_seconds} s"),
             Step::Churn { rate, .. } => format!("{rate} query changes/s"),
+            Step::Mutate { rate, .. } => format!("{rate} mutations/s"),
         }
     }
 }
@@ -151,9 +192,24 @@ impl Scenario {
     pub(crate) fn read(file: &Path) -> Result<Scenario, LoadError> {
         let wrong = |cause: String| LoadError::Scenario { file: file.display().to_string(), cause };
         let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
-        let scenario: Scenario = basic_toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-        scenario.check().map_err(wrong)?;
+        Scenario::parse(&text).map_err(wrong)
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Scenario, String> {
+        let scenario: Scenario = basic_toml::from_str(text).map_err(|e| e.to_string())?;
+        scenario.check()?;
         Ok(scenario)
+    }
+
+    /// Whether the application's endpoint for mutations is needed.
+    pub(crate) fn mutates(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Mutate { .. }))
+    }
+
+    /// What a run against `server` is expected to take.
+    pub(crate) fn expected(&self, server: &ServerKind) -> Duration {
+        let seconds = self.expect.map_or(UNKNOWN_RUN_SECONDS, |e| e.of(server));
+        Duration::from_secs_f64(seconds.clamp(1.0, MAX_STEP_SECONDS))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -162,6 +218,7 @@ impl Scenario {
         let rows = data.projects.saturating_mul(data.items).saturating_mul(1 + data.comments);
         ok(data.projects > 0 && data.items > 0, "needs projects and items")?;
         ok(rows <= MAX_ROWS, "too many rows")?;
+        ok((30..=52).contains(&self.protocol), "protocol: from 30 to 52")?;
         let headline = self.headline.as_deref();
         ok(matches!(headline, None | Some("memory" | "start")), "headline: memory or start")?;
         ok(!self.queries.is_empty() && self.tabs > 0, "needs queries and tabs")?;
@@ -179,15 +236,21 @@ impl Scenario {
                     seconds(*s)?;
                     ok(*slow >= 0.0 && *stalled >= 0.0 && slow + stalled <= 1.0, "shares: 0 to 1")?;
                 }
+                Step::Mutate { rate: r, seconds: s } => {
+                    ok(data.model == Model::Projects, "mutations are for items of projects")?;
+                    rate(*r)?;
+                    seconds(*s)?;
+                }
                 Step::Churn { rate: r, seconds: s } => {
                     rate(*r)?;
                     seconds(*s)?;
                 }
-                Step::Search { from, up_to, seconds: s, refine, .. } => {
-                    rate(*from)?;
-                    rate(*up_to)?;
+                Step::Search { from, seconds: s, refine, .. } => {
+                    for from in [from.original, from.zeroring] {
+                        ok(from > 0.0 && from <= MAX_RATE, "from: above 0, up to 50,000")?;
+                    }
                     seconds(*s)?;
-                    ok(from <= up_to && *refine <= 8, "from ≤ up_to, refine ≤ 8")?;
+                    ok(*refine <= 8, "refine ≤ 8")?;
                 }
                 Step::Reconnect { writes_meanwhile, away_seconds, .. } => {
                     seconds(*away_seconds)?;
@@ -207,7 +270,7 @@ mod tests {
     fn all_scenarios_of_the_repository_are_valid_and_named_as_their_files() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
         let mut found = 0;
-        for dir in [dir.clone(), dir.join("extra")] {
+        for dir in [dir.clone(), dir.join("more"), dir.join("extra")] {
             for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
                 let path = entry.path();
                 if path.extension().is_some_and(|e| e == "toml") {

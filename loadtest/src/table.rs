@@ -22,7 +22,7 @@ fn p99(d: Option<&Distribution>) -> Option<f64> {
 }
 
 /// What is printed and compared, where a step has it.
-pub(crate) const FIGURES: [Figure; 13] = [
+pub(crate) const FIGURES: [Figure; 18] = [
     Figure {
         name: "all complete after",
         unit: "s",
@@ -78,6 +78,18 @@ pub(crate) const FIGURES: [Figure; 13] = [
         of: |s| p99(s.write.as_ref()),
     },
     Figure {
+        name: "mutation confirmed p50",
+        unit: "ms",
+        less_is_better: Some(true),
+        of: |s| p50(s.mutation.as_ref()),
+    },
+    Figure {
+        name: "mutation confirmed p99",
+        unit: "ms",
+        less_is_better: Some(true),
+        of: |s| p99(s.mutation.as_ref()),
+    },
+    Figure {
         name: "sustained writes",
         unit: "/s",
         less_is_better: Some(false),
@@ -94,6 +106,24 @@ pub(crate) const FIGURES: [Figure; 13] = [
         unit: "s",
         less_is_better: Some(true),
         of: |s| Some(s.server_cpu_seconds),
+    },
+    Figure {
+        name: "Postgres CPU",
+        unit: "s",
+        less_is_better: Some(true),
+        of: |s| Some(s.postgres_cpu_seconds),
+    },
+    Figure {
+        name: "Postgres WAL written",
+        unit: "MB",
+        less_is_better: Some(true),
+        of: |s| (s.wal_bytes > 0).then_some(s.wal_bytes as f64 / 1e6),
+    },
+    Figure {
+        name: "sent to clients",
+        unit: "MB",
+        less_is_better: None,
+        of: |s| (s.bytes > 0).then_some(s.bytes as f64 / 1e6),
     },
     Figure {
         name: "server memory (PSS)",
@@ -205,11 +235,19 @@ pub(crate) fn text(results: &Results) -> String {
             }
         }
         for run in results.runs.iter().filter(|r| r.scenario == name) {
+            for step in &run.steps {
+                if let Some(limit) = &step.limit {
+                    let _ = writeln!(out, "  limit of {}: {limit}", run.server);
+                }
+            }
             if let Some(why) = &run.void {
                 let _ =
                     writeln!(out, "  VOID {}: {}", run.server, why.lines().next().unwrap_or(""));
             }
         }
+    }
+    for what in &results.left_out {
+        let _ = writeln!(out, "  LEFT OUT {what}");
     }
     if !out.is_empty() {
         let head = format!("{:<46} {:>26} {:>26} {:>9}", "", "original", "zeroring", "better");
