@@ -46,11 +46,6 @@ pub(crate) fn table() -> Arc<TableSpec> {
     })
 }
 
-pub(crate) fn schema(table: &Arc<TableSpec>) -> Arc<Schema> {
-    let tables = [(table.name.clone(), table.clone())].into_iter().collect();
-    Arc::new(Schema { tables, ..Schema::default() })
-}
-
 /// Item `n`: of project `n / ITEMS`.
 pub(crate) fn row(n: usize, rank: i32, version: &StateVersion) -> Arc<Row> {
     let values = [

@@ -15,6 +15,6 @@ mod fuzz;
 mod generate;
 mod groups;
 mod hydrate;
-mod mutators;
 mod interop;
+mod mutators;
 mod soak;
