@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 mod engine;
 mod fixture;
+mod hydrate;
 mod storage;
 mod wire;
 
@@ -33,11 +34,13 @@ struct Bench {
     make: fn() -> Result<Batch, Failure>,
 }
 
-const BENCHES: [Bench; 12] = [
+const BENCHES: [Bench; 14] = [
     Bench { name: "engine/route", unit: "commit", make: engine::route },
     Bench { name: "engine/shared", unit: "commit", make: engine::shared },
     Bench { name: "engine/window", unit: "commit", make: engine::window },
     Bench { name: "engine/hydrate", unit: "row", make: engine::hydrate },
+    Bench { name: "hydrate/cold", unit: "row", make: hydrate::cold },
+    Bench { name: "hydrate/second", unit: "row", make: hydrate::second },
     Bench { name: "json/row", unit: "row", make: wire::row_json },
     Bench { name: "poke/part", unit: "row", make: wire::poke_part },
     Bench { name: "ws/frame", unit: "frame", make: wire::frame },

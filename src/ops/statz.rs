@@ -1,7 +1,7 @@
 //! `/statz`: statistics by group, as text or JSON (spec: operations §3.3).
 //!
 //! Groups of the original that are here: `replica`, `replication`, `os`, with its keys and some
-//! more; `server` and `sync` are ours. Its groups with figures from Postgres (`upstream`, `cvr`,
+//! more; `server`, `sync` and `plans` are ours. Its groups with figures from Postgres (`upstream`, `cvr`,
 //! `changeLog`) come with the Postgres CVR store. A group that fails is an object with `error`.
 
 use std::fs;
@@ -50,9 +50,10 @@ impl Default for StatzSources {
 /// A group's name and how it is made.
 type Group = (&'static str, fn(&StatzSources) -> Result<Map<String, Value>, String>);
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     ("server", server),
     ("sync", sync),
+    ("plans", plans),
     ("replica", replica),
     ("replication", replication),
     ("os", os),
@@ -154,6 +155,10 @@ fn sync(sources: &StatzSources) -> Result<Map<String, Value>, String> {
     let executors = sources.registry.executors();
     let each: Vec<Value> = executors.iter().map(|e| json!(e.numbers())).collect();
     Ok(object(json!({ "total": sources.registry.total(), "executors": each })))
+}
+
+fn plans(sources: &StatzSources) -> Result<Map<String, Value>, String> {
+    Ok(sources.registry.plans().into_iter().map(|(plan, n)| (plan, json!(n))).collect())
 }
 
 fn replication(sources: &StatzSources) -> Result<Map<String, Value>, String> {
@@ -280,7 +285,7 @@ mod tests {
     fn all_groups_by_default_and_a_broken_one_says_so() {
         let all = json("format=json");
         let names: Vec<&str> = all.keys().map(String::as_str).collect();
-        assert_eq!(names, ["server", "sync", "replica", "replication", "os"]);
+        assert_eq!(names, ["server", "sync", "plans", "replica", "replication", "os"]);
         assert_eq!(all["server"]["io backends"], json!(["epoll", "epoll"]));
         assert_eq!(all["sync"]["total"], json!({"connections": 7, "groups": 2}));
         assert_eq!(all["sync"]["executors"][1]["connections"], 4);

@@ -4,6 +4,7 @@
 //! go out to the groups. Everything here is at one version between two advances.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use zeroring_core::auth::{self, Permissions};
@@ -31,11 +32,14 @@ pub(super) struct World {
     app_id: String,
     table_ids: TableIds,
     /// What each live instance was made of, to make its plan anew after a schema change.
-    recipes: FxHashMap<InstanceId, Recipe>,
+    pub(super) recipes: FxHashMap<InstanceId, Recipe>,
+    /// Hydrations that take longer are logged, and counted.
+    pub(super) slow_hydrate: Duration,
+    pub(super) slow_hydrations: u64,
 }
 
-struct Recipe {
-    transformed: Transformed,
+pub(super) struct Recipe {
+    pub(super) transformed: Transformed,
     keys: IdentityKeys,
     subscriptions: usize,
 }
@@ -74,6 +78,7 @@ impl World {
         app_id: &str,
         replica_version: StateVersion,
         table_ids: TableIds,
+        slow_hydrate: Duration,
     ) -> Result<World, ReplicaError> {
         let reader = ReplicaReader::open(path, &ReaderOptions::default())?;
         let mut source = ReplicaSource::new(reader)?;
@@ -89,6 +94,8 @@ impl World {
             app_id: app_id.to_owned(),
             table_ids,
             recipes: FxHashMap::default(),
+            slow_hydrate,
+            slow_hydrations: 0,
         })
     }
 

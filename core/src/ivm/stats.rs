@@ -48,6 +48,38 @@ impl Counters {
     }
 }
 
+impl Counters {
+    /// The counters by the names of `/statz` (docs/engine.md says what each means).
+    pub fn named(&self) -> [(&'static str, u64); 12] {
+        [
+            ("hydrations", self.hydrations),
+            ("rehydrations", self.rehydrations),
+            ("advances", self.advances),
+            ("rowDeltas", self.deltas),
+            ("fills", self.fills),
+            ("refills", self.refills),
+            ("pointChecks", self.point_checks),
+            ("parentLookups", self.parent_lookups),
+            ("weakSearches", self.weak_searches),
+            ("sharedSearches", self.shared_searches),
+            ("restEvaluations", self.rest_evaluations),
+            ("leafFanouts", self.leaf_fanouts),
+        ]
+    }
+
+    /// Work off the fast path: what to sort plans by when looking for the expensive one.
+    pub fn slow_work(&self) -> u64 {
+        self.rehydrations
+            + self.fills
+            + self.refills
+            + self.point_checks
+            + self.parent_lookups
+            + self.weak_searches
+            + self.shared_searches
+            + self.leaf_fanouts
+    }
+}
+
 /// The engine at a glance.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct EngineStats {
