@@ -79,6 +79,7 @@ impl World {
             ("partitions", engine.partitions as u64),
             ("residentRows", engine.resident_rows as u64),
             ("distinctRows", engine.interned_rows as u64),
+            ("parked", engine.parked as u64),
             ("routes", engine.routes as u64),
             ("replicaStatements", self.source.statements()),
             ("largeScans", scans.large_scans),

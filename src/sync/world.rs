@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use zeroring_core::auth::{self, Permissions};
 use zeroring_core::cvr::{self, ClientSchema, RowIdentity};
 use zeroring_core::group::{self, Credentials, Hydrate, Transformed, VisitRow};
-use zeroring_core::ivm::engine::{Engine, EngineConfig, InstanceId};
+use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId};
 use zeroring_core::ivm::plan::{Param, Plan};
 use zeroring_core::json::RawJson;
 use zeroring_core::row::Row;
@@ -229,7 +229,13 @@ impl group::World for World {
         Ok(Transformed { ast: Arc::new(ast), hash })
     }
 
-    fn rows(&self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String> {
+    fn rows(&mut self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String> {
+        // Its rows had to make room for others.
+        if self.engine.is_parked(instance) {
+            let mut all = Budget::unlimited();
+            let step = self.engine.hydrate_step(instance, &mut self.source, &mut all);
+            step.map_err(|e| e.to_string())?;
+        }
         for held in self.engine.rows(instance).map_err(|e| e.to_string())? {
             visit(held.table, held.row, held.count);
         }

@@ -26,6 +26,8 @@ pub struct Counters {
     pub shared_searches: u64,
     /// Weak predicates evaluated because no equality index led to the instances.
     pub rest_evaluations: u64,
+    /// Times that an instance gave its rows up to make room (`EngineConfig::max_rows`).
+    pub parkings: u64,
     /// Instances that each searched for the parents of a changed row of an EXISTS body.
     pub leaf_fanouts: u64,
 }
@@ -45,12 +47,13 @@ impl Counters {
         self.shared_searches += o.shared_searches;
         self.rest_evaluations += o.rest_evaluations;
         self.leaf_fanouts += o.leaf_fanouts;
+        self.parkings += o.parkings;
     }
 }
 
 impl Counters {
     /// The counters by the names of `/statz` (docs/engine.md says what each means).
-    pub fn named(&self) -> [(&'static str, u64); 12] {
+    pub fn named(&self) -> [(&'static str, u64); 13] {
         [
             ("hydrations", self.hydrations),
             ("rehydrations", self.rehydrations),
@@ -64,6 +67,7 @@ impl Counters {
             ("sharedSearches", self.shared_searches),
             ("restEvaluations", self.rest_evaluations),
             ("leafFanouts", self.leaf_fanouts),
+            ("parkings", self.parkings),
         ]
     }
 
@@ -93,6 +97,8 @@ pub struct EngineStats {
     pub partitions: usize,
     /// Rows resident in partitions, counted once per occurrence.
     pub resident_rows: usize,
+    /// Instances without rows in memory, to make room.
+    pub parked: usize,
     /// Distinct rows in memory.
     pub interned_rows: usize,
     /// Entries of the routing index.
