@@ -43,7 +43,7 @@ struct Bench {
     make: fn() -> Result<Batch, Failure>,
 }
 
-const BENCHES: [Bench; 22] = [
+const BENCHES: [Bench; 23] = [
     Bench { name: "engine/idle", unit: "commit", steady: true, make: engine::idle },
     Bench { name: "engine/route-10k", unit: "commit", steady: true, make: engine::route },
     Bench { name: "engine/ranges-10k", unit: "commit", steady: true, make: engine::ranges },
@@ -66,7 +66,8 @@ const BENCHES: [Bench; 22] = [
         make: engine::transaction,
     },
     Bench { name: "engine/attach", unit: "row", steady: true, make: engine::attach },
-    Bench { name: "engine/hydrate", unit: "row", steady: true, make: hydrate::hydrate },
+    Bench { name: "hydrate/cold", unit: "row", steady: true, make: hydrate::cold },
+    Bench { name: "hydrate/second", unit: "row", steady: true, make: hydrate::second },
     Bench { name: "json/row", unit: "row", steady: true, make: wire::row_json },
     Bench { name: "poke/part", unit: "row", steady: true, make: wire::poke_part },
     Bench { name: "ws/frame", unit: "frame", steady: true, make: wire::frame },

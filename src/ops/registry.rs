@@ -19,6 +19,7 @@ pub struct ExecutorStats {
     numbers: Mutex<Numbers>,
     /// Where its time goes.
     pub stages: StageClocks,
+    plans: Mutex<BTreeMap<String, Numbers>>,
 }
 
 impl ExecutorStats {
@@ -30,6 +31,16 @@ impl ExecutorStats {
     /// Replaces the published numbers.
     pub fn publish(&self, numbers: impl IntoIterator<Item = (&'static str, u64)>) {
         *lock(&self.numbers) = numbers.into_iter().collect();
+    }
+
+    /// Replaces the published plans: numbers by description.
+    pub fn publish_plans(&self, plans: BTreeMap<String, Numbers>) {
+        *lock(&self.plans) = plans;
+    }
+
+    /// The published plans.
+    pub fn plans(&self) -> BTreeMap<String, Numbers> {
+        lock(&self.plans).clone()
     }
 
     /// The backend's name.
@@ -70,6 +81,19 @@ impl Registry {
         &self.executors
     }
 
+    /// Plans of all executors by description, with the sums of their numbers.
+    pub fn plans(&self) -> BTreeMap<String, Numbers> {
+        let mut total: BTreeMap<String, Numbers> = BTreeMap::new();
+        for (plan, numbers) in self.executors.iter().flat_map(|e| e.plans()) {
+            let sums = total.entry(plan).or_default();
+            for (name, n) in numbers {
+                let sum = sums.entry(name).or_default();
+                *sum = sum.saturating_add(n);
+            }
+        }
+        total
+    }
+
     /// Sums over all executors.
     pub fn total(&self) -> Numbers {
         let mut total = Numbers::new();
@@ -93,5 +117,9 @@ mod tests {
         registry.executor(1).unwrap().publish([("a", 2), ("b", u64::MAX)]);
         assert_eq!(registry.total(), Numbers::from([("a", 3), ("b", u64::MAX)]));
         assert!(registry.executor(2).is_none());
+        let plans = |n| [("p".to_owned(), Numbers::from([("fills", n)]))].into_iter().collect();
+        registry.executor(0).unwrap().publish_plans(plans(2));
+        registry.executor(1).unwrap().publish_plans(plans(3));
+        assert_eq!(registry.plans(), plans(5));
     }
 }

@@ -1,8 +1,9 @@
 //! `/statz`: statistics by group, as text or JSON (spec: operations §3.3).
 //!
 //! Groups of the original that are here: `replica`, `replication`, `os`, with its keys and some
-//! more; `server`, `sync`, `stages` and `threads` are ours. Its groups with figures from Postgres (`upstream`, `cvr`,
-//! `changeLog`) come with the Postgres CVR store. A group that fails is an object with `error`.
+//! more; `server`, `sync`, `plans`, `stages` and `threads` are ours. Its groups with figures from
+//! Postgres (`upstream`, `cvr`, `changeLog`) come with the Postgres CVR store. A group that fails
+//! is an object with `error`.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -51,9 +52,10 @@ impl Default for StatzSources {
 /// A group's name and how it is made.
 type Group = (&'static str, fn(&StatzSources) -> Result<Map<String, Value>, String>);
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     ("server", server),
     ("sync", sync),
+    ("plans", plans),
     ("stages", stages),
     ("threads", threads),
     ("replica", replica),
@@ -214,6 +216,10 @@ fn sync(sources: &StatzSources) -> Result<Map<String, Value>, String> {
     Ok(object(json!({ "total": sources.registry.total(), "executors": each })))
 }
 
+fn plans(sources: &StatzSources) -> Result<Map<String, Value>, String> {
+    Ok(sources.registry.plans().into_iter().map(|(plan, n)| (plan, json!(n))).collect())
+}
+
 fn replication(sources: &StatzSources) -> Result<Map<String, Value>, String> {
     let status = sources.replication.snapshot();
     let watermark = StateVersion::parse(&status.watermark).and_then(|version| version.lsn());
@@ -348,7 +354,7 @@ mod tests {
     fn all_groups_by_default_and_a_broken_one_says_so() {
         let all = json("format=json");
         let names: Vec<&str> = all.keys().map(String::as_str).collect();
-        let want = ["server", "sync", "stages", "threads", "replica", "replication", "os"];
+        let want = ["server", "sync", "plans", "stages", "threads", "replica", "replication", "os"];
         assert_eq!(names, want);
         assert_eq!(all["server"]["io backends"], json!(["epoll", "epoll"]));
         assert_eq!(all["sync"]["total"], json!({"connections": 7, "groups": 2}));

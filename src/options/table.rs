@@ -172,8 +172,7 @@ disk with room for twice the data.",
     one_of("log.level", &["debug", "info", "warn", "error"], "info", ""),
     one_of("log.format", &["text", "json"], "text", "`text` for people, `json` for machines: one object a line."),
     number_or("log.slowRowThreshold", 2.0, "Milliseconds after which fetching a row counts as slow.").not_yet(),
-    number_or("log.slowHydrateThreshold", 100.0, "Milliseconds after which a hydration counts as slow and is logged.")
-    .not_yet(),
+    number_or("log.slowHydrateThreshold", 100.0, "Milliseconds after which a hydration counts as slow and is logged."),
     number_or("log.ivmSampling", 5_000.0, "One of this many row fetches is timed; 0 or less: none.").not_yet(),
     text_or(
         "app.id",

@@ -339,6 +339,7 @@ impl Executor {
                 let begin = now();
                 let step = world.engine.advance_step(&mut world.source, &mut budget);
                 self.stats.stages.add(Stage::Advance, begin.elapsed());
+                world.report_missing_indexes(None);
                 match step {
                     Ok(Some(advanced)) => return Ok(advanced),
                     Ok(None) => {}
@@ -410,10 +411,9 @@ impl Executor {
 
     fn publish(&self) {
         let state = self.state.borrow();
-        let engine = state.world.engine.stats();
         let c = state.counters;
         let m = self.mutations.as_ref().map(|m| m.counters()).unwrap_or_default();
-        self.stats.publish([
+        let own = [
             ("clientGroups", state.groups() as u64),
             ("connections", state.connections() as u64),
             ("connectionsTotal", c.connections_total),
@@ -425,19 +425,13 @@ impl Executor {
             ("advances", c.advances),
             ("engineResets", c.resets),
             ("groupFailures", c.group_failures),
-            ("plans", engine.plans as u64),
-            ("instances", engine.instances as u64),
-            ("subscriptions", engine.subscriptions as u64),
-            ("residentRows", engine.resident_rows as u64),
-            ("hydrations", engine.counters.hydrations),
-            ("rehydrations", engine.counters.rehydrations),
-            ("rowDeltas", engine.counters.deltas),
             ("pushes", m.pushes),
             ("pushesFailed", m.failed),
             ("pushQueueBytes", m.queued_bytes),
             ("customMutations", m.mutations),
-            ("replicaStatements", state.world.source.statements()),
-        ]);
+        ];
+        self.stats.publish(own.into_iter().chain(state.world.numbers()));
+        self.stats.publish_plans(state.world.plan_numbers());
     }
 }
 
@@ -448,7 +442,7 @@ pub(super) fn open_world(
     replica_version: StateVersion,
     table_ids: TableIds,
 ) -> Result<World, ReplicaError> {
-    World::open(path, &config.app_id, replica_version, table_ids)
+    World::open(path, &config.app_id, replica_version, table_ids, config.slow_hydrate)
 }
 
 /// What groups need to know.

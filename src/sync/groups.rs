@@ -85,6 +85,8 @@ pub(super) struct Hydration {
     group: GroupKey,
     queries: VecDeque<(QueryHash, Result<InstanceId, String>)>,
     done: Vec<(QueryHash, Result<InstanceId, String>)>,
+    /// Time spent on the first of `queries`.
+    spent: Duration,
 }
 
 /// A request to the app's query endpoint.
@@ -428,7 +430,9 @@ impl State {
                         (w.query.clone(), id)
                     })
                     .collect();
-                self.hydrations.push_back(Hydration { group: key, queries, done: Vec::new() });
+                let spent = Duration::ZERO;
+                let done = Vec::new();
+                self.hydrations.push_back(Hydration { group: key, queries, done, spent });
             }
             Effect::Release(instance) => self.unsubscribe(key, instance),
             Effect::Continue => self.computing.push_back(key),
@@ -728,7 +732,7 @@ impl State {
                 job.done.push((query, instance));
                 continue;
             };
-            match self.world.engine.hydrate_step(id, &mut self.world.source, budget) {
+            match self.world.hydrate(id, &query, &mut job.spent, budget) {
                 Ok(Progress::Done) => job.done.push((query, Ok(id))),
                 Ok(Progress::More | Progress::Blocked)
                 | Err(EngineError::SnapshotMismatch { .. }) => {

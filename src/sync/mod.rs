@@ -12,8 +12,8 @@
 //!   replica, handle events, hydrate, flush. - [`groups`]: the table of client groups; carries out
 //!   what the pure state machine (`zeroring_core::group`) wants done; routes deltas to subscribers
 //!   only. - [`world`]: engine, snapshot, permissions. - [`answers`]: from the store's threads.
-//!   - [`fanout`]: frames made once. - [`pushes`]: mutations to the app's endpoint.
-//!   - [`fanout`]: frames made once. - [`drain`]: the pace of an orderly end.
+//!   - [`fanout`]: frames made once. - [`pushes`]: mutations to the app's endpoint. - [`slow`]: slow
+//!   hydrations and missing indexes, numbers of the engine. - [`drain`]: the pace of an orderly end.
 //!
 //! Invariants: nothing here blocks but SQLite, in slices of about a millisecond; a group lives on
 //! one executor; an executor's state never leaves its thread; a group that a commit does not touch
@@ -31,6 +31,7 @@ mod executor;
 mod fanout;
 mod groups;
 mod pushes;
+mod slow;
 mod world;
 
 use std::cell::RefCell;
@@ -89,6 +90,8 @@ pub struct SyncConfig {
     pub auth_revalidate: Duration,
     /// `ZERO_AUTH_RETRANSFORM_INTERVAL_SECONDS`.
     pub auth_retransform: Duration,
+    /// `ZERO_LOG_SLOW_HYDRATE_THRESHOLD`: hydrations that take longer are logged.
+    pub slow_hydrate: Duration,
     /// Limits and compression of sockets.
     pub websocket: WsConfig,
 }
@@ -108,6 +111,7 @@ impl SyncConfig {
             refuses_tokens: refuses_tokens(options),
             auth_revalidate: options.auth_revalidate,
             auth_retransform: options.auth_retransform,
+            slow_hydrate: options.slow_hydrate,
             websocket: WsConfig {
                 max_payload_bytes: options.max_payload_bytes,
                 deflate: options.compression.clone(),

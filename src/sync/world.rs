@@ -4,12 +4,13 @@
 //! go out to the groups. Everything here is at one version between two advances.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use zeroring_core::auth::{self, Permissions};
 use zeroring_core::cvr::{self, ClientSchema, RowIdentity};
 use zeroring_core::group::{self, Credentials, Hydrate, Shared, Transformed, VisitRow};
-use zeroring_core::ivm::engine::{Engine, EngineConfig, InstanceId};
+use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId};
 use zeroring_core::ivm::plan::{Param, Plan};
 use zeroring_core::json::RawJson;
 use zeroring_core::row::Row;
@@ -31,12 +32,15 @@ pub(super) struct World {
     app_id: String,
     table_ids: TableIds,
     /// What each live instance was made of, to make its plan anew after a schema change.
-    recipes: FxHashMap<InstanceId, Recipe>,
+    pub(super) recipes: FxHashMap<InstanceId, Recipe>,
+    /// Hydrations that take longer are logged, and counted.
+    pub(super) slow_hydrate: Duration,
+    pub(super) slow_hydrations: u64,
     pub(super) shared: Shared,
 }
 
-struct Recipe {
-    transformed: Transformed,
+pub(super) struct Recipe {
+    pub(super) transformed: Transformed,
     keys: IdentityKeys,
     subscriptions: usize,
 }
@@ -75,6 +79,7 @@ impl World {
         app_id: &str,
         replica_version: StateVersion,
         table_ids: TableIds,
+        slow_hydrate: Duration,
     ) -> Result<World, ReplicaError> {
         let reader = ReplicaReader::open(path, &ReaderOptions::default())?;
         let mut source = ReplicaSource::new(reader)?;
@@ -91,6 +96,8 @@ impl World {
             table_ids,
             recipes: FxHashMap::default(),
             shared: Shared::default(),
+            slow_hydrate,
+            slow_hydrations: 0,
         })
     }
 
@@ -224,7 +231,13 @@ impl group::World for World {
         Ok(Transformed { ast: Arc::new(ast), hash })
     }
 
-    fn rows(&self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String> {
+    fn rows(&mut self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String> {
+        // Its rows had to make room for others.
+        if self.engine.is_parked(instance) {
+            let mut all = Budget::unlimited();
+            let step = self.engine.hydrate_step(instance, &mut self.source, &mut all);
+            step.map_err(|e| e.to_string())?;
+        }
         for held in self.engine.rows(instance).map_err(|e| e.to_string())? {
             visit(held.table, held.row, held.count);
         }

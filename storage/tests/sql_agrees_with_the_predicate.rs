@@ -21,7 +21,9 @@ use zeroring_core::version::StateVersion;
 use zeroring_core::zql::ast::Ast;
 use zeroring_core::zql::compile::{IdentityKeys, MAX_DEPTH, compile};
 use zeroring_core::zql::gen_world::{self, Choices, Shape};
+use zeroring_storage::replica::estimate::{ExistsSide, Statistics};
 use zeroring_storage::replica::reader::{ReaderOptions, ReplicaReader};
+use zeroring_storage::replica::scans::{LARGE_SCAN_ROWS, MissingIndex};
 use zeroring_storage::replica::source::ReplicaSource;
 use zeroring_storage::replica::sql::{Select, compile as compile_sql};
 use zeroring_storage::replica::types::ValueParam;
@@ -206,7 +208,7 @@ impl Wanted {
 #[test]
 fn random_fetches_answer_the_same_over_sqlite_and_over_vectors() {
     let (mut fetches, mut nonempty) = (0u32, 0u32);
-    for seed in seeds(0..400) {
+    for seed in seeds(0..300) {
         let mut c = Choices::new(seed);
         let shape = Shape::default();
         let schema = gen_world::schema(&mut c, &shape);
@@ -227,9 +229,12 @@ fn random_fetches_answer_the_same_over_sqlite_and_over_vectors() {
                 let context =
                     || format!("seed {seed}\n{fetch:#?}\n{}", serde_json::to_string(&ast).unwrap());
                 let want = shown(&collect(&mut memory, &fetch).unwrap(), ordered);
-                let got =
-                    collect(&mut sqlite, &fetch).unwrap_or_else(|e| panic!("{e} {}", context()));
-                assert_eq!(shown(&got, ordered), want, "{}", context());
+                for side in [ExistsSide::Parent, ExistsSide::Child] {
+                    sqlite.always_begin_with(side);
+                    let got = collect(&mut sqlite, &fetch)
+                        .unwrap_or_else(|e| panic!("{e} {}", context()));
+                    assert_eq!(shown(&got, ordered), want, "{side:?} {}", context());
+                }
                 assert_eq!(sqlite.exists(&fetch).unwrap(), !want.is_empty(), "{}", context());
                 fetches += 1;
                 nonempty += u32::from(!want.is_empty());
@@ -427,8 +432,10 @@ fn explained(sqlite: &ReplicaSource, schema: &Schema, ast: serde_json::Value) ->
     let (plan, params) = compile(&ast, schema, &IdentityKeys::default()).unwrap();
     let limit = plan.nodes[0].limit.map(|l| l as usize);
     let fetch = Fetch { limit, ..whole(&plan, &params) };
-    let sql = compile_sql(&fetch, None, Select::Rows).unwrap();
     let connection = sqlite.reader().connection();
+    let statistics = Statistics::read(connection);
+    let side = ExistsSide::Cheaper(&statistics);
+    let sql = compile_sql(&fetch, None, Select::Rows, side).unwrap();
     let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {}", sql.text)).unwrap();
     let holes = vec![rusqlite::types::Null; explain.parameter_count()];
     let lines = explain
@@ -553,5 +560,135 @@ fn canonical(v: &Value) -> Value {
             _ => v.clone(),
         },
         _ => v.clone(),
+    }
+}
+
+/// Rows enough that reading all of them is worth a report: (id, v, s), an index on `id` only.
+fn large_table() -> (Schema, Database) {
+    let rows = LARGE_SCAN_ROWS + 10;
+    let row = |n: u64| {
+        let (id, v) = (Value::Number(n as f64), Value::Number((n % 100) as f64));
+        vec![id, v, Value::string(format!("s{}", n % 1_000))]
+    };
+    let columns = [
+        ("id", ValueType::Number, "int4"),
+        ("v", ValueType::Number, "int4"),
+        ("s", ValueType::String, "text"),
+    ];
+    table(&columns, (0..rows).map(row).collect())
+}
+
+fn run(sqlite: &mut ReplicaSource, schema: &Schema, ast: serde_json::Value) -> usize {
+    let ast: Ast = serde_json::from_value(ast).unwrap();
+    let (plan, params) = compile(&ast, schema, &IdentityKeys::default()).unwrap();
+    let limit = plan.nodes[0].limit.map(|l| l as usize);
+    collect(sqlite, &Fetch { limit, ..whole(&plan, &params) }).unwrap().len()
+}
+
+#[test]
+fn a_large_scan_names_the_missing_index_once_per_statement() {
+    let (schema, db) = large_table();
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = replica(&dir, &schema, &db);
+    let missing = |sqlite: &mut ReplicaSource, ast: serde_json::Value| {
+        run(sqlite, &schema, ast);
+        let of = |m: &MissingIndex| format!("{}({})", m.table, m.columns.join(","));
+        sqlite.take_missing_indexes().iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(missing(&mut sqlite, cond("=", 5.into())), ["t(v)"]);
+    assert_eq!(sqlite.scans().large_scans, 1);
+    assert_eq!(missing(&mut sqlite, cond("=", 6.into())), [""; 0], "the same statement");
+    assert_eq!(sqlite.scans().large_scans, 2);
+    // The second body is the one that is scanned: no `s` has this `v`.
+    let exists = |field: &str, v: i32| {
+        serde_json::json!({"type":"correlatedSubquery","op":"EXISTS","related":{
+            "correlation":{"parentField":[field],"childField":[field]},
+            "subquery":{"table":"t","where":cond("=", v.into())["where"]}}})
+    };
+    let either = serde_json::json!({"table":"t","where":{"type":"and","conditions":[
+        {"type":"simple","op":"=","left":{"type":"column","name":"id"},
+            "right":{"type":"literal","value":7}},
+        {"type":"or","conditions":[exists("id", 8), exists("s", 8)]}]}});
+    assert_eq!(missing(&mut sqlite, either), ["t(s,v)"]);
+    // Everything is wanted: no index would help. Found by its key: nothing is scanned.
+    assert_eq!(missing(&mut sqlite, serde_json::json!({"table":"t"})), [""; 0]);
+    let by_key = serde_json::json!({"table":"t","limit":3,"orderBy":[["id","desc"]]});
+    assert_eq!(missing(&mut sqlite, by_key), [""; 0]);
+    let ordered = serde_json::json!({"table":"t","limit":3,"orderBy":[["v","desc"]]});
+    assert_eq!(missing(&mut sqlite, ordered), ["t(v,id)"]);
+    assert_eq!(sqlite.scans().missing_indexes, 3);
+}
+
+#[test]
+fn a_query_beyond_the_limits_of_sqlite_fails_with_an_error_of_its_own() {
+    let (schema, db) = table(
+        &[("id", ValueType::Number, "int4"), ("v", ValueType::Number, "int4")],
+        vec![vec![Value::Number(1.0), Value::Number(2.0)]],
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = replica(&dir, &schema, &db);
+    // As deep as plans may be in every dimension.
+    let simple = |v: usize| cond("!=", v.into())["where"].clone();
+    let mut condition = simple(0);
+    for level in 0..MAX_DEPTH {
+        for depth in 0..30 {
+            let kind = if depth % 2 == 0 { "and" } else { "or" };
+            condition = serde_json::json!({"type":kind,
+                "conditions":[condition, simple(1), simple(2), simple(3)]});
+        }
+        if level + 1 < MAX_DEPTH {
+            condition = serde_json::json!({"type":"correlatedSubquery","op":"EXISTS","related":{
+                "correlation":{"parentField":["id"],"childField":["id"]},
+                "subquery":{"table":"t","where":condition}}});
+        }
+    }
+    let ast: Ast =
+        serde_json::from_value(serde_json::json!({"table":"t","where":condition})).unwrap();
+    let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+    let error = collect(&mut sqlite, &whole(&plan, &params)).unwrap_err();
+    assert!(matches!(error, SourceError::TooComplex(_)), "{error}");
+    assert!(error.to_string().contains("maximum depth 1000"), "{error}");
+    assert!(!error.to_string().contains("SELECT"), "{error}");
+    assert_eq!(ids(&mut sqlite, &schema, &db, cond("=", 2.into())).unwrap().len(), 1);
+}
+
+#[test]
+fn few_children_with_an_index_to_their_parents_come_first() {
+    let (mut schema, db) = large_table();
+    let exists = |condition: serde_json::Value| {
+        let body = serde_json::json!({"table":"t","where":condition["where"]});
+        serde_json::json!({"table":"t","where":{"type":"correlatedSubquery","op":"EXISTS",
+            "related":{"correlation":{"parentField":["s"],"childField":["s"]},"subquery":body}}})
+    };
+    let one = exists(serde_json::json!({"where":{"type":"simple","op":"=",
+        "left":{"type":"column","name":"id"},"right":{"type":"literal","value":7}}}));
+    let many = exists(cond("!=", 3.into()));
+    for indexed in [true, false] {
+        if indexed {
+            let mut spec = TableSpec::clone(schema.table("t").unwrap());
+            spec.indexes = vec![vec![2]];
+            schema.tables.insert("t".into(), Arc::new(spec));
+        } else {
+            let mut spec = TableSpec::clone(schema.table("t").unwrap());
+            spec.indexes = vec![];
+            schema.tables.insert("t".into(), Arc::new(spec));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut sqlite = replica(&dir, &schema, &db);
+        let writer = Connection::open(dir.path().join("replica.db")).unwrap();
+        writer.execute_batch("ANALYZE").unwrap();
+        sqlite.refresh().unwrap();
+        let plan = explained(&sqlite, &schema, one.clone());
+        assert_eq!(plan.contains("LIST SUBQUERY"), indexed, "{plan}");
+        assert!(!indexed || !plan.contains("SCAN"), "{plan}");
+        let plan = explained(&sqlite, &schema, many.clone());
+        assert!(!plan.contains("LIST SUBQUERY"), "{plan}");
+        for side in [ExistsSide::Parent, ExistsSide::Child] {
+            if !indexed {
+                break;
+            }
+            sqlite.always_begin_with(side);
+            assert_eq!(run(&mut sqlite, &schema, one.clone()), 11);
+        }
     }
 }

@@ -235,6 +235,7 @@ impl Server {
                 refuses_tokens: (!setup.tokens).then(|| "no tokens here".to_owned()),
                 auth_revalidate: setup.revalidate,
                 auth_retransform: Duration::from_secs(300),
+                slow_hydrate: Duration::from_millis(100),
                 websocket: websocket_config(),
             },
             store,

@@ -251,7 +251,7 @@ pub trait World {
     ///
     /// # Errors
     /// The instance failed or is unknown.
-    fn rows(&self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String>;
+    fn rows(&mut self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String>;
 
     /// Occurrences of a row (as it is at [`World::version`]) in an instance.
     ///

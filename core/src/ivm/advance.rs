@@ -141,7 +141,8 @@ impl Advance {
                 continue;
             };
             match self.instance(registry, source, budget, id, step) {
-                Ok(next) => self.current = next.map(|step| (id, step)),
+                Ok(Some(step)) => self.current = Some((id, step)),
+                Ok(None) => registry.make_room(config.max_rows, None),
                 Err(error) => {
                     registry.fail(id, error.clone());
                     self.out.failed.push((id, error));
@@ -349,11 +350,13 @@ impl Advance {
             return None;
         }
         let many = hits.len() > config.rehydrate_above && hits.len() > instance.size().1;
-        if self.rehydrate.contains(&id) || many {
+        let parked = instance.parked.is_some();
+        if parked || self.rehydrate.contains(&id) || many {
             if ready && instance.known.is_none() {
                 let known = Snapshot::of(instance, &registry.plan(plan)?.shape);
                 registry.get_mut(id)?.known = Some(known);
             }
+            registry.unpark(id);
             registry.restart(id);
             if !ready {
                 // Its hydration begins again, after the advance.

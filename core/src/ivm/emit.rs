@@ -15,6 +15,7 @@ use super::route::RouteTableId;
 use super::shape::{NodeShape, Shape};
 use crate::row::{Key, Row, RowId};
 use crate::schema::TableSpec;
+use crate::version::StateVersion;
 
 /// Net changes per (table, identity key) of an advance.
 pub(super) type NetTables = HashMap<RouteTableId, NetTable, FxBuildHasher>;
@@ -104,7 +105,9 @@ pub(super) struct Snapshot {
 #[derive(Debug)]
 struct Counted {
     table: Arc<TableSpec>,
-    row: Arc<Row>,
+    version: StateVersion,
+    /// `None` once [`Snapshot::compact`] gave it up.
+    row: Option<Arc<Row>>,
     count: u64,
 }
 
@@ -116,13 +119,25 @@ impl Snapshot {
             rows.entry(RowId::of(&node.table, row))
                 .or_insert_with(|| Counted {
                     table: Arc::clone(&node.table),
-                    row: Arc::clone(row),
+                    version: row.version.clone(),
+                    row: Some(Arc::clone(row)),
                     count: 0,
                 })
                 .count += mult;
         });
         rows.retain(|_, c| c.count > 0);
         Snapshot { rows }
+    }
+
+    /// Gives the contents up: which rows were known, in which version, is enough for a difference.
+    pub(super) fn compact(&mut self) {
+        self.rows.values_mut().for_each(|c| c.row = None);
+        self.rows.shrink_to_fit();
+    }
+
+    /// How often a row is counted.
+    pub(super) fn count(&self, id: &RowId) -> u64 {
+        self.rows.get(id).map_or(0, |c| c.count)
     }
 
     /// What to tell subscribers who know `self` and shall know `now`.
@@ -134,14 +149,14 @@ impl Snapshot {
                 out.push(o.left(id.clone()));
             }
             let count_before = old.as_ref().map_or(0, |o| o.count);
-            let content_changed = old.is_some_and(|o| o.row.version != new.row.version);
+            let content_changed = old.is_some_and(|o| o.version != new.version);
             if count_before != new.count || content_changed {
                 out.push(RowDelta {
                     table: new.table,
                     id,
                     count_before,
                     count_after: new.count,
-                    row: Some(new.row),
+                    row: new.row,
                     content_changed,
                 });
             }

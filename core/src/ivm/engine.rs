@@ -52,6 +52,11 @@ pub enum Overshoot {
 pub struct EngineConfig {
     /// Most instances at a time; more subscriptions fail.
     pub max_instances: usize,
+    /// Most distinct rows in memory. Beyond, instances give theirs up, the largest first
+    /// (*parked*): their subscribers stay, of each row its key, version and count are kept (some
+    /// 100 bytes), and a commit on a table that they read, or a subscriber who wants the rows,
+    /// reads them anew. One instance that is larger than the bound alone is served all the same.
+    pub max_rows: usize,
     /// Overshoot of limited windows.
     pub overshoot: Overshoot,
     /// An instance that more changed rows than this reach in one advance, and more than it holds,
@@ -67,6 +72,8 @@ impl Default for EngineConfig {
     fn default() -> Self {
         EngineConfig {
             max_instances: 1 << 20,
+            // At 250 to 500 bytes a row: 1 to 2 GB per executor.
+            max_rows: 4_000_000,
             overshoot: Overshoot::Proportional { min: 8, divisor: 4 },
             rehydrate_above: 4_096,
             lead_above: 4,
@@ -232,9 +239,9 @@ impl Engine {
         let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
         match &instance.phase {
             Phase::Failed(error) => return Err(error.clone()),
-            Phase::Ready => return Ok(Progress::Done),
-            Phase::Hydrating if self.is_advancing() => return Ok(Progress::Blocked),
-            Phase::Hydrating => {}
+            Phase::Ready if instance.parked.is_none() => return Ok(Progress::Done),
+            Phase::Ready | Phase::Hydrating if self.is_advancing() => return Ok(Progress::Blocked),
+            Phase::Ready | Phase::Hydrating => {}
         }
         if *source.version() != self.version {
             return Err(EngineError::SnapshotMismatch {
@@ -247,15 +254,23 @@ impl Engine {
             if done {
                 w.counters.hydrations += 1;
                 instance.phase = Phase::Ready;
+                instance.known = None;
             }
             Ok(done)
         });
         if matches!(done, Ok(true)) {
             self.registry.hydrated(id);
+            self.registry.unpark(id);
+            self.registry.make_room(self.config.max_rows, Some(id));
         }
         match done {
             Ok(true) => Ok(Progress::Done),
             Ok(false) => Ok(Progress::More),
+            Err(error) if self.is_parked(id) => {
+                // Whoever knows its rows already is not concerned.
+                self.registry.restart(id);
+                Err(error)
+            }
             Err(error) => {
                 self.registry.fail(id, error.clone());
                 Err(error)
@@ -274,15 +289,24 @@ impl Engine {
         Ok((instance, &plan.shape))
     }
 
+    /// Whether an instance holds no rows (`EngineConfig::max_rows`): [`Engine::hydrate_step`]
+    /// reads them anew.
+    pub fn is_parked(&self, id: InstanceId) -> bool {
+        self.registry.get(id).is_some_and(|i| i.parked.is_some())
+    }
+
     /// The current result: every row once, with its count. For a subscriber that attaches.
     ///
     /// # Errors
-    /// [`EngineError::NotReady`] before hydration and during an advance.
+    /// [`EngineError::NotReady`] before hydration and during an advance, and if it is parked.
     pub fn rows(
         &self,
         id: InstanceId,
     ) -> Result<Box<dyn Iterator<Item = HeldRow<'_>> + '_>, EngineError> {
         let (instance, shape) = self.at_rest(id)?;
+        if instance.parked.is_some() {
+            return Err(EngineError::NotReady);
+        }
         Ok(Box::new(instance.rows(shape).map(|(node, row, count)| HeldRow {
             table: &node.table,
             row,
@@ -298,6 +322,14 @@ impl Engine {
     /// [`EngineError::NotReady`] before hydration and during an advance.
     pub fn count(&self, id: InstanceId, table: TableId, row: &Row) -> Result<u64, EngineError> {
         let (instance, shape) = self.at_rest(id)?;
+        if instance.parked.is_some() {
+            let node = shape.nodes.iter().find(|n| n.table.id == table && n.is_held());
+            let known = instance.known.as_ref();
+            let count = |n: &super::shape::NodeShape| {
+                known.map_or(0, |k| k.count(&crate::row::RowId::of(&n.table, row)))
+            };
+            return Ok(node.map_or(0, count));
+        }
         Ok(instance.count(shape, table, row))
     }
 
@@ -313,7 +345,8 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NotReady`] before hydration and during an advance.
     pub fn signature(&self, id: InstanceId) -> Result<u64, EngineError> {
-        Ok(self.at_rest(id)?.0.signature)
+        let instance = self.at_rest(id)?.0;
+        Ok(instance.parked.unwrap_or(instance.signature))
     }
 
     /// Starts to advance over `commits`, which follow [`Engine::version`] without a gap. The
@@ -346,7 +379,12 @@ impl Engine {
             .filter(|t| t.truncated)
             .map(|t| t.table.id)
             .collect();
-        let rehydrate = self.readers(&truncated);
+        let mut rehydrate = self.readers(&truncated);
+        if !self.registry.parked.is_empty() {
+            let changed = commits.iter().flat_map(|c| &c.tables).map(|t| t.table.id).collect();
+            let readers = self.readers(&changed);
+            rehydrate.extend(readers.intersection(&self.registry.parked));
+        }
         skip.extend(&truncated);
         let changes = ChangeSet::new(commits, &|table| skip.contains(&table));
         let mut advance = Advance::new(target, schema, &changes, rehydrate, &self.registry);
@@ -447,10 +485,14 @@ impl Engine {
                 return Ok(());
             }
         };
-        let known = match (&instance.phase, self.registry.plan(instance.plan)) {
-            (Phase::Ready, Some(old)) => Some(Snapshot::of(instance, &old.shape)),
+        let fresh = match (&instance.phase, self.registry.plan(instance.plan)) {
+            (Phase::Ready, Some(old)) if instance.parked.is_none() => {
+                Some(Snapshot::of(instance, &old.shape))
+            }
             _ => None,
         };
+        let known = fresh.or_else(|| self.registry.get_mut(id)?.known.take());
+        self.registry.unpark(id);
         self.registry.detach(id);
         if let Some(instance) = self.registry.get_mut(id) {
             instance.known = known;

@@ -89,6 +89,9 @@ pub(super) struct Instance {
     pub(super) known: Option<Snapshot>,
     /// Waits for a new plan.
     pub(super) unbound: bool,
+    /// Holds no rows, only `known`, to make room; its signature then. Anything that needs the rows
+    /// reads them anew.
+    pub(super) parked: Option<u64>,
 }
 
 impl Instance {
@@ -104,6 +107,7 @@ impl Instance {
             signature: 0,
             known: None,
             unbound: false,
+            parked: None,
         }
     }
 

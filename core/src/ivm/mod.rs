@@ -14,6 +14,7 @@ mod advance;
 pub mod brute;
 mod change_set;
 pub mod delta;
+pub mod describe;
 mod dirty;
 mod emit;
 pub mod engine;

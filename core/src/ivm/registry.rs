@@ -5,6 +5,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
 
+use super::emit::Snapshot;
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
 use super::instance::{Instance, Phase, routed_by_join};
@@ -67,6 +68,8 @@ pub(super) struct Registry {
     pub(super) hydrating: HashSet<InstanceId, FxBuildHasher>,
     pub(super) router: Router,
     pub(super) interner: Interner,
+    /// Ready instances that hold no rows.
+    pub(super) parked: HashSet<InstanceId, FxBuildHasher>,
     /// Work of plans that are gone.
     retired: Counters,
 }
@@ -160,6 +163,7 @@ impl Registry {
         if gone {
             self.detach(id);
             self.hydrating.remove(&id);
+            self.parked.remove(&id);
             self.instances[slot(id) as usize] = None;
             self.free_slots.push(slot(id));
             self.live -= 1;
@@ -291,10 +295,58 @@ impl Registry {
         self.hydrating.remove(&id);
     }
 
+    /// Parks instances, the largest first, until no more than `max_rows` distinct rows are in
+    /// memory; all but `except`, which somebody is about to read.
+    pub(super) fn make_room(&mut self, max_rows: usize, except: Option<InstanceId>) {
+        if self.interner.len() <= max_rows {
+            return;
+        }
+        let is_candidate = |i: &&Instance| {
+            matches!(i.phase, Phase::Ready)
+                && i.known.is_none()
+                && !i.unbound
+                && Some(i.id) != except
+        };
+        let mut candidates: Vec<(usize, InstanceId)> =
+            self.instances().filter(is_candidate).map(|i| (i.size().1, i.id)).collect();
+        candidates.sort_unstable();
+        while self.interner.len() > max_rows
+            && let Some((rows, id)) = candidates.pop()
+            && rows > 0
+        {
+            self.park(id);
+        }
+    }
+
+    /// Gives the rows of a ready instance up; what its subscribers know stays.
+    fn park(&mut self, id: InstanceId) {
+        let Some(instance) = self.get(id) else { return };
+        let Some(entry) = self.plan(instance.plan) else { return };
+        let (plan, signature) = (instance.plan, instance.signature);
+        let mut known = Snapshot::of(instance, &entry.shape);
+        known.compact();
+        self.restart(id);
+        if let Some(instance) = self.get_mut(id) {
+            instance.known = Some(known);
+            instance.parked = Some(signature);
+            self.parked.insert(id);
+            self.counters(plan).parkings += 1;
+        }
+    }
+
+    /// A parked instance is being read anew; true if it was parked.
+    pub(super) fn unpark(&mut self, id: InstanceId) -> bool {
+        if let Some(instance) = self.get_mut(id) {
+            instance.parked = None;
+        }
+        self.parked.remove(&id)
+    }
+
     /// An instance gives up: its memory goes, the error stays until it is unsubscribed.
     pub(super) fn fail(&mut self, id: InstanceId, error: EngineError) {
         self.detach(id);
         self.hydrating.remove(&id);
+        self.unpark(id);
         if let Some(instance) = self.get_mut(id) {
             instance.known = None;
             instance.unbound = false;
@@ -349,6 +401,7 @@ impl Registry {
             instances: self.live,
             subscriptions: self.subscriptions,
             interned_rows: self.interner.len(),
+            parked: self.parked.len(),
             routes: self.router.len(),
             counters: self.retired,
             ..EngineStats::default()

@@ -19,6 +19,12 @@ pub enum SourceError {
     /// The table is gone or was never there.
     #[error("table \"{0}\" does not exist in the replica")]
     NoTable(String),
+    /// The store cannot run the query: it nests too deep, or has too many values.
+    #[error(
+        "the query is too complex for SQLite ({0}). Nest fewer conditions and subqueries in each \
+         other, or order a query with a start by fewer columns."
+    )]
+    TooComplex(String),
     /// The store failed.
     #[error("reading the replica failed: {0}")]
     Store(String),

@@ -26,6 +26,8 @@ pub struct Counters {
     pub shared_searches: u64,
     /// Weak predicates evaluated because no equality index led to the instances.
     pub rest_evaluations: u64,
+    /// Times that an instance gave its rows up to make room (`EngineConfig::max_rows`).
+    pub parkings: u64,
     /// Instances that each searched for the parents of a changed row of an EXISTS body.
     pub leaf_fanouts: u64,
 }
@@ -45,6 +47,40 @@ impl Counters {
         self.shared_searches += o.shared_searches;
         self.rest_evaluations += o.rest_evaluations;
         self.leaf_fanouts += o.leaf_fanouts;
+        self.parkings += o.parkings;
+    }
+}
+
+impl Counters {
+    /// The counters by the names of `/statz` (docs/engine.md says what each means).
+    pub fn named(&self) -> [(&'static str, u64); 13] {
+        [
+            ("hydrations", self.hydrations),
+            ("rehydrations", self.rehydrations),
+            ("advances", self.advances),
+            ("rowDeltas", self.deltas),
+            ("fills", self.fills),
+            ("refills", self.refills),
+            ("pointChecks", self.point_checks),
+            ("parentLookups", self.parent_lookups),
+            ("weakSearches", self.weak_searches),
+            ("sharedSearches", self.shared_searches),
+            ("restEvaluations", self.rest_evaluations),
+            ("leafFanouts", self.leaf_fanouts),
+            ("parkings", self.parkings),
+        ]
+    }
+
+    /// Work off the fast path: what to sort plans by when looking for the expensive one.
+    pub fn slow_work(&self) -> u64 {
+        self.rehydrations
+            + self.fills
+            + self.refills
+            + self.point_checks
+            + self.parent_lookups
+            + self.weak_searches
+            + self.shared_searches
+            + self.leaf_fanouts
     }
 }
 
@@ -61,6 +97,8 @@ pub struct EngineStats {
     pub partitions: usize,
     /// Rows resident in partitions, counted once per occurrence.
     pub resident_rows: usize,
+    /// Instances without rows in memory, to make room.
+    pub parked: usize,
     /// Distinct rows in memory.
     pub interned_rows: usize,
     /// Entries of the routing index.

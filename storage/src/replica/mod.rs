@@ -7,6 +7,8 @@
 //! - [`initial`]: builds a new file, in a temporary file that is renamed when it is complete;
 //! - [`writer`]: the only writer: applies change messages, returns the net [`Commit`]s;
 //! - [`reader`], [`snapshot`]: one read-only connection per executor, always on one version;
+//! - [`source`], [`sql`]: what the engine reads, as SQL; [`estimate`]: with which side of an EXISTS
+//!   it begins; [`scans`]: which indexes are missing;
 //! - [`checkpoint`]: keeps the WAL small although readers always hold a snapshot;
 //! - [`startup`]: is there a usable replica, and if not, why not.
 //!
@@ -24,10 +26,12 @@
 mod apply;
 pub mod checkpoint;
 pub mod error;
+pub mod estimate;
 pub mod initial;
 mod netting;
 mod plan;
 pub mod reader;
+pub mod scans;
 pub mod schema;
 pub mod snapshot;
 pub mod source;

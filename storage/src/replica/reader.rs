@@ -264,13 +264,24 @@ pub(crate) fn decode_row(
     Ok(Row::new(version, values))
 }
 
+/// What SQLite says of a statement beyond its limits, whatever table it reads.
+const TOO_COMPLEX: [&str; 4] = [
+    "Expression tree is too large",
+    "too many SQL variables",
+    "parser stack overflow",
+    "statement too long",
+];
+
 /// An SQLite error as a failed read.
 pub fn store_error(error: rusqlite::Error) -> SourceError {
     let text = error.to_string();
-    match text.strip_prefix("no such table: ") {
-        Some(table) => {
-            SourceError::NoTable(table.split(" in ").next().unwrap_or_default().to_owned())
-        }
+    // The statement follows the message.
+    let message = text.split(" in SELECT ").next().unwrap_or_default();
+    if TOO_COMPLEX.iter().any(|limit| message.contains(limit)) {
+        return SourceError::TooComplex(message.to_owned());
+    }
+    match message.strip_prefix("no such table: ") {
+        Some(table) => SourceError::NoTable(table.to_owned()),
         None => SourceError::Store(text),
     }
 }

@@ -9,14 +9,17 @@ use rusqlite::types::{ToSql, ToSqlOutput, Value as SqlValue};
 use rusqlite::vtab::array::Array;
 use zeroring_core::ivm::source::{Fetch, Source, SourceError};
 use zeroring_core::row::{Key, Row};
+use zeroring_core::schema::TableSpec;
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
 use zeroring_core::zql::order;
 
 use super::ReplicaError;
-use super::reader::{ReplicaReader, RowDecoder, store_error};
+use super::estimate::{ExistsSide, Statistics};
+use super::reader::{ReplicaReader, decode_row, source_error, store_error};
+use super::scans::{MissingIndex, ScanCounters, ScanWatch};
 use super::sql::{self, Bind, MAX_COMPOUND_KEYS, Select, Statement};
-use super::types::ValueParam;
+use super::types::{ValueParam, VersionCache};
 
 /// The rows of a replica, at the version of a reader's snapshot.
 #[derive(Debug)]
@@ -24,6 +27,12 @@ pub struct ReplicaSource {
     reader: ReplicaReader,
     version: StateVersion,
     statements: u64,
+    scans: ScanWatch,
+    /// Read when a statement first has a choice; `None` before.
+    statistics: Option<Rc<Statistics>>,
+    /// Instead of what the statistics say.
+    always: Option<ExistsSide<'static>>,
+    versions: VersionCache,
 }
 
 impl ReplicaSource {
@@ -34,7 +43,15 @@ impl ReplicaSource {
     pub fn new(reader: ReplicaReader) -> Result<ReplicaSource, ReplicaError> {
         sql::register(reader.connection())
             .map_err(ReplicaError::sqlite(reader.path(), "adding functions"))?;
-        Ok(ReplicaSource { reader, version: StateVersion::zero(), statements: 0 })
+        Ok(ReplicaSource {
+            reader,
+            version: StateVersion::zero(),
+            statements: 0,
+            scans: ScanWatch::default(),
+            statistics: None,
+            always: None,
+            versions: VersionCache::default(),
+        })
     }
 
     /// Moves to the newest version.
@@ -64,39 +81,50 @@ impl ReplicaSource {
         self.statements
     }
 
+    /// Begins every EXISTS with this side from now on, whatever the statistics say: for tests.
+    pub fn always_begin_with(&mut self, side: ExistsSide<'static>) {
+        self.always = Some(side);
+    }
+
+    fn statistics(&mut self) -> Rc<Statistics> {
+        let read = || Rc::new(Statistics::read(self.reader.connection()));
+        self.statistics.get_or_insert_with(read).clone()
+    }
+
+    /// What was scanned so far.
+    pub fn scans(&self) -> ScanCounters {
+        self.scans.counters
+    }
+
+    /// Missing indexes that were noticed since the last call, each plan's once.
+    pub fn take_missing_indexes(&mut self) -> Vec<MissingIndex> {
+        self.scans.take()
+    }
+
     fn run(
         &mut self,
         fetch: &Fetch<'_>,
         keys: Option<&[Key]>,
         visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
     ) -> Result<ControlFlow<()>, SourceError> {
-        let sql = sql::compile(fetch, keys, Select::Rows)?;
+        let statistics = self.statistics();
+        let side = self.always.unwrap_or(ExistsSide::Cheaper(&statistics));
+        let sql = sql::compile(fetch, keys, Select::Rows, side)?;
         self.statements += 1;
-        let mut statement = self.prepare(&sql)?;
-        let mut rows = statement.raw_query();
-        let mut decoder = RowDecoder::new(&fetch.plan.node(fetch.node).table);
-        while let Some(row) = rows.next().map_err(store_error)? {
-            if visit(decoder.decode(row)?)?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+        let mut statement = prepare(&self.reader, &sql)?;
+        let table = &fetch.plan.node(fetch.node).table;
+        let flow = visit_rows(&mut statement, table, &mut self.versions, visit);
+        self.scans.ran(self.reader.connection(), &statement, &sql.text, fetch);
+        flow
     }
 
-    fn prepare(&self, sql: &Statement<'_>) -> Result<CachedStatement<'_>, SourceError> {
-        if self.reader.version().is_none() {
-            return Err(SourceError::Store("no snapshot is open".into()));
-        }
-        let mut statement = self.reader.prepare(&sql.text)?;
-        let mut owned = sql.owned.iter().peekable();
-        for (i, bind) in sql.binds.iter().enumerate() {
-            let param = match owned.next_if(|(at, _)| *at == i) {
-                Some((_, text)) => BindParam(Bind::Text(text)),
-                None => BindParam(*bind),
-            };
-            statement.raw_bind_parameter(i + 1, param).map_err(store_error)?;
-        }
-        Ok(statement)
+    fn has_row(&mut self, fetch: &Fetch<'_>, keys: Option<&[Key]>) -> Result<bool, SourceError> {
+        let sql = sql::compile(fetch, keys, Select::Exists, ExistsSide::Parent)?;
+        self.statements += 1;
+        let mut statement = prepare(&self.reader, &sql)?;
+        let found = statement.raw_query().next().map_err(store_error).map(|row| row.is_some());
+        self.scans.ran(self.reader.connection(), &statement, &sql.text, fetch);
+        found
     }
 
     /// More compound keys than one statement takes: in parts; an order over all parts is made
@@ -172,15 +200,47 @@ impl Source for ReplicaSource {
             _ => vec![None],
         };
         for part in parts {
-            let sql = sql::compile(fetch, part, Select::Exists)?;
-            self.statements += 1;
-            let mut statement = self.prepare(&sql)?;
-            if statement.raw_query().next().map_err(store_error)?.is_some() {
+            if self.has_row(fetch, part)? {
                 return Ok(true);
             }
         }
         Ok(false)
     }
+}
+
+fn prepare<'r>(
+    reader: &'r ReplicaReader,
+    sql: &Statement<'_>,
+) -> Result<CachedStatement<'r>, SourceError> {
+    if reader.version().is_none() {
+        return Err(SourceError::Store("no snapshot is open".into()));
+    }
+    let mut statement = reader.prepare(&sql.text)?;
+    let mut owned = sql.owned.iter().peekable();
+    for (i, bind) in sql.binds.iter().enumerate() {
+        let param = match owned.next_if(|(at, _)| *at == i) {
+            Some((_, text)) => BindParam(Bind::Text(text)),
+            None => BindParam(*bind),
+        };
+        statement.raw_bind_parameter(i + 1, param).map_err(store_error)?;
+    }
+    Ok(statement)
+}
+
+fn visit_rows(
+    statement: &mut CachedStatement<'_>,
+    table: &TableSpec,
+    versions: &mut VersionCache,
+    visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
+) -> Result<ControlFlow<()>, SourceError> {
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next().map_err(store_error)? {
+        let row = decode_row(table, versions, row, 0).map_err(source_error)?;
+        if visit(row)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 struct BindParam<'a>(Bind<'a>);

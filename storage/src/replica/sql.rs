@@ -12,13 +12,13 @@
 //!
 //! Everything else follows from plans being well typed (`core::zql::compile`).
 
-use std::fmt::Write as _;
+use std::fmt::{self, Display, Write as _};
 
 use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
 use rusqlite::types::ValueRef;
 use zeroring_core::ivm::plan::{
-    Condition, Direction, ExistsEdge, Node, Op, Param, ParamId, Params, Plan, Simple, Start,
+    Condition, Direction, ExistsEdge, Node, NodeId, Op, Param, ParamId, Params, Plan, Simple, Start,
 };
 use zeroring_core::ivm::source::{Fetch, Filter, SourceError};
 use zeroring_core::row::Key;
@@ -26,7 +26,8 @@ use zeroring_core::schema::{TableSpec, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::zql::like::LikePattern;
 
-use super::schema::{Affinity, VERSION_COLUMN, quote_ident};
+use super::estimate::ExistsSide;
+use super::schema::VERSION_COLUMN;
 use super::types::number_text;
 
 /// Most keys of several columns in one statement; more are read in several (SQLite takes 32,766
@@ -115,14 +116,37 @@ pub fn text_is_kept(upstream_type: &str) -> bool {
 }
 
 fn has_text_affinity(upstream_type: &str) -> bool {
-    match upstream_type.to_ascii_lowercase().as_str() {
-        "uuid" | "inet" | "cidr" | "macaddr" | "macaddr8" | "pg_lsn" | "ean13" | "isbn"
-        | "isbn13" | "ismn" | "ismn13" | "issn" | "issn13" | "upc" => false,
-        name => Affinity::of_declared(&format!("{name}|TEXT_ENUM")) == Affinity::Text,
-    }
+    let numeric = [
+        "uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn", "ean13", "isbn", "isbn13", "ismn",
+        "ismn13", "issn", "issn13", "upc",
+    ];
+    let integer = |name: &str| name.as_bytes().windows(3).any(|w| w.eq_ignore_ascii_case(b"INT"));
+    !numeric.iter().any(|t| t.eq_ignore_ascii_case(upstream_type)) && !integer(upstream_type)
 }
 
-/// Compiles a fetch. `keys` replaces the fetch's own keys (a part of them).
+/// The bodies of the EXISTS in a statement for a node, in the order of their aliases: `t1` first.
+pub(super) fn bodies(plan: &Plan, node: NodeId, filter: Filter) -> Vec<NodeId> {
+    fn collect(plan: &Plan, condition: &Condition, out: &mut Vec<NodeId>) {
+        match condition {
+            Condition::And(all) | Condition::Or(all) => {
+                all.iter().for_each(|c| collect(plan, c, out));
+            }
+            Condition::Exists(e) => {
+                out.push(e.child);
+                collect(plan, &plan.node(e.child).condition, out);
+            }
+            Condition::Const(_) | Condition::Simple(_) => {}
+        }
+    }
+    let mut out = Vec::new();
+    if filter == Filter::Whole {
+        collect(plan, &plan.node(node).condition, &mut out);
+    }
+    out
+}
+
+/// Compiles a fetch. `keys` replaces the fetch's own keys (a part of them); `side` decides with
+/// which side of an EXISTS to begin where both are possible.
 ///
 /// # Errors
 /// [`SourceError::Store`] if a plan and its parameters do not fit together.
@@ -130,11 +154,16 @@ pub fn compile<'a>(
     fetch: &Fetch<'a>,
     keys: Option<&'a [Key]>,
     select: Select,
+    side: ExistsSide<'a>,
 ) -> Result<Statement<'a>, SourceError> {
     let mut b = Builder {
         plan: fetch.plan,
         params: fetch.params,
-        statement: Statement { text: String::with_capacity(256), binds: vec![], owned: vec![] },
+        side,
+        limit: fetch.limit,
+        // Keys lead to few rows: nothing is gained by finding them from the other end.
+        conjunct: fetch.keys.is_none() || matches!(side, ExistsSide::Child),
+        statement: Statement { text: String::with_capacity(512), binds: vec![], owned: vec![] },
         aliases: 1,
     };
     b.statement(fetch, keys, select)?;
@@ -144,6 +173,11 @@ pub fn compile<'a>(
 struct Builder<'a> {
     plan: &'a Plan,
     params: &'a Params,
+    side: ExistsSide<'a>,
+    /// Of the node being compiled.
+    limit: Option<usize>,
+    /// What is being compiled is a conjunct of rows that are searched, not of a test of one row.
+    conjunct: bool,
     statement: Statement<'a>,
     /// Table aliases given out; the outermost is `t0`.
     aliases: usize,
@@ -157,15 +191,16 @@ struct Column<'t> {
     column: usize,
 }
 
-impl Column<'_> {
+impl<'t> Column<'t> {
     /// The column as stored.
-    fn stored(self) -> String {
-        format!("t{}.{}", self.alias, quote_ident(&self.table.columns[self.column].name))
+    fn stored(self) -> Expression<'t> {
+        Expression { column: self, read: Read::Stored }
     }
 
     /// The column as read: text columns that may hold numbers as text.
-    fn read(self) -> String {
-        if self.is_kept() { self.stored() } else { format!("zr_text({})", self.stored()) }
+    fn read(self) -> Expression<'t> {
+        let read = if self.is_kept() { Read::Stored } else { Read::NumbersAsText };
+        Expression { column: self, read }
     }
 
     fn is_kept(self) -> bool {
@@ -175,11 +210,11 @@ impl Column<'_> {
 
     /// The column as read, in a form that lets an index on `indexed` serve `indexed = self`: an
     /// index on a text column is of no use for a comparison with numeric affinity.
-    fn read_for(self, indexed: Column<'_>) -> String {
+    fn read_for(self, indexed: Column<'_>) -> Expression<'t> {
         let text = |c: Column<'_>| has_text_affinity(&c.table.columns[c.column].upstream_type);
         let string = self.table.columns[self.column].value_type == ValueType::String;
         if string && self.is_kept() && text(indexed) && !text(self) {
-            format!("CAST({} AS TEXT)", self.stored())
+            Expression { column: self, read: Read::AsText }
         } else {
             self.read()
         }
@@ -187,6 +222,48 @@ impl Column<'_> {
 
     fn nullable(self) -> bool {
         self.table.columns[self.column].nullable
+    }
+}
+
+/// A column in an expression; written without an allocation.
+#[derive(Clone, Copy)]
+struct Expression<'t> {
+    column: Column<'t>,
+    read: Read,
+}
+
+#[derive(Clone, Copy)]
+enum Read {
+    Stored,
+    NumbersAsText,
+    AsText,
+}
+
+impl fmt::Display for Expression<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (before, after) = match self.read {
+            Read::Stored => ("", ""),
+            Read::NumbersAsText => ("zr_text(", ")"),
+            Read::AsText => ("CAST(", " AS TEXT)"),
+        };
+        let Column { alias, table, column } = self.column;
+        write!(f, "{before}t{alias}.{}{after}", Ident(&table.columns[column].name))
+    }
+}
+
+/// A name as an SQL identifier.
+struct Ident<'a>(&'a str);
+
+impl fmt::Display for Ident<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        for (i, part) in self.0.split('"').enumerate() {
+            if i > 0 {
+                f.write_str("\"\"")?;
+            }
+            f.write_str(part)?;
+        }
+        f.write_char('"')
     }
 }
 
@@ -201,6 +278,10 @@ enum Side {
 impl<'a> Builder<'a> {
     fn push(&mut self, text: &str) {
         self.statement.text.push_str(text);
+    }
+
+    fn put(&mut self, part: impl Display) {
+        let _ = write!(self.statement.text, "{part}");
     }
 
     fn bind(&mut self, bind: Bind<'a>) {
@@ -225,15 +306,15 @@ impl<'a> Builder<'a> {
             Select::Exists => self.push("SELECT 1"),
             Select::Rows => {
                 self.push("SELECT t0.");
-                self.push(&quote_ident(VERSION_COLUMN));
+                self.put(Ident(VERSION_COLUMN));
                 for column in &table.columns {
                     self.push(",t0.");
-                    self.push(&quote_ident(&column.name));
+                    self.put(Ident(&column.name));
                 }
             }
         }
         self.push(" FROM ");
-        self.push(&quote_ident(&table.name));
+        self.put(Ident(&table.name));
         self.push(" AS t0 WHERE 1");
         if let Some(k) = &fetch.keys {
             self.push(" AND ");
@@ -298,8 +379,11 @@ impl<'a> Builder<'a> {
             }
             ([one], keys) => self.member(column(*one), Bind::Keys(keys)),
             (columns, keys) => {
-                let list: Vec<String> = columns.iter().map(|&c| column(c).read()).collect();
-                let _ = write!(self.statement.text, "({}) IN (VALUES ", list.join(","));
+                for (i, &c) in columns.iter().enumerate() {
+                    self.push(if i > 0 { "," } else { "(" });
+                    self.put(column(c).read());
+                }
+                self.push(") IN (VALUES ");
                 // Padded with the last key, so that few texts are ever prepared.
                 let padded = keys.len().next_power_of_two();
                 let last = keys.last().into_iter().cycle();
@@ -321,16 +405,16 @@ impl<'a> Builder<'a> {
     /// `column = value`, in a form that an index serves.
     fn equal(&mut self, c: Column<'_>, value: &'a Value) {
         if value.is_null() {
-            self.push(&c.stored());
+            self.put(c.stored());
             return self.push(" IS NULL");
         }
         self.push("(");
-        self.push(&c.stored());
+        self.put(c.stored());
         self.push("=");
         self.bind(Bind::Value(value));
         if !c.is_kept() {
             self.push(" AND ");
-            self.push(&c.read());
+            self.put(c.read());
             self.push("=");
             self.bind(Bind::Value(value));
         }
@@ -339,8 +423,8 @@ impl<'a> Builder<'a> {
 
     /// `column IN list`, in a form that an index serves.
     fn member(&mut self, c: Column<'_>, list: Bind<'a>) {
-        let one = |b: &mut Self, column: String| {
-            b.push(&column);
+        let one = |b: &mut Self, column: Expression<'_>| {
+            b.put(column);
             b.push(" IN (SELECT value FROM rarray(");
             b.bind(list);
             b.push("))");
@@ -357,7 +441,7 @@ impl<'a> Builder<'a> {
     fn order_by(&mut self, table: &'a TableSpec, order: &[(usize, Direction)]) {
         for (i, &(column, direction)) in order.iter().enumerate() {
             self.push(if i > 0 { "," } else { " ORDER BY " });
-            self.push(&Column { alias: 0, table, column }.read());
+            self.put(Column { alias: 0, table, column }.read());
             if direction == Direction::Desc {
                 self.push(" DESC");
             }
@@ -396,7 +480,7 @@ impl<'a> Builder<'a> {
             && !v.is_null()
             && (ascending || !c.nullable())
         {
-            self.push(&c.read());
+            self.put(c.read());
             self.push(if ascending { ">=" } else { "<=" });
             self.bind(Bind::Value(v));
             self.push(" AND ");
@@ -427,12 +511,12 @@ impl<'a> Builder<'a> {
         let column = c.read();
         match (value.is_null(), ascending) {
             (true, true) => {
-                self.push(&column);
+                self.put(column);
                 self.push(" IS NOT NULL");
             }
             (true, false) => self.push("0"),
             (false, true) => {
-                self.push(&column);
+                self.put(column);
                 self.push(">");
                 self.bind(Bind::Value(value));
             }
@@ -442,7 +526,7 @@ impl<'a> Builder<'a> {
                 self.push(")");
             }
             (false, false) => {
-                self.push(&column);
+                self.put(column);
                 self.push("<");
                 self.bind(Bind::Value(value));
             }
@@ -460,10 +544,28 @@ impl<'a> Builder<'a> {
             Condition::Const(true) => self.push("1"),
             Condition::Const(false) => self.push("0"),
             Condition::And(all) => self.balanced(node, all, " AND ", "1", alias, filter)?,
-            Condition::Or(any) => self.balanced(node, any, " OR ", "0", alias, filter)?,
+            Condition::Or(any) => {
+                let conjunct = self.conjunct;
+                self.conjunct &= any.len() < 2;
+                self.balanced(node, any, " OR ", "0", alias, filter)?;
+                self.conjunct = conjunct;
+            }
             Condition::Simple(s) => self.simple(&node.table, s, alias)?,
             Condition::Exists(_) if filter == Filter::Weak => self.push("1"),
-            Condition::Exists(e) => self.exists(&node.table, e, alias)?,
+            Condition::Exists(e) => {
+                let (conjunct, limit) = (self.conjunct, self.limit);
+                let by_child =
+                    conjunct && self.side.is_child(self.plan, self.params, node, e, limit);
+                self.conjunct = by_child;
+                self.limit = None;
+                if by_child {
+                    self.by_child(&node.table, e, alias)?;
+                } else {
+                    self.exists(&node.table, e, alias)?;
+                }
+                self.conjunct = conjunct;
+                self.limit = limit;
+            }
         }
         Ok(())
     }
@@ -504,7 +606,7 @@ impl<'a> Builder<'a> {
         let inner = self.aliases;
         self.aliases += 1;
         self.push(if e.negated { "NOT EXISTS(SELECT 1 FROM " } else { "EXISTS(SELECT 1 FROM " });
-        self.push(&quote_ident(&child.table.name));
+        self.put(Ident(&child.table.name));
         let _ = write!(self.statement.text, " AS t{inner} WHERE ");
         for (i, (&p, &c)) in e.parent_columns.iter().zip(&e.child_columns).enumerate() {
             if i > 0 {
@@ -513,6 +615,32 @@ impl<'a> Builder<'a> {
             let child_column = Column { alias: inner, table: &child.table, column: c };
             self.joined(child_column, Column { alias, table: parent, column: p });
         }
+        self.node_filter(child, inner, Filter::Whole)?;
+        self.push(")");
+        Ok(())
+    }
+
+    /// An EXISTS that begins with the child: its rows are read once, whatever the parents.
+    fn by_child(
+        &mut self,
+        parent: &'a TableSpec,
+        e: &'a ExistsEdge,
+        alias: usize,
+    ) -> Result<(), SourceError> {
+        let child = self.plan.node(e.child);
+        let inner = self.aliases;
+        self.aliases += 1;
+        let (Some(&p), Some(&c)) = (e.parent_columns.first(), e.child_columns.first()) else {
+            return Err(SourceError::Store("a correlation has no columns".into()));
+        };
+        let child_column = Column { alias: inner, table: &child.table, column: c }.stored();
+        let parent_column = Column { alias, table: parent, column: p }.stored();
+        let table = Ident(&child.table.name);
+        let _ = write!(
+            self.statement.text,
+            "{parent_column} IN (SELECT {child_column} FROM {table} AS t{inner} \
+             WHERE {child_column} IS NOT NULL"
+        );
         self.node_filter(child, inner, Filter::Whole)?;
         self.push(")");
         Ok(())
@@ -580,7 +708,7 @@ impl<'a> Builder<'a> {
             Op::Ge => ">=",
         };
         let value = self.value(s.param)?;
-        self.push(&c.read());
+        self.put(c.read());
         self.push(operator);
         self.bind(Bind::Value(value));
         Ok(())
@@ -613,7 +741,7 @@ impl<'a> Builder<'a> {
         self.push(if pattern.ignore_case() { "zr_ilike(" } else { "zr_like(" });
         self.bind(Bind::Text(pattern.pattern()));
         self.push(",");
-        self.push(&c.stored());
+        self.put(c.stored());
         self.push(")");
         // What has the pattern's prefix lies between the prefix and its successor.
         if let (Op::Like, Some(prefix), true) = (s.op, pattern.prefix(), c.is_kept()) {

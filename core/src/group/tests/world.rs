@@ -263,7 +263,7 @@ impl World for SimWorld {
         Ok(Transformed { ast: Arc::new(ast), hash })
     }
 
-    fn rows(&self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String> {
+    fn rows(&mut self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String> {
         let instance = self.instances.get(&instance).ok_or("unknown instance")?;
         for (id, (count, row)) in &instance.result {
             visit(&spec_of(&instance.plan, id.table), row, *count);

@@ -95,6 +95,7 @@ impl History {
         let schema = world.schema();
         let config = EngineConfig {
             max_instances: 16,
+            max_rows: *[usize::MAX, usize::MAX, 0, 5].choose(&mut rng).unwrap_or(&0),
             overshoot: Overshoot::Fixed(rng.random_range(0..3)),
             lead_above: rng.random_range(0..3),
             rehydrate_above: *[usize::MAX, usize::MAX, usize::MAX, 0, 2]
