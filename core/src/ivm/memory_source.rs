@@ -29,6 +29,16 @@ impl Database {
         self.tables.get_mut(&table.id)?.remove(&row.project(&table.replica_key))
     }
 
+    /// Removes the row with a replica key.
+    pub fn take(&mut self, table: TableId, key: &Key) -> Option<Arc<Row>> {
+        self.tables.get_mut(&table)?.remove(key)
+    }
+
+    /// Removes all rows of a table.
+    pub fn clear(&mut self, table: TableId) {
+        self.tables.remove(&table);
+    }
+
     /// A row by its replica key.
     pub fn get(&self, table: TableId, key: &Key) -> Option<&Arc<Row>> {
         self.tables.get(&table)?.get(key)
@@ -43,7 +53,7 @@ impl Database {
     pub fn apply(&mut self, commit: &Commit) {
         for change in &commit.tables {
             if change.truncated {
-                self.tables.remove(&change.table.id);
+                self.clear(change.table.id);
             }
             // All old rows leave before any new one enters: keys may move between rows.
             for RowChange { old, .. } in &change.rows {

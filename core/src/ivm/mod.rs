@@ -25,6 +25,8 @@ pub mod memory_source;
 mod mutant;
 mod partition;
 pub mod plan;
+#[cfg(any(test, feature = "testing"))]
+pub mod proof;
 mod registry;
 mod route;
 mod settle;

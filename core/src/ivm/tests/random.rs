@@ -1,10 +1,10 @@
-//! Random histories. `ZERORING_HISTORIES` and `ZERORING_SEED` make a fuzzer of it:
-//! `ZERORING_HISTORIES=1000000 cargo test --profile fuzz -p zeroring-core ivm::tests::random`.
+//! Random histories. `ZERORING_HISTORIES` and `ZERORING_SEED` make a fuzzer of it: `make fuzz`.
 
-use super::history;
+use crate::ivm::proof::history;
+use crate::ivm::proof::runner::memory;
 
 /// Histories of the normal test run, over all slices.
-const HISTORIES: u64 = 20_000;
+const HISTORIES: u64 = 16_384;
 /// Tests that share them, so that a test runner can run them side by side.
 const SLICES: u64 = 4;
 
@@ -15,12 +15,14 @@ fn env(name: &str) -> Option<u64> {
 fn slice(number: u64) {
     let count = env("ZERORING_HISTORIES").unwrap_or(HISTORIES) / SLICES;
     let first = env("ZERORING_SEED").unwrap_or(0) + number * count;
-    println!("seeds {first}..{}", first + count);
+    let mut steps = 0;
     for seed in first..first + count {
-        if let Err(error) = history::run(seed) {
-            panic!("{error}");
+        match history::run(seed, &memory) {
+            Ok(n) => steps += n,
+            Err(error) => panic!("{error}"),
         }
     }
+    println!("histories {first}..{}: {steps} steps agree", first + count);
 }
 
 #[test]

@@ -33,8 +33,10 @@ const UNIQUE: usize = 1;
 const FREE: [usize; 3] = [2, 3, 4];
 
 /// Where a history takes its data and queries from.
-pub(super) trait World {
+pub trait World {
+    /// The tables.
     fn schema(&self) -> Arc<Schema>;
+    /// The rows at the start.
     fn database(&mut self) -> Database;
     /// A transaction; `db` moves on.
     fn commit(&mut self, db: &mut Database, previous: &StateVersion) -> Arc<Commit>;
@@ -42,10 +44,12 @@ pub(super) trait World {
     fn query(&mut self) -> (Arc<Plan>, Vec<Param>);
     /// Other parameters for the same plan.
     fn vary(&mut self, params: &[Param]) -> Vec<Param>;
+    /// A table whose columns may change.
+    fn alterable(&mut self) -> Option<TableId>;
 }
 
 /// Queries, through the compiler.
-pub(super) struct QueryWorld {
+pub struct QueryWorld {
     choices: Choices,
     shape: Shape,
     schema: Arc<Schema>,
@@ -54,7 +58,8 @@ pub(super) struct QueryWorld {
 }
 
 impl QueryWorld {
-    pub(super) fn new(seed: u64) -> QueryWorld {
+    /// The world of a seed.
+    pub fn new(seed: u64) -> QueryWorld {
         let mut choices = Choices::new(seed);
         let shape = Shape { json: false, ..Shape::default() };
         let schema = Arc::new(gen_world::schema(&mut choices, &shape));
@@ -101,15 +106,39 @@ impl World for QueryWorld {
         }
         out
     }
+
+    fn alterable(&mut self) -> Option<TableId> {
+        // Values are made for the columns of the start.
+        None
+    }
 }
 
 /// Plans, made directly.
-pub(super) struct PlanWorld {
+pub struct PlanWorld {
     rng: StdRng,
     tables: Vec<Arc<TableSpec>>,
     next_version: u64,
     next_unique: u32,
+    size: Size,
 }
+
+/// How large a [`PlanWorld`] is.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    /// Ids are below it.
+    ids: u32,
+    /// Values of the free columns are below it.
+    values: u32,
+    /// Deepest nesting of queries.
+    depth: u32,
+    /// Most changes of a transaction.
+    changes: u32,
+}
+
+/// Everything collides.
+const TINY: Size = Size { ids: 10, values: 4, depth: 3, changes: 8 };
+/// Transactions of up to 1,000 changes have something to change.
+const LARGE: Size = Size { ids: 300, values: 60, depth: 2, changes: 1_000 };
 
 /// A query shape, before it is numbered.
 struct Draft {
@@ -118,10 +147,20 @@ struct Draft {
 }
 
 impl PlanWorld {
-    pub(super) fn new(seed: u64) -> PlanWorld {
+    /// The world of a seed: few rows.
+    pub fn new(seed: u64) -> PlanWorld {
+        PlanWorld::sized(seed, TINY)
+    }
+
+    /// The world of a seed: hundreds of rows, transactions of up to 1,000 changes.
+    pub fn large(seed: u64) -> PlanWorld {
+        PlanWorld::sized(seed, LARGE)
+    }
+
+    fn sized(seed: u64, size: Size) -> PlanWorld {
         let mut rng = StdRng::seed_from_u64(seed);
         let tables = (0..3).map(|i| Arc::new(table(&mut rng, i))).collect();
-        PlanWorld { rng, tables, next_version: 1, next_unique: 0 }
+        PlanWorld { rng, tables, next_version: 1, next_unique: 0, size }
     }
 
     fn chance(&mut self, percent: u32) -> bool {
@@ -132,7 +171,7 @@ impl PlanWorld {
         if self.chance(null_percent) {
             Value::Null
         } else {
-            Value::Number(f64::from(self.rng.random_range(0..4)))
+            Value::Number(f64::from(self.rng.random_range(0..self.size.values)))
         }
     }
 
@@ -164,7 +203,7 @@ impl PlanWorld {
             Row::new(version.clone(), values)
         };
         if kind < 28 {
-            let id = self.rng.random_range(0..10);
+            let id = self.rng.random_range(0..self.size.ids);
             let row = self.row(id, version);
             db.put(&table, row);
         } else if kind < 55 {
@@ -354,7 +393,7 @@ impl World for PlanWorld {
         let mut db = Database::default();
         let version = StateVersion::from_lsn(1);
         for table in self.tables.clone() {
-            for id in 0..self.rng.random_range(1..9) {
+            for id in 0..self.rng.random_range(1..self.size.ids - 1) {
                 let row = self.row(id, &version);
                 db.put(&table, row);
             }
@@ -366,7 +405,8 @@ impl World for PlanWorld {
     fn commit(&mut self, db: &mut Database, previous: &StateVersion) -> Arc<Commit> {
         let version = self.version();
         let before = db.clone();
-        let count = *[1, 1, 1, 2, 3, 5, 8].choose(&mut self.rng).unwrap_or(&1);
+        let most = self.size.changes;
+        let count = *[1, 1, 1, 2, 3, 5, most].choose(&mut self.rng).unwrap_or(&1);
         for _ in 0..count {
             self.change(db, &version);
         }
@@ -398,7 +438,7 @@ impl World for PlanWorld {
     /// A plan and the parameters of its first instance.
     fn query(&mut self) -> (Arc<Plan>, Vec<Param>) {
         let mut draft = Draft { nodes: Vec::new(), params: Vec::new() };
-        let depth = self.rng.random_range(1..4);
+        let depth = self.rng.random_range(1..=self.size.depth);
         self.node(&mut draft, depth, Role::Root, false, false);
         let plan = Plan {
             nodes: draft.nodes.into_iter().flatten().collect(),
@@ -413,13 +453,17 @@ impl World for PlanWorld {
         for param in &mut out {
             match param {
                 Param::Value(Value::Number(n)) if self.chance(40) => {
-                    *n = f64::from(self.rng.random_range(0..4));
+                    *n = f64::from(self.rng.random_range(0..self.size.values));
                 }
                 Param::List(l) if self.chance(40) => *l = self.list(),
                 _ => {}
             }
         }
         out
+    }
+
+    fn alterable(&mut self) -> Option<TableId> {
+        self.tables.choose(&mut self.rng).map(|t| t.id)
     }
 }
 
@@ -448,7 +492,7 @@ fn difference(before: &Database, after: &Database, table: &TableSpec) -> Vec<Row
     let mut rows = Vec::new();
     for old in before.rows(table.id) {
         let new = after.get(table.id, &old.project(&table.replica_key));
-        if new.is_none_or(|new| new.version != old.version) {
+        if new.is_none_or(|new| !Arc::ptr_eq(new, old)) {
             rows.push(RowChange { old: Some(Arc::clone(old)), new: new.cloned() });
         }
     }

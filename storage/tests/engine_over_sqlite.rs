@@ -1,0 +1,54 @@
+//! The engine over SQLite, in the same random histories as over vectors: after every advance it
+//! has emitted, holds and answers what the brute-force oracle says.
+//!
+//! `ZERORING_SQLITE_HISTORIES`, `ZERORING_SEED` and `ZERORING_SQLITE_SKELETONS` make a fuzzer of
+//! it: `make fuzz`.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod sqlite_world;
+
+use sqlite_world::sqlite;
+use zeroring_core::ivm::proof::history;
+use zeroring_core::ivm::proof::skeleton::{Bounds, for_each_case};
+
+/// Histories of the normal test run; one in 512 is a large one.
+const HISTORIES: u64 = 600;
+/// The normal test run takes one skeleton of this many (a prime).
+const EVERY: u64 = 1_999;
+
+fn env(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn histories_over_sqlite_agree_with_the_oracle() {
+    let count = env("ZERORING_SQLITE_HISTORIES").unwrap_or(HISTORIES);
+    let first = env("ZERORING_SEED").unwrap_or(0);
+    let mut steps = 0;
+    for seed in first..first + count {
+        match history::run(seed, &sqlite) {
+            Ok(n) => steps += n,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    println!("histories over SQLite {first}..{}: {steps} steps agree", first + count);
+}
+
+#[test]
+fn every_shape_over_sqlite_agrees_after_every_change_of_a_row() {
+    let every = env("ZERORING_SQLITE_SKELETONS").unwrap_or(EVERY).max(1);
+    let (mut run, mut steps) = (0u64, 0u64);
+    let all = for_each_case(Bounds { depth: 3, edges: 3 }, &mut |number, case| {
+        if number % every == 0 {
+            let script = case.script(number).unwrap_or_else(|e| panic!("{e}: {}", case.query()));
+            match history::check(&script, &sqlite) {
+                Ok(n) => steps += n,
+                Err(error) => panic!("case {number}, {}: {error}", case.query()),
+            }
+            run += 1;
+        }
+    });
+    println!("skeletons over SQLite: {run} of {all} cases, {steps} steps agree");
+    assert!(run > 0 && steps > run * 50, "{run} cases, {steps} steps");
+}
