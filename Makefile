@@ -23,6 +23,12 @@ bench: setup-test
 	target/release/zeroring-loadtest run $(BENCH_SCENARIOS) $(BENCH_SERVERS) $(BENCH_FLAGS) \
 	  --json docs/benchmarks/results.json --html docs/benchmarks/report.html
 
+# Every fuzzer against its oracle, with new seeds, then a summary of what was compared: about
+# a quarter of an hour on two cores. FUZZ_SCALE=10 takes ten times as long (and all query shapes),
+# FUZZ_SEED repeats a run, FUZZ_ONLY=engine leaves out what needs Postgres or sockets.
+fuzz: setup-test
+	scripts/fuzz.sh
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings

@@ -9,8 +9,8 @@
 mod sqlite_world;
 
 use sqlite_world::sqlite;
-use zeroring_core::ivm::proof::history;
 use zeroring_core::ivm::proof::skeleton::{Bounds, for_each_case};
+use zeroring_core::ivm::proof::{datasets, history};
 
 /// Histories of the normal test run; one in 512 is a large one.
 const HISTORIES: u64 = 600;
@@ -51,4 +51,19 @@ fn every_shape_over_sqlite_agrees_after_every_change_of_a_row() {
     });
     println!("skeletons over SQLite: {run} of {all} cases, {steps} steps agree");
     assert!(run > 0 && steps > run * 50, "{run} cases, {steps} steps");
+}
+
+#[test]
+fn the_queries_of_small_applications_over_sqlite_agree_with_the_oracle() {
+    let first = env("ZERORING_SEED").unwrap_or(0);
+    let mut steps = 0;
+    for set in datasets::all().unwrap() {
+        for seed in first..first + env("ZERORING_DATASETS").unwrap_or(2) {
+            match history::check(&set.script(seed, 30).unwrap(), &sqlite) {
+                Ok(n) => steps += n,
+                Err(error) => panic!("{}, seed {seed}: {error}", set.name),
+            }
+        }
+    }
+    println!("data sets over SQLite: {steps} steps agree");
 }

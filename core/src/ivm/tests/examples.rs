@@ -6,7 +6,7 @@ use super::kit::{Change, Kit, only, table};
 use crate::ivm::engine::EngineConfig;
 use crate::schema::ValueType::{Number, String as Text};
 
-fn kit() -> Kit {
+pub(super) fn kit() -> Kit {
     let tables = vec![
         table(0, "issue", &[("id", Text), ("title", Text), ("n", Number)]),
         table(1, "comment", &[("id", Text), ("issueID", Text), ("t", Text)]),
@@ -23,7 +23,7 @@ fn kit() -> Kit {
 }
 
 /// A query's rows after hydration, and what each commit emits.
-fn example(query: Json, hydrated: &str, steps: &[(&[Change], &str)]) {
+pub(super) fn example(query: Json, hydrated: &str, steps: &[(&[Change], &str)]) {
     let mut kit = kit();
     let id = kit.subscribe(&query);
     kit.hydrate(id);
@@ -35,7 +35,7 @@ fn example(query: Json, hydrated: &str, steps: &[(&[Change], &str)]) {
     }
 }
 
-fn comments(body: Json) -> Json {
+pub(super) fn comments(body: Json) -> Json {
     let mut subquery = json!({"table": "comment", "alias": "comments"});
     for (k, v) in body.as_object().unwrap() {
         subquery[k] = v.clone();
@@ -43,16 +43,16 @@ fn comments(body: Json) -> Json {
     json!({"correlation": {"parentField": ["id"], "childField": ["issueID"]}, "subquery": subquery})
 }
 
-fn exists(op: &str, related: Json) -> Json {
+pub(super) fn exists(op: &str, related: Json) -> Json {
     json!({"type": "correlatedSubquery", "op": op, "related": related})
 }
 
-fn simple(column: &str, value: Json) -> Json {
+pub(super) fn simple(column: &str, value: Json) -> Json {
     json!({"type": "simple", "op": "=", "left": {"type": "column", "name": column},
            "right": {"type": "literal", "value": value}})
 }
 
-fn all_of(op: &str, conditions: Json) -> Json {
+pub(super) fn all_of(op: &str, conditions: Json) -> Json {
     json!({"type": op, "conditions": conditions})
 }
 

@@ -22,8 +22,8 @@ const CAUGHT_BY: [(Mutant, u64); 13] = [
     (Mutant::OldNotRouted, 1),
     (Mutant::LastOldRow, 20),
     (Mutant::SlideForgotten, 15),
-    (Mutant::IncompleteIsEmpty, 371),
-    (Mutant::HydratingLed, 162),
+    (Mutant::IncompleteIsEmpty, 1187),
+    (Mutant::HydratingLed, 1089),
 ];
 
 #[test]
