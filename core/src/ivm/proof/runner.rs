@@ -507,13 +507,14 @@ fn apply(rows: &mut Multiset, d: &RowDelta) -> Result<(), String> {
 }
 
 fn compare(what: &str, have: &Multiset, want: &Multiset) -> Result<(), String> {
-    let equal = |(a, b): ((&RowId, &(u64, Arc<Row>)), (&RowId, &(u64, Arc<Row>)))| {
-        a.0 == b.0
-            && a.1.0 == b.1.0
-            && (Arc::ptr_eq(&a.1.1, &b.1.1)
-                || (a.1.1.version == b.1.1.version && a.1.1.values == b.1.1.values))
+    let equal = |h: (&RowId, &(u64, Arc<Row>)), w: (&RowId, &(u64, Arc<Row>))| {
+        let (have, want) = (&h.1.1, &w.1.1);
+        h.0 == w.0
+            && h.1.0 == w.1.0
+            && (Arc::ptr_eq(have, want)
+                || (have.version == want.version && have.values == want.values))
     };
-    if have.len() == want.len() && have.iter().zip(want).all(equal) {
+    if have.len() == want.len() && have.iter().zip(want).all(|(h, w)| equal(h, w)) {
         return Ok(());
     }
     let mut text = format!("{what} differs from the oracle (id: have / want)\n");

@@ -2,7 +2,7 @@
 //! [`Mutant`] must be caught.
 
 use crate::ivm::mutant::{self, Mutant};
-use crate::ivm::proof::history::is_wrong;
+use crate::ivm::proof::history::{self, is_wrong};
 use crate::ivm::proof::runner::memory;
 
 /// Histories tried when the remembered seed does not catch a variant any more.
@@ -38,4 +38,15 @@ fn every_wrong_variant_is_caught() {
         println!("(Mutant::{mutant:?}, {}),", found.map_or("none".into(), |s| s.to_string()));
         assert!(found.is_some(), "{mutant:?} survives {MOST} histories");
     }
+}
+
+#[test]
+fn a_failing_history_is_reported_small() {
+    let run = || history::run(1, &memory);
+    let error = mutant::with(Mutant::OldNotRouted, run).unwrap_err();
+    let small = error.split("reduced to:").nth(1).unwrap();
+    let commits = small.lines().filter(|l| l.starts_with("Commit(")).count();
+    let rows = small.lines().filter(|l| l.starts_with("  TableId")).count();
+    assert!(commits == 1 && rows <= 3, "{error}");
+    assert!(small.contains("Wrong("), "the reduced history fails too: {error}");
 }
