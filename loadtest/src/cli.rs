@@ -3,9 +3,12 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use crate::budget::{Budget, order};
 use crate::error::LoadError;
 use crate::null::{self, NullLoad};
+use crate::pin::{self, Seats};
 use crate::result::{Results, RunResult};
 use crate::run::{RunOptions, run};
 use crate::scenario::Scenario;
@@ -30,6 +33,8 @@ Options
   --server zeroring[=BINARY]         default target/release/zeroring
   --server original[=NODE_MODULES]   default tests/client/node_modules
   --abba                 two servers: run them in the order A B B A
+  --minutes N            end within this time: runs that do not fit are left out, and named
+  --no-pin               with four CPUs or more: do not share them out
   --json FILE            write the results
   --html FILE            write the report
   --set NAME=VALUE       a setting of both servers (repeatable)
@@ -55,6 +60,8 @@ struct Arguments {
     cvr_in_postgres: bool,
     postgres: Vec<String>,
     workers: Option<NonZeroUsize>,
+    minutes: Option<f64>,
+    no_pin: bool,
 }
 
 /// Runs the program; false if a run was void.
@@ -121,6 +128,8 @@ fn parse(arguments: &[String]) -> Result<Arguments, LoadError> {
         match argument.as_str() {
             "--server" => parsed.servers.push(ServerKind::parse(&value()?)?),
             "--abba" => parsed.abba = true,
+            "--no-pin" => parsed.no_pin = true,
+            "--minutes" => parsed.minutes = Some(positive("--minutes", &value()?)?),
             "--json" => parsed.json = Some(value()?.into()),
             "--html" => parsed.html = Some(value()?.into()),
             "--set" => parsed.set.push(value()?),
@@ -154,9 +163,13 @@ fn parse(arguments: &[String]) -> Result<Arguments, LoadError> {
 }
 
 impl Arguments {
-    fn options(&self, kind: &ServerKind) -> RunOptions {
-        let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let mut settings = vec![format!("ZERO_NUM_SYNC_WORKERS={cpus}")];
+    fn seats(&self) -> Option<Seats> {
+        if self.no_pin { None } else { Seats::of(&pin::allowed()) }
+    }
+
+    fn settings(&self, kind: &ServerKind) -> Vec<String> {
+        let cpus = self.seats().map_or_else(|| pin::allowed().len(), |s| s.server.len());
+        let mut settings = vec![format!("ZERO_NUM_SYNC_WORKERS={}", cpus.max(1))];
         settings.extend(self.set.iter().cloned());
         match kind {
             ServerKind::Zeroring(_) => {
@@ -167,22 +180,7 @@ impl Arguments {
             }
             ServerKind::Original(_) => settings.extend(self.set_original.iter().cloned()),
         }
-        RunOptions {
-            workers: self.workers.unwrap_or(NonZeroUsize::MIN),
-            postgres: self.postgres.clone(),
-            settings,
-            commit: commit(),
-        }
-    }
-
-    /// The servers in the order in which they run.
-    fn order(&self, scenario: &Scenario) -> Vec<&ServerKind> {
-        let forth = self.servers.iter();
-        if self.abba && !scenario.once {
-            forth.clone().chain(forth.rev()).collect()
-        } else {
-            forth.collect()
-        }
+        settings
     }
 }
 
@@ -200,6 +198,8 @@ fn join_reports(arguments: &Arguments) -> Result<bool, LoadError> {
         let results: Results = serde_json::from_str(&text)
             .map_err(|e| LoadError::Io { doing: doing(), cause: std::io::Error::other(e) })?;
         all.runs.extend(results.runs);
+        all.left_out.extend(results.left_out);
+        all.wall_seconds += results.wall_seconds;
     }
     finish(arguments, &all)
 }
@@ -229,23 +229,49 @@ fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
     allow_many_files();
     let scenarios =
         arguments.files.iter().map(|f| Scenario::read(f)).collect::<Result<Vec<_>, _>>()?;
+    let seats = arguments.seats();
+    if let Some(seats) = &seats {
+        // Later threads are born there too.
+        pin::move_tree(std::process::id(), &seats.generator)
+            .map_err(LoadError::io("pinning to CPUs"))?;
+    }
     let mut results = Results::default();
-    for scenario in &scenarios {
-        for kind in arguments.order(scenario) {
-            let result = run(scenario, kind, &arguments.options(kind)).unwrap_or_else(|error| {
-                eprintln!("{} · {}: {error}", scenario.name, kind.name());
-                RunResult {
-                    scenario: scenario.name.clone(),
-                    title: scenario.title.clone(),
-                    server: kind.name().to_owned(),
-                    void: Some(error.to_string()),
-                    ..RunResult::default()
-                }
-            });
-            results.runs.push(result);
-            // Each time: a run that is broken off leaves what it has.
-            write_files(arguments, &results)?;
-        }
+    let mut budget = Budget::new(arguments.minutes.map(|m| Duration::from_secs_f64(m * 60.0)));
+    let runs = order(&scenarios, &arguments.servers, arguments.abba);
+    for (index, planned) in runs.iter().enumerate() {
+        let (scenario, kind) = (planned.scenario, planned.server);
+        let Some(deadline) = budget.deadline(*planned) else {
+            let what = format!("{} by {}: no time was left", scenario.name, kind.name());
+            eprintln!("left out: {what}");
+            results.left_out.push(what);
+            continue;
+        };
+        let options = RunOptions {
+            workers: arguments.workers.unwrap_or(NonZeroUsize::MIN),
+            postgres: arguments.postgres.clone(),
+            settings: arguments.settings(kind),
+            commit: commit(),
+            seats: seats.clone(),
+            deadline,
+            position: format!("[{}/{}] ", index + 1, runs.len()),
+            remaining: Some(budget.estimate_all(&runs[index..])),
+        };
+        let begin = Instant::now();
+        let result = run(scenario, kind, &options).unwrap_or_else(|error| {
+            eprintln!("{} · {}: {error}", scenario.name, kind.name());
+            RunResult {
+                scenario: scenario.name.clone(),
+                title: scenario.title.clone(),
+                server: kind.name().to_owned(),
+                void: Some(error.to_string()),
+                ..RunResult::default()
+            }
+        });
+        budget.note(*planned, begin.elapsed());
+        results.runs.push(result);
+        results.wall_seconds = budget.elapsed().as_secs_f64();
+        // Each time: a run that is broken off leaves what it has.
+        write_files(arguments, &results)?;
     }
     finish(arguments, &results)
 }

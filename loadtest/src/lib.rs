@@ -13,18 +13,22 @@
 //! diverge or whose server breaks the protocol does not count; both servers get the same Postgres
 //! with the same settings.
 
+mod budget;
 mod check;
 pub mod cli;
 mod client;
 mod data_set;
 mod error;
+mod limits;
 mod null;
+mod pin;
 mod process;
 mod progress;
 mod report;
 mod result;
 mod run;
 mod scenario;
+mod search;
 mod server;
 mod steps;
 mod svg;

@@ -11,12 +11,25 @@ pub(crate) struct Progress {
     prefix: String,
     terminal: bool,
     last: Instant,
+    /// When everything is expected to be done.
+    end: Option<Instant>,
 }
 
 impl Progress {
-    pub(crate) fn new(prefix: String) -> Progress {
+    pub(crate) fn new(prefix: String, remaining: Option<Duration>) -> Progress {
         let terminal = std::io::stderr().is_terminal();
-        Progress { prefix, terminal, last: Instant::now() }
+        let now = Instant::now();
+        Progress { prefix, terminal, last: now, end: remaining.map(|left| now + left) }
+    }
+
+    fn head(&self) -> String {
+        match self.end.map(|end| end.saturating_duration_since(Instant::now())) {
+            Some(left) if left >= Duration::from_secs(60) => {
+                format!("{} · {:.0} min left", self.prefix, (left.as_secs_f64() / 60.0).ceil())
+            }
+            Some(left) => format!("{} · {:.0} s left", self.prefix, left.as_secs_f64()),
+            None => self.prefix.clone(),
+        }
     }
 
     /// What is going on now.
@@ -24,11 +37,11 @@ impl Progress {
         let mut out = std::io::stderr();
         // Progress that cannot be shown is no reason to stop.
         if self.terminal {
-            let _ = write!(out, "\r\x1b[2K{} · {text}", self.prefix);
+            let _ = write!(out, "\r\x1b[2K{} · {text}", self.head());
             let _ = out.flush();
         } else if self.last.elapsed() > LINE_EVERY {
             self.last = Instant::now();
-            let _ = writeln!(out, "{} · {text}", self.prefix);
+            let _ = writeln!(out, "{} · {text}", self.head());
         }
     }
 

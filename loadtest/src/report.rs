@@ -48,9 +48,16 @@ fn facts(out: &mut String, results: &Results) {
             fact(server, &format!("{} ({settings})", run.server_version));
         }
     }
+    fact("CPU pinning", &any.pinning);
     fact("Commit", &any.commit);
     fact("Begun", &any.started_at);
+    if results.wall_seconds > 0.0 {
+        fact("Took", &format!("{:.1} minutes", results.wall_seconds / 60.0));
+    }
     out.push_str("</dl>");
+    for what in &results.left_out {
+        let _ = write!(out, "<p class=\"void\">Left out: {}</p>", escape(what));
+    }
 }
 
 /// What the summary shows of a step.
@@ -164,12 +171,37 @@ fn scenario(out: &mut String, results: &Results, first: &RunResult) {
             }
         }
         out.push_str("</table></div>");
+        limits(out, &original, &ours);
         let runs: Vec<&RunResult> = original.iter().chain(&ours).copied().collect();
         for (index, step) in longest.steps.iter().enumerate() {
             charts(out, &runs, index, &step.label);
         }
     }
     out.push_str("</section>");
+}
+
+/// What kept each search from a higher rate.
+fn limits(out: &mut String, original: &[&RunResult], ours: &[&RunResult]) {
+    let mut lines = String::new();
+    for run in original.iter().chain(ours) {
+        for step in &run.steps {
+            let (Some(limit), Some(rate)) = (&step.limit, step.sustained_rate) else { continue };
+            let next = step.trials.iter().filter(|t| !t.sustained).map(|t| t.rate);
+            let next = next.reduce(f64::min).map(|r| format!(", failed at {}/s", number(r)));
+            let _ = write!(
+                lines,
+                "<li><b class=\"{}\">{}</b> {}/s{}: {}</li>",
+                run.server,
+                run.server,
+                number(rate),
+                next.unwrap_or_default(),
+                escape(limit)
+            );
+        }
+    }
+    if !lines.is_empty() {
+        let _ = write!(out, "<h3>What was the limit</h3><ul>{lines}</ul>");
+    }
 }
 
 /// One line for each run: (class, run's name, step).
@@ -306,11 +338,14 @@ mod tests {
     fn the_page_compares_stands_alone_and_escapes() {
         let mut void = run("zeroring", 99.0);
         void.void = Some("diverged".to_owned());
-        let results = Results { runs: vec![run("original", 8.0), run("zeroring", 2.0), void] };
+        let runs = vec![run("original", 8.0), run("zeroring", 2.0), void];
+        let left_out = vec!["x by y: no time".to_owned()];
+        let results = Results { runs, left_out, ..Results::default() };
         let page = html(&results);
         assert!(page.contains("× 4.00"), "the void run must not count");
         assert!(page.contains("is void: diverged"));
         assert!(page.contains("<polyline"));
+        assert!(page.contains("x by y: no time"));
         assert!(page.contains("connect &lt;9&gt;"));
         for outside in ["http://", "https://", "<script", "src="] {
             assert!(!page.contains(outside), "{outside}");

@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::client::stats::Latency;
+use crate::limits::Usage;
 
 /// A distribution of latencies, in milliseconds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Distribution {
     pub(crate) count: u64,
     pub(crate) p50: f64,
@@ -32,6 +34,7 @@ impl Distribution {
 
 /// A moment of a step.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Sample {
     /// Seconds since the step began.
     pub(crate) at: f64,
@@ -47,19 +50,25 @@ pub(crate) struct Sample {
 
 /// One rate that was tried.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Trial {
     pub(crate) rate: f64,
     pub(crate) sustained: bool,
     /// Why not.
     pub(crate) reason: String,
+    /// What was at its end.
+    pub(crate) limit: String,
     pub(crate) p50: f64,
     pub(crate) p99: f64,
+    pub(crate) commit_p99: f64,
     pub(crate) deliveries_per_second: f64,
     pub(crate) server_cpu: f64,
+    pub(crate) usage: Usage,
 }
 
 /// One step's figures.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct StepResult {
     pub(crate) label: String,
     /// What the scenario calls it: `connect`, `write`, …
@@ -89,6 +98,10 @@ pub(crate) struct StepResult {
     /// The step went as it should: everybody connected and complete, everything delivered.
     pub(crate) settled: bool,
     pub(crate) sustained_rate: Option<f64>,
+    /// What kept a search from a higher rate.
+    pub(crate) limit: Option<String>,
+    /// Shares of CPUs while writes were made.
+    pub(crate) usage: Usage,
     pub(crate) trials: Vec<Trial>,
     pub(crate) timeline: Vec<Sample>,
     pub(crate) complaints: Vec<String>,
@@ -96,6 +109,7 @@ pub(crate) struct StepResult {
 
 /// A scenario, run against one server once.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct RunResult {
     pub(crate) scenario: String,
     pub(crate) title: String,
@@ -108,6 +122,10 @@ pub(crate) struct RunResult {
     pub(crate) hardware: String,
     pub(crate) commit: String,
     pub(crate) started_at: String,
+    /// Which CPUs belonged to whom.
+    pub(crate) pinning: String,
+    /// The whole run, starting and stopping included.
+    pub(crate) wall_seconds: f64,
     /// From starting the process until a first client had its rows, initial sync included.
     pub(crate) start_seconds: f64,
     pub(crate) replicated_rows: u64,
@@ -126,6 +144,11 @@ pub(crate) struct RunResult {
 
 /// Runs of several servers, in the order in which they were made.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Results {
+    /// From the first run's begin to the last one's end.
+    pub(crate) wall_seconds: f64,
+    /// Runs that were left out, and why.
+    pub(crate) left_out: Vec<String>,
     pub(crate) runs: Vec<RunResult>,
 }

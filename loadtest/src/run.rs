@@ -13,6 +13,8 @@ use crate::client::fleet::Fleet;
 use crate::client::stats::Interval;
 use crate::data_set::{self, Query, QueryKind, QuerySpec, Whose};
 use crate::error::LoadError;
+use crate::limits::{Meter, Parties};
+use crate::pin::{self, Seats};
 use crate::process;
 use crate::progress::Progress;
 use crate::result::{Distribution, RunResult, Sample, StepResult};
@@ -31,6 +33,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long the last changes may take to arrive before clients count as diverged.
 const CONVERGE_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// What is left for the final comparison when the run's time is up.
+const LAST_COMPARISON: Duration = Duration::from_secs(8);
+
 /// What a run is made with, besides the scenario and the server.
 #[derive(Debug, Clone)]
 pub(crate) struct RunOptions {
@@ -41,17 +46,27 @@ pub(crate) struct RunOptions {
     /// `NAME=value` settings of the server.
     pub(crate) settings: Vec<String>,
     pub(crate) commit: String,
+    /// Which CPUs belong to whom, if that is settled.
+    pub(crate) seats: Option<Seats>,
+    /// When the run has to end.
+    pub(crate) deadline: Instant,
+    /// Begins every line of progress.
+    pub(crate) position: String,
+    /// What everything is expected to take from now on.
+    pub(crate) remaining: Option<Duration>,
 }
 
 /// All that is running, and what the steps need to know of it.
 pub(crate) struct Stage<'a> {
     pub(crate) scenario: &'a Scenario,
+    pub(crate) kind: &'a ServerKind,
     pub(crate) fleet: Fleet,
     pub(crate) url: String,
     /// The queries of each client, by its index.
     pub(crate) queries: Vec<Vec<Query>>,
     /// Differs for every batch of writes.
     pub(crate) write_seed: u64,
+    deadline: Instant,
     server: Server,
     sql: Client,
     postgres_pid: u32,
@@ -86,7 +101,11 @@ pub(crate) fn run(
     kind: &ServerKind,
     options: &RunOptions,
 ) -> Result<RunResult, LoadError> {
-    let mut progress = Progress::new(format!("{} · {}", scenario.name, kind.name()));
+    let begin = Instant::now();
+    let prefix = format!("{}{} · {}", options.position, scenario.name, kind.name());
+    let mut progress = Progress::new(prefix, options.remaining);
+    let seats = options.seats.as_ref();
+    let pinned = || LoadError::io("pinning to CPUs");
     progress.tell("starting Postgres");
     let settings: Vec<&str> = options.postgres.iter().map(String::as_str).collect();
     let postgres = LocalServer::start(&settings)?;
@@ -99,18 +118,26 @@ pub(crate) fn run(
             server: "postgres".to_owned(),
             cause: "its process was not found".to_owned(),
         })?;
+    if let Some(seats) = seats {
+        pin::move_tree(postgres_pid, &seats.postgres).map_err(pinned())?;
+    }
     progress.tell("starting the server");
-    let server = Server::start(kind, &url, &options.settings)?;
+    let cpus = seats.map(|s| s.server.as_slice());
+    let server =
+        pin::born_on(cpus, || Server::start(kind, &url, &options.settings, options.deadline))
+            .map_err(pinned())??;
     let fleet = Fleet::start(options.workers, server.address())?;
     let mut result = describe(scenario, kind, options);
     let version = sql.query_one("SHOW server_version", &[]).map_err(LoadError::sql("asking"))?;
     result.postgres_version = version.get(0);
     let mut stage = Stage {
         scenario,
+        kind,
         fleet,
         url,
         queries: Vec::new(),
         write_seed: 0,
+        deadline: options.deadline,
         server,
         sql,
         postgres_pid,
@@ -122,6 +149,8 @@ pub(crate) fn run(
     result.idle_pss_bytes = process::pss_bytes(stage.server.pid());
     stage.play(&mut result)?;
     result.statz = stage.server.statz();
+    drop(stage);
+    result.wall_seconds = begin.elapsed().as_secs_f64();
     Ok(result)
 }
 
@@ -137,6 +166,7 @@ fn describe(scenario: &Scenario, kind: &ServerKind, options: &RunOptions) -> Run
         settings: [options.postgres.as_slice(), options.settings.as_slice()].concat(),
         hardware: process::hardware(),
         commit: options.commit.clone(),
+        pinning: Seats::describe(options.seats.as_ref(), pin::allowed().len()),
         replicated_rows: (data.projects * (1 + data.items * (1 + data.comments))) as u64,
         ..RunResult::default()
     }
@@ -161,7 +191,7 @@ impl Stage<'_> {
         for wanted in [1, 0] {
             while self.fleet.complete() != wanted {
                 self.server.check_alive()?;
-                if begin.elapsed() > PROBE_TIMEOUT {
+                if begin.elapsed() > PROBE_TIMEOUT || self.left().is_zero() {
                     let complaints = self.fleet.take_interval().complaints.join("; ");
                     return Err(LoadError::Server {
                         server: "the first client".to_owned(),
@@ -191,6 +221,7 @@ impl Stage<'_> {
             }
         }
         let begin = Instant::now();
+        self.deadline = self.deadline.max(begin + LAST_COMPARISON);
         let mut watch = self.watch("comparing with Postgres")?;
         let mut comparison = self.comparison()?;
         let difference = self.converge(&mut watch, &mut comparison)?;
@@ -219,6 +250,16 @@ impl Stage<'_> {
     fn wal(&mut self) -> Result<i64, LoadError> {
         let text = self.text("SELECT (pg_current_wal_lsn() - '0/0')::bigint::text")?;
         Ok(text.parse().unwrap_or(0))
+    }
+
+    /// Until the run has to end.
+    pub(crate) fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// What everybody has used until now.
+    pub(crate) fn meter(&self) -> Meter {
+        Meter::read(Parties { server: self.server.pid(), postgres: self.postgres_pid })
     }
 
     fn cpu(&self) -> Cpu {
@@ -295,7 +336,7 @@ impl Stage<'_> {
         timeout: Duration,
         mut done: impl FnMut(&Fleet) -> bool,
     ) -> Result<bool, LoadError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = self.deadline.min(Instant::now() + timeout);
         while !done(&self.fleet) {
             if Instant::now() > deadline {
                 return Ok(false);
@@ -316,7 +357,7 @@ impl Stage<'_> {
         watch: &mut Watch,
         comparison: &mut Comparison,
     ) -> Result<Option<String>, LoadError> {
-        let deadline = Instant::now() + CONVERGE_TIMEOUT;
+        let deadline = self.deadline.min(Instant::now() + CONVERGE_TIMEOUT);
         loop {
             match comparison.difference(&mut self.fleet)? {
                 Some(difference) if Instant::now() > deadline => return Ok(Some(difference)),
@@ -391,7 +432,9 @@ pub(crate) fn summary(step: &StepResult) -> String {
         }
     }
     if let Some(rate) = step.sustained_rate {
-        parts.push(format!("sustains {rate:.0} writes/s"));
+        let rate = crate::table::number(rate);
+        parts.push(format!("sustains {rate} writes/s"));
+        parts.extend(step.limit.as_ref().map(|limit| format!("limit: {limit}")));
     }
     parts.push(format!("{} rows", step.rows));
     parts.push(format!("server {:.2} CPU-s", step.server_cpu_seconds));

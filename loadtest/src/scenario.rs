@@ -1,17 +1,40 @@
 //! Scenarios: what is run, as small TOML files (`loadtest/scenarios/`).
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::data_set::{DataSize, QuerySpec};
 use crate::error::LoadError;
+use crate::search::MAX_RATE;
+use crate::server::ServerKind;
 use crate::writer::{Change, Target};
 
 /// Bounds of what a file may ask for: a mistyped zero must not fill the machine.
 const MAX_CLIENTS: usize = 50_000;
 const MAX_ROWS: usize = 20_000_000;
 const MAX_STEP_SECONDS: f64 = 600.0;
+
+/// What a run takes if its scenario does not say, seconds.
+const UNKNOWN_RUN_SECONDS: f64 = 60.0;
+
+/// A figure for each server.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PerServer {
+    pub(crate) original: f64,
+    pub(crate) zeroring: f64,
+}
+
+impl PerServer {
+    pub(crate) fn of(self, server: &ServerKind) -> f64 {
+        match server {
+            ServerKind::Original(_) => self.original,
+            ServerKind::Zeroring(_) => self.zeroring,
+        }
+    }
+}
 
 /// A scenario.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +53,9 @@ pub(crate) struct Scenario {
     /// Run by each server once, also where others are repeated: it takes long.
     #[serde(default)]
     pub(crate) once: bool,
+    /// What a run takes on two CPUs, seconds, with starting and stopping everything.
+    #[serde(default)]
+    pub(crate) expect: Option<PerServer>,
     pub(crate) data: DataSize,
     /// Every client asks for all of these.
     #[serde(rename = "query")]
@@ -90,11 +116,11 @@ pub(crate) enum Step {
         #[serde(flatten)]
         writes: Writes,
     },
-    /// Looks for the highest rate that is sustained: doubling from `from` to at most `up_to`, then
-    /// halving the gap `refine` times.
+    /// Looks for the highest rate that is sustained: doubling from `from` until one fails (or
+    /// halving until one does not), then dividing the gap `refine` times.
     Search {
-        from: f64,
-        up_to: f64,
+        /// Near what is expected of each server: that saves trials.
+        from: PerServer,
         /// Length of a trial.
         seconds: f64,
         #[serde(default)]
@@ -151,9 +177,19 @@ impl Scenario {
     pub(crate) fn read(file: &Path) -> Result<Scenario, LoadError> {
         let wrong = |cause: String| LoadError::Scenario { file: file.display().to_string(), cause };
         let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
-        let scenario: Scenario = basic_toml::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-        scenario.check().map_err(wrong)?;
+        Scenario::parse(&text).map_err(wrong)
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Scenario, String> {
+        let scenario: Scenario = basic_toml::from_str(text).map_err(|e| e.to_string())?;
+        scenario.check()?;
         Ok(scenario)
+    }
+
+    /// What a run against `server` is expected to take.
+    pub(crate) fn expected(&self, server: &ServerKind) -> Duration {
+        let seconds = self.expect.map_or(UNKNOWN_RUN_SECONDS, |e| e.of(server));
+        Duration::from_secs_f64(seconds.clamp(1.0, MAX_STEP_SECONDS))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -183,11 +219,12 @@ impl Scenario {
                     rate(*r)?;
                     seconds(*s)?;
                 }
-                Step::Search { from, up_to, seconds: s, refine, .. } => {
-                    rate(*from)?;
-                    rate(*up_to)?;
+                Step::Search { from, seconds: s, refine, .. } => {
+                    for from in [from.original, from.zeroring] {
+                        ok(from > 0.0 && from <= MAX_RATE, "from: above 0, up to 50,000")?;
+                    }
                     seconds(*s)?;
-                    ok(from <= up_to && *refine <= 8, "from ≤ up_to, refine ≤ 8")?;
+                    ok(*refine <= 8, "refine ≤ 8")?;
                 }
                 Step::Reconnect { writes_meanwhile, away_seconds, .. } => {
                     seconds(*away_seconds)?;
@@ -207,7 +244,7 @@ mod tests {
     fn all_scenarios_of_the_repository_are_valid_and_named_as_their_files() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
         let mut found = 0;
-        for dir in [dir.clone(), dir.join("extra")] {
+        for dir in [dir.clone(), dir.join("more"), dir.join("extra")] {
             for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
                 let path = entry.path();
                 if path.extension().is_some_and(|e| e == "toml") {

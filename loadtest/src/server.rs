@@ -113,6 +113,7 @@ impl Server {
         kind: &ServerKind,
         upstream: &str,
         settings: &[String],
+        deadline: Instant,
     ) -> Result<Server, LoadError> {
         let dir = tempfile::tempdir().map_err(LoadError::io("creating a directory"))?;
         let port = free_port_pair().map_err(LoadError::io("looking for a free port"))?;
@@ -144,8 +145,8 @@ impl Server {
         let mut server = Server { name: kind.name(), dir, port, child, started };
         while server.get("/keepalive").is_none() {
             server.check_alive()?;
-            if started.elapsed() > READY_TIMEOUT {
-                return Err(server.failure(&format!("not ready after {READY_TIMEOUT:?}")));
+            if started.elapsed() > READY_TIMEOUT || Instant::now() > deadline {
+                return Err(server.failure(&format!("not ready after {:?}", started.elapsed())));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

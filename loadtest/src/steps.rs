@@ -8,9 +8,10 @@ use serde_json::Value;
 use crate::client::connection::{ClientSetup, Pace};
 use crate::data_set::{Query, client_schema};
 use crate::error::LoadError;
-use crate::result::{Distribution, Sample, StepResult, Trial};
+use crate::result::{Distribution, StepResult};
 use crate::run::{Stage, Watch};
 use crate::scenario::{Step, Writes};
+use crate::search::{Search, Tried, is_lost, judge};
 use crate::writer::{WritePlan, Writers};
 
 /// How long clients may take to get all that they asked for.
@@ -19,21 +20,14 @@ const COMPLETE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Writes may be late by this before they are given up: then nothing is sustained anyhow.
 const WRITE_GRACE: Duration = Duration::from_secs(20);
 
+/// What a trial takes besides its writes, at least.
+const TRIAL_ENDING: Duration = Duration::from_secs(3);
+
 /// How fast rows change while clients are away.
 const MEANWHILE_PER_SECOND: f64 = 500.0;
 
 /// A slow client waits this long before each read.
 const SLOW_PAUSE: Duration = Duration::from_millis(200);
-
-/// The lag of a sustained rate may grow over a trial to this multiple, plus this.
-const SLOPE_FACTOR: f64 = 2.0;
-const SLOPE_MS: f64 = 50.0;
-
-/// A trial's figures, and why the rate was not sustained.
-struct Tried {
-    step: StepResult,
-    reason: Option<String>,
-}
 
 impl Stage<'_> {
     /// Plays one step. Counts protocol violations.
@@ -59,26 +53,10 @@ impl Stage<'_> {
                 let tried = self.write(&label, *rate, *seconds, f64::MAX, writes, violations)?;
                 Ok(tried.step)
             }
-            Step::Search { from, up_to, seconds, refine, limit_ms, writes } => {
-                let mut search = Search { low: 0.0, high: None, best: None, trials: Vec::new() };
-                let mut rate = *from;
-                let mut refinements = *refine;
-                loop {
-                    let name = format!("{label}: trying {rate:.0}/s");
-                    let mut tried =
-                        self.write(&name, rate, *seconds, *limit_ms, writes, violations)?;
-                    if tried.reason.is_some() && tried.step.settled && *violations == 0 {
-                        // Something else may have kept the machine busy: a rate fails twice.
-                        tried = self.write(&name, rate, *seconds, *limit_ms, writes, violations)?;
-                    }
-                    let settled = tried.step.settled;
-                    search.note(rate, tried);
-                    match search.next(*up_to, &mut refinements) {
-                        Some(next) if settled && *violations == 0 => rate = next,
-                        _ => break,
-                    }
-                }
-                Ok(search.result(label))
+            Step::Search { from, seconds, refine, limit_ms, writes } => {
+                let search = Search::new(*seconds, *refine);
+                let from = from.of(self.kind);
+                self.search(search, &label, from, *seconds, *limit_ms, writes, violations)
             }
             Step::Reconnect { writes_meanwhile, away_seconds, writes } => {
                 let away = Duration::from_secs_f64(*away_seconds);
@@ -87,6 +65,45 @@ impl Stage<'_> {
             Step::Churn { rate, seconds } => self.churn(&label, *rate, *seconds, violations),
         }?;
         Ok(result)
+    }
+
+    /// Tries rates until the limit is found or time is up.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a step")]
+    fn search(
+        &mut self,
+        mut search: Search,
+        label: &str,
+        from: f64,
+        seconds: f64,
+        limit_ms: f64,
+        writes: &Writes,
+        violations: &mut u64,
+    ) -> Result<StepResult, LoadError> {
+        let mut rate = from;
+        let cut_short = loop {
+            if self.left() < Duration::from_secs_f64(seconds) + TRIAL_ENDING {
+                break Some("time was up".to_owned());
+            }
+            let name = format!("{label}: trying {rate:.0}/s");
+            let mut tried = self.write(&name, rate, seconds, limit_ms, writes, violations)?;
+            let repeat = tried.reason.is_some()
+                && tried.step.settled
+                && *violations == 0
+                && !tried.is_hopeless(limit_ms)
+                && self.left() > Duration::from_secs_f64(seconds) + TRIAL_ENDING;
+            if repeat {
+                // Something else may have kept the machine busy: then a rate fails twice.
+                tried = self.write(&name, rate, seconds, limit_ms, writes, violations)?;
+            }
+            let settled = tried.step.settled;
+            search.note(rate, tried);
+            match search.next() {
+                Some(next) if settled && *violations == 0 => rate = next,
+                Some(_) => break Some("clients did not converge any more".to_owned()),
+                None => break None,
+            }
+        };
+        Ok(search.result(label.to_owned(), cut_short))
     }
 
     /// Waits for all clients, then for their rows to be right.
@@ -175,10 +192,20 @@ impl Stage<'_> {
         let plan = self.plan(rate, seconds, writes);
         let mut watch = self.watch(label)?;
         let writers = Writers::start(&self.url, plan)?;
+        let meter = self.meter();
         let patience = Duration::from_secs_f64(seconds) + WRITE_GRACE;
-        if !self.wait(&mut watch, patience, |_| writers.is_done())? {
-            writers.stop();
+        let begin = Instant::now();
+        while !writers.is_done() {
+            let lost = is_lost(&watch.samples, limit_ms);
+            if lost || begin.elapsed() > patience || self.left().is_zero() {
+                writers.stop();
+                self.wait(&mut watch, WRITE_GRACE, |_| writers.is_done())?;
+                break;
+            }
+            self.tick(&mut watch)?;
         }
+        let usage = meter.until(&self.meter());
+        let writing = begin.elapsed().as_secs_f64();
         let written = writers.join();
         let samples = watch.samples.len();
         for index in 0..self.queries.len() {
@@ -190,15 +217,21 @@ impl Stage<'_> {
         let all_there =
             self.wait(&mut watch, COMPLETE_TIMEOUT, |fleet| fleet.complete() == clients)?;
         *violations += watch.total.violations;
-        let mut step = self.finish(watch, seconds, difference.is_none() && all_there)?;
+        let settled = difference.is_none() && all_there;
+        // A trial that was given up lasted shorter, one that was late longer.
+        let lasted = if writing < seconds { writing } else { seconds };
+        let mut step = self.finish(watch, lasted, settled)?;
         step.complaints.extend(written.failure.clone());
         step.complaints.extend(difference);
         step.transactions = written.transactions;
         step.commit = Distribution::of(&written.commit);
+        step.usage = usage;
         let intended = (rate * seconds).round() as u64;
-        let reason =
-            judge(&step, intended, limit_ms, &step.timeline[..samples.min(step.timeline.len())]);
-        Ok(Tried { step, reason })
+        let timeline = &step.timeline[..samples.min(step.timeline.len())];
+        let mut commits_late = false;
+        let reason = judge(&step, intended, limit_ms, timeline, &mut commits_late);
+        let limit = if reason.is_some() { step.usage.limit(commits_late) } else { String::new() };
+        Ok(Tried { step, reason, limit })
     }
 
     fn reconnect(
@@ -279,135 +312,5 @@ impl Stage<'_> {
         let mut step = self.finish(watch, taken, complete && difference.is_none())?;
         step.complaints.extend(difference);
         Ok(step)
-    }
-}
-
-/// Why a rate was not sustained, if it was not.
-fn judge(step: &StepResult, intended: u64, limit_ms: f64, timeline: &[Sample]) -> Option<String> {
-    if step.transactions < intended {
-        return Some(format!("only {} of {intended} writes were made", step.transactions));
-    }
-    if !step.settled {
-        return Some("clients did not converge".to_owned());
-    }
-    if step.disconnects > 0 {
-        return Some(format!("{} connections were lost", step.disconnects));
-    }
-    let Some(write) = &step.write else {
-        return Some("no write arrived".to_owned());
-    };
-    if let Some(commit) = step.commit.as_ref().filter(|c| c.p99 > limit_ms) {
-        return Some(format!(
-            "Postgres or the generator is the limit: commit p99 {:.0} ms",
-            commit.p99
-        ));
-    }
-    if write.p99 > limit_ms {
-        return Some(format!("p99 {:.0} ms", write.p99));
-    }
-    growing(timeline).map(|(from, to)| format!("the lag grows: {from:.0} → {to:.0} ms"))
-}
-
-/// The median lag of the first and of the last third, if it grew.
-fn growing(timeline: &[Sample]) -> Option<(f64, f64)> {
-    let medians: Vec<f64> = timeline.iter().filter_map(|s| s.write_p50).collect();
-    let third = medians.len() / 3;
-    if third == 0 {
-        return None;
-    }
-    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-    let (first, last) = (mean(&medians[..third]), mean(&medians[medians.len() - third..]));
-    (last > first * SLOPE_FACTOR + SLOPE_MS).then_some((first, last))
-}
-
-/// The bounded search for the highest sustained rate.
-struct Search {
-    low: f64,
-    high: Option<f64>,
-    best: Option<StepResult>,
-    trials: Vec<Trial>,
-}
-
-impl Search {
-    fn note(&mut self, rate: f64, tried: Tried) {
-        let step = tried.step;
-        let (p50, p99) = step.write.as_ref().map_or((0.0, 0.0), |w| (w.p50, w.p99));
-        self.trials.push(Trial {
-            rate,
-            sustained: tried.reason.is_none(),
-            reason: tried.reason.clone().unwrap_or_default(),
-            p50,
-            p99,
-            deliveries_per_second: step.deliveries_per_second,
-            server_cpu: step.server_cpu_seconds / step.seconds.max(0.001),
-        });
-        if tried.reason.is_none() {
-            self.low = rate;
-            self.best = Some(step);
-        } else {
-            self.high = Some(rate);
-            if self.best.is_none() {
-                self.best = Some(step);
-            }
-        }
-    }
-
-    /// The next rate to try.
-    fn next(&self, up_to: f64, refinements: &mut u32) -> Option<f64> {
-        match self.high {
-            None if self.low >= up_to => None,
-            None => Some((self.low * 2.0).min(up_to)),
-            Some(_) if *refinements == 0 || self.low == 0.0 => None,
-            Some(high) => {
-                *refinements -= 1;
-                Some(((self.low + high) / 2.0).round())
-            }
-        }
-    }
-
-    fn result(self, label: String) -> StepResult {
-        let mut step = self.best.unwrap_or_default();
-        step.label = label;
-        step.settled = true; // the last trial may not have; the final check decides
-        step.sustained_rate = Some(self.low);
-        step.trials = self.trials;
-        step
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn search(limit: f64, from: f64, up_to: f64, mut refine: u32) -> (f64, Vec<f64>) {
-        let mut search = Search { low: 0.0, high: None, best: None, trials: Vec::new() };
-        let mut rate = from;
-        loop {
-            let reason = (rate > limit).then(|| "too much".to_owned());
-            search.note(rate, Tried { step: StepResult::default(), reason });
-            match search.next(up_to, &mut refine) {
-                Some(next) => rate = next,
-                None => break,
-            }
-        }
-        (search.low, search.trials.iter().map(|t| t.rate).collect())
-    }
-
-    #[test]
-    fn the_search_brackets_the_limit_and_ends() {
-        assert_eq!(search(70.0, 10.0, 1000.0, 2), (70.0, vec![10., 20., 40., 80., 60., 70.]));
-        assert_eq!(search(5000.0, 10.0, 30.0, 2), (30.0, vec![10., 20., 30.]));
-        assert_eq!(search(5.0, 10.0, 1000.0, 2), (0.0, vec![10.]));
-    }
-
-    #[test]
-    fn a_lag_that_grows_is_no_sustained_rate() {
-        let timeline = |medians: &[f64]| -> Vec<Sample> {
-            let sample = |ms: &f64| Sample { write_p50: Some(*ms), ..Sample::default() };
-            medians.iter().map(sample).collect()
-        };
-        assert!(growing(&timeline(&[10.0, 200.0, 400.0, 600.0, 800.0, 1000.0])).is_some());
-        assert!(growing(&timeline(&[10.0, 12.0, 300.0, 11.0, 10.0, 12.0])).is_none());
-        assert!(growing(&timeline(&[10.0])).is_none());
     }
 }

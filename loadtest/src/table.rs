@@ -205,11 +205,19 @@ pub(crate) fn text(results: &Results) -> String {
             }
         }
         for run in results.runs.iter().filter(|r| r.scenario == name) {
+            for step in &run.steps {
+                if let Some(limit) = &step.limit {
+                    let _ = writeln!(out, "  limit of {}: {limit}", run.server);
+                }
+            }
             if let Some(why) = &run.void {
                 let _ =
                     writeln!(out, "  VOID {}: {}", run.server, why.lines().next().unwrap_or(""));
             }
         }
+    }
+    for what in &results.left_out {
+        let _ = writeln!(out, "  LEFT OUT {what}");
     }
     if !out.is_empty() {
         let head = format!("{:<46} {:>26} {:>26} {:>9}", "", "original", "zeroring", "better");

@@ -1,25 +1,37 @@
 //! Writes on an open loop: each has its intended time, is late if Postgres or the server holds it
 //! up, and carries the intended time in its row, so that no delay hides another.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use postgres::{Client, NoTls};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::client::stats::Latency;
 use crate::data_set::PEOPLE;
 use crate::error::LoadError;
 
-/// Connections that write at the same time, at most.
-const MAX_WRITERS: usize = 16;
+/// Connections that write at the same time, at most. One connection's commits follow each other,
+/// each with a sync of the log; those of many connections share one.
+const MAX_CONNECTIONS: usize = 32;
 
 /// One connection for so many writes a second, besides two.
-const RATE_PER_WRITER: f64 = 60.0;
+const RATE_PER_CONNECTION: f64 = 60.0;
+
+/// How often the writer looks whether it is to stop.
+const STOP_POLL: Duration = Duration::from_millis(50);
+
+/// How long the connections' last answers may take when the writer is stopped.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+
+/// Writes that are sent without looking at answers in between, at most.
+const YIELD_EVERY: u64 = 64;
 
 /// Which projects are written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,18 +81,10 @@ pub(crate) struct Written {
     pub(crate) failure: Option<String>,
 }
 
-/// Writers at work.
+/// A writer at work: one thread, several connections. A connection does not wait for the answer to
+/// one write before it sends the next that is due.
 pub(crate) struct Writers {
-    threads: Vec<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
-    written: Arc<Mutex<Written>>,
-}
-
-struct Shared {
-    plan: WritePlan,
-    next: AtomicU64,
-    start: Instant,
-    start_us: u64,
+    thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
     written: Arc<Mutex<Written>>,
 }
@@ -88,35 +92,25 @@ struct Shared {
 impl Writers {
     /// Connects, and starts to write a moment later.
     pub(crate) fn start(url: &str, plan: WritePlan) -> Result<Writers, LoadError> {
-        let count = ((plan.per_second / RATE_PER_WRITER) as usize + 2).min(MAX_WRITERS);
-        let connections = (0..count)
-            .map(|_| Client::connect(url, NoTls).map_err(LoadError::sql("connecting a writer")))
-            .collect::<Result<Vec<_>, _>>()?;
-        let lead = Duration::from_millis(50);
-        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let stop = Arc::new(AtomicBool::new(false));
         let written = Arc::new(Mutex::new(Written::default()));
-        let shared = Arc::new(Shared {
-            plan,
-            next: AtomicU64::new(0),
-            start: Instant::now() + lead,
-            start_us: (epoch + lead).as_micros() as u64,
-            stop: stop.clone(),
-            written: written.clone(),
-        });
-        let threads = connections
-            .into_iter()
-            .map(|sql| {
-                let shared = shared.clone();
-                std::thread::spawn(move || shared.work(sql))
-            })
-            .collect();
-        Ok(Writers { threads, stop, written })
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(LoadError::io("starting a writer"))?;
+        let count = ((plan.per_second / RATE_PER_CONNECTION) as usize + 2).min(MAX_CONNECTIONS);
+        let connections = runtime.block_on(connect(url, count))?;
+        let (ended, result) = (stop.clone(), written.clone());
+        let thread = std::thread::Builder::new()
+            .name("writer".to_owned())
+            .spawn(move || runtime.block_on(write_all(connections, plan, &ended, &result)))
+            .map_err(LoadError::io("starting a writer"))?;
+        Ok(Writers { thread, stop, written })
     }
 
     /// Whether all writes are done.
     pub(crate) fn is_done(&self) -> bool {
-        self.threads.iter().all(JoinHandle::is_finished)
+        self.thread.is_finished()
     }
 
     /// No further writes: what is late stays undone.
@@ -126,97 +120,162 @@ impl Writers {
 
     /// Waits for all writes.
     pub(crate) fn join(self) -> Written {
-        for thread in self.threads {
-            // A panicked writer shows as missing writes.
-            let _ = thread.join();
-        }
-        std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner))
+        // A panicked writer shows as missing writes.
+        let _ = self.thread.join();
+        std::mem::take(&mut *lock(&self.written))
     }
 }
 
-impl Shared {
-    fn work(&self, mut sql: Client) {
-        let total = (self.plan.per_second * self.plan.duration.as_secs_f64()).round() as u64;
-        let mut mine = Written::default();
-        while !self.stop.load(Ordering::Relaxed) {
-            let k = self.next.fetch_add(1, Ordering::Relaxed);
-            if k >= total {
-                break;
-            }
-            let offset = Duration::from_secs_f64(k as f64 / self.plan.per_second);
-            let due = self.start + offset;
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            let sent_us = self.start_us + offset.as_micros() as u64;
-            if let Err(e) = self.write(&mut sql, k, sent_us) {
-                mine.failure = Some(LoadError::sql("writing")(e).to_string());
-                break;
-            }
-            mine.transactions += 1;
-            mine.commit.record(due.elapsed().as_micros() as u64);
-        }
-        let mut all = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        all.transactions += mine.transactions;
-        all.commit.merge(&mine.commit);
-        all.failure = all.failure.take().or(mine.failure);
-    }
+fn lock(written: &Mutex<Written>) -> std::sync::MutexGuard<'_, Written> {
+    written.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn write(&self, sql: &mut Client, k: u64, sent_us: u64) -> Result<(), postgres::Error> {
-        let mut rng = StdRng::seed_from_u64(self.plan.seed.wrapping_mul(1 << 32) + k);
-        let project = match self.plan.target {
-            Target::Own => rng.random_range(0..self.plan.projects.max(1)),
+/// A connection with its statements.
+struct Connection {
+    client: Client,
+    title: Statement,
+    rank: Statement,
+    comment: Statement,
+    insert: Statement,
+    delete: Statement,
+}
+
+async fn connect(url: &str, count: usize) -> Result<Vec<Arc<Connection>>, LoadError> {
+    let refused = || LoadError::sql("connecting a writer");
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await.map_err(refused())?;
+        // Its end shows as a failed write.
+        tokio::spawn(connection);
+        let prepare = async |sql: &str| client.prepare(sql).await.map_err(refused());
+        let title = prepare("UPDATE item SET title = $1, sent_us = $2 WHERE id = ANY($3)").await?;
+        let rank = prepare("UPDATE item SET rank = $1, sent_us = $2 WHERE id = ANY($3)").await?;
+        let comment = prepare(
+            "INSERT INTO comment SELECT i || $1, i, $2, 'New', $3 FROM unnest($4::text[]) i",
+        )
+        .await?;
+        let insert =
+            prepare("INSERT INTO item VALUES ($1, $2, $3, 'open', $4, $5, '', $6)").await?;
+        let delete = prepare("DELETE FROM item WHERE id = $1").await?;
+        all.push(Arc::new(Connection { client, title, rank, comment, insert, delete }));
+    }
+    Ok(all)
+}
+
+/// Sends every write when it is due.
+async fn write_all(
+    connections: Vec<Arc<Connection>>,
+    plan: WritePlan,
+    stop: &AtomicBool,
+    written: &Arc<Mutex<Written>>,
+) {
+    let total = (plan.per_second * plan.duration.as_secs_f64()).round() as u64;
+    let lead = Duration::from_millis(50);
+    let start = Instant::now() + lead;
+    let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let start_us = (epoch + lead).as_micros() as u64;
+    let plan = Arc::new(plan);
+    let mut under_way = JoinSet::new();
+    for k in 0..total {
+        let offset = Duration::from_secs_f64(k as f64 / plan.per_second);
+        let due = start + offset;
+        // In short naps, so that a long pause can be broken off.
+        while due > Instant::now() && !stop.load(Ordering::Relaxed) {
+            let nap = due.min(Instant::now() + STOP_POLL);
+            tokio::time::sleep_until(nap.into()).await;
+        }
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let connection = connections[k as usize % connections.len()].clone();
+        let (plan, written) = (plan.clone(), written.clone());
+        let sent_us = start_us + offset.as_micros() as u64;
+        under_way.spawn(async move {
+            let result = plan.write(&connection, k, sent_us).await;
+            let mut written = lock(&written);
+            match result {
+                Ok(()) => {
+                    written.transactions += 1;
+                    written.commit.record(due.elapsed().as_micros() as u64);
+                }
+                Err(e) => {
+                    let text = LoadError::sql("writing")(e).to_string();
+                    written.failure.get_or_insert(text);
+                }
+            }
+        });
+        while under_way.try_join_next().is_some() {}
+        if k % YIELD_EVERY == 0 {
+            // When everything is late, the connections must get their turn too.
+            tokio::task::yield_now().await;
+        }
+    }
+    let all = async { while under_way.join_next().await.is_some() {} };
+    let stopped = async {
+        while !stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(STOP_POLL).await;
+        }
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    tokio::select! {
+        () = all => {}
+        () = stopped => {}
+    }
+}
+
+impl WritePlan {
+    async fn write(
+        &self,
+        to: &Connection,
+        k: u64,
+        sent_us: u64,
+    ) -> Result<(), tokio_postgres::Error> {
+        let mut rng = StdRng::seed_from_u64(self.seed.wrapping_mul(1 << 32) + k);
+        let project = match self.target {
+            Target::Own => rng.random_range(0..self.projects.max(1)),
             Target::Shared => 0,
         };
-        let first = rng.random_range(0..self.plan.items.max(1));
-        let items: Vec<String> = (0..self.plan.rows)
-            .map(|i| format!("p{project}-i{}", (first + i) % self.plan.items.max(1)))
+        let first = rng.random_range(0..self.items.max(1));
+        let items: Vec<String> = (0..self.rows)
+            .map(|i| format!("p{project}-i{}", (first + i) % self.items.max(1)))
             .collect();
         let sent = sent_us as i64;
-        let change = match (self.plan.change, k % 10) {
+        let rank: i32 = rng.random_range(0..100_000);
+        let person = format!("u{}", rng.random_range(0..PEOPLE));
+        let change = match (self.change, k % 10) {
             (Change::Mixed, 0..=5) => Change::Title,
             (Change::Mixed, 6) => Change::Rank,
             (Change::Mixed, 7) => Change::Comment,
             (Change::Mixed, 8) => {
-                let id = self.new_item(k);
-                let owner = format!("u{}", rng.random_range(0..PEOPLE));
-                let rank = rng.random_range(0..100_000);
-                let (project, title) = (format!("p{project}"), format!("New {k}"));
-                sql.execute(
-                    "INSERT INTO item VALUES ($1, $2, $3, 'open', $4, $5, '', $6)",
-                    &[&id, &project, &owner, &rank, &title, &sent],
-                )?;
-                return Ok(());
+                let (id, project) = (self.new_item(k), format!("p{project}"));
+                let title = format!("New {k}");
+                let values: [&(dyn ToSql + Sync); 6] =
+                    [&id, &project, &person, &rank, &title, &sent];
+                return to.client.execute(&to.insert, &values).await.map(drop);
             }
             (Change::Mixed, _) => {
                 // One that was added some time before, if it was.
                 let id = self.new_item(k.wrapping_sub(101));
-                sql.execute("DELETE FROM item WHERE id = $1", &[&id])?;
-                return Ok(());
+                return to.client.execute(&to.delete, &[&id]).await.map(drop);
             }
             (plain, _) => plain,
         };
-        match change {
-            Change::Title | Change::Mixed => sql.execute(
-                "UPDATE item SET title = $1, sent_us = $2 WHERE id = ANY($3)",
-                &[&format!("Changed by write {k}"), &sent, &items],
-            )?,
-            Change::Rank => sql.execute(
-                "UPDATE item SET rank = $1, sent_us = $2 WHERE id = ANY($3)",
-                &[&rng.random_range(0..100_000), &sent, &items],
-            )?,
-            Change::Comment => sql.execute(
-                "INSERT INTO comment SELECT i || $1, i, $2, 'New', $3 FROM unnest($4::text[]) i",
-                &[
-                    &format!("-w{}-{k}", self.plan.seed),
-                    &format!("u{}", rng.random_range(0..PEOPLE)),
-                    &sent,
-                    &items,
-                ],
-            )?,
+        let client = &to.client;
+        let done = match change {
+            Change::Title | Change::Mixed => {
+                let title = format!("Changed by write {k}");
+                client.execute(&to.title, &[&title, &sent, &items]).await
+            }
+            Change::Rank => client.execute(&to.rank, &[&rank, &sent, &items]).await,
+            Change::Comment => {
+                let suffix = format!("-w{}-{k}", self.seed);
+                client.execute(&to.comment, &[&suffix, &person, &sent, &items]).await
+            }
         };
-        Ok(())
+        done.map(drop)
     }
 
     fn new_item(&self, k: u64) -> String {
-        format!("w{}-{k}", self.plan.seed)
+        format!("w{}-{k}", self.seed)
     }
 }
