@@ -8,4 +8,5 @@ pub mod ops;
 pub mod options;
 pub mod queries;
 pub mod replication;
+pub mod stages;
 pub mod sync;

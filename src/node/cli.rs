@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
-use super::{Exit, context, logging, run};
+use super::{Exit, capacity, context, logging, run};
 use crate::options::config::LogFormat;
 use crate::options::{
     self, ConfigError, Loaded, OptionError, Options, Parsed, Surroundings, help, parse,
@@ -16,10 +17,13 @@ use crate::options::{
 const COMMANDS: [(&str, &str); 5] = [
     ("run", "Run the server (the default)."),
     ("demo", "Show a page of live queries over a private, throw-away Postgres."),
-    ("loadtest", "Generate load and measure. Not there yet."),
-    ("capacity", "Say what a machine can carry. Not there yet."),
+    ("loadtest", "Generate load and measure (`zeroring loadtest help`)."),
+    ("capacity", "Say how much more a running node holds, and what runs out first."),
     ("doctor", "Check Postgres, disk and settings. Not there yet."),
 ];
+
+/// The load generator's program.
+const LOADTEST: &str = "zeroring-loadtest";
 
 /// Runs the program. `args` begin with the program's name.
 pub fn main(args: &[String]) -> Exit {
@@ -33,6 +37,8 @@ pub fn main(args: &[String]) -> Exit {
     match words.split_first() {
         Some((command, rest)) if command == "run" => serve(rest, &intro),
         Some((command, rest)) if command == "demo" => demo(rest),
+        Some((command, rest)) if command == "loadtest" => loadtest(rest),
+        Some((command, rest)) if command == "capacity" => capacity(rest),
         Some((command, _)) if COMMANDS.iter().any(|(known, _)| known == command) => {
             print_err(&format!("`{command}` is not in this version of zeroring yet.\n"));
             Exit::Failed
@@ -117,6 +123,39 @@ fn serve(words: &[String], intro: &str) -> Exit {
             let format = if format.is_some() { LogFormat::Json } else { LogFormat::Text };
             logging::install(format, options::config::LogLevel::Info);
             tracing::error!("exiting with error: {error}");
+            Exit::Failed
+        }
+    }
+}
+
+/// The load generator is a program of its own, so that nothing of it is in a server: this becomes
+/// the one beside this binary, or the one on the PATH.
+fn loadtest(words: &[String]) -> Exit {
+    let beside = std::env::current_exe().ok().map(|me| me.with_file_name(LOADTEST));
+    let program = beside.filter(|file| file.is_file()).unwrap_or_else(|| LOADTEST.into());
+    // Returns only if it fails.
+    let error = std::process::Command::new(&program).args(words).exec();
+    let reason = if error.kind() == std::io::ErrorKind::NotFound {
+        format!(
+            "`{LOADTEST}` is neither beside this program nor on the PATH. It comes from the same \
+             sources: cargo build --release -p zeroring-loadtest"
+        )
+    } else {
+        format!("{}: {error}", program.display())
+    };
+    print_err(&format!("{reason}\n"));
+    Exit::Failed
+}
+
+fn capacity(words: &[String]) -> Exit {
+    let env = options::environment();
+    match capacity::run(words, env.get("ZERO_ADMIN_PASSWORD").map(String::as_str)) {
+        Ok(text) => {
+            print(&text);
+            Exit::Done
+        }
+        Err(error) => {
+            print_err(&format!("{error}\n"));
             Exit::Failed
         }
     }

@@ -11,10 +11,12 @@
 //! - [`exit`]: exit codes, which orchestrators know.
 //! - [`logging`]: the log.
 //! - [`context`]: who this node is.
+//! - `capacity`: `zeroring capacity`, which asks a running node.
 //!
 //! Invariants: the port opens only when clients can be served; nothing that is acknowledged is
 //! lost by any way of ending; the exit code says who ended the process.
 
+mod capacity;
 pub mod cli;
 pub mod context;
 pub mod exit;

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::stages::StageClocks;
+
 /// Numbers by name, e.g. `connections`, `instances`, `hydrations`.
 pub type Numbers = BTreeMap<&'static str, u64>;
 
@@ -15,6 +17,8 @@ pub struct ExecutorStats {
     /// `io_uring` or `epoll`; empty before the start.
     backend: Mutex<&'static str>,
     numbers: Mutex<Numbers>,
+    /// Where its time goes.
+    pub stages: StageClocks,
 }
 
 impl ExecutorStats {

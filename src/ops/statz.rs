@@ -1,7 +1,7 @@
 //! `/statz`: statistics by group, as text or JSON (spec: operations §3.3).
 //!
 //! Groups of the original that are here: `replica`, `replication`, `os`, with its keys and some
-//! more; `server` and `sync` are ours. Its groups with figures from Postgres (`upstream`, `cvr`,
+//! more; `server`, `sync`, `stages` and `threads` are ours. Its groups with figures from Postgres (`upstream`, `cvr`,
 //! `changeLog`) come with the Postgres CVR store. A group that fails is an object with `error`.
 
 use std::fs;
@@ -16,6 +16,7 @@ use zeroring_storage::replica::reader::{ReaderOptions, ReplicaReader};
 use super::registry::Registry;
 use crate::replication::SharedStatus;
 use crate::replication::status::format_lsn;
+use crate::stages::{Stage, StageClocks};
 
 /// Where the statistics come from.
 #[derive(Debug)]
@@ -50,9 +51,11 @@ impl Default for StatzSources {
 /// A group's name and how it is made.
 type Group = (&'static str, fn(&StatzSources) -> Result<Map<String, Value>, String>);
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 7] = [
     ("server", server),
     ("sync", sync),
+    ("stages", stages),
+    ("threads", threads),
     ("replica", replica),
     ("replication", replication),
     ("os", os),
@@ -146,8 +149,63 @@ fn server(sources: &StatzSources) -> Result<Map<String, Value>, String> {
         "uptime seconds": sources.started.elapsed().as_secs(),
         "executors": backends.len(),
         "io backends": backends,
-        "rss bytes": rss_bytes(),
+        "rss bytes": status_bytes("VmRSS:"),
+        "rss anon bytes": status_bytes("RssAnon:"),
+        "pid": std::process::id(),
+        "open files": open_files(),
+        "open files limit": rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
     })))
+}
+
+/// Descriptors of this process. The size of the directory, where the kernel tells it.
+fn open_files() -> Option<u64> {
+    let size = fs::metadata("/proc/self/fd").ok()?.len();
+    if size > 0 { Some(size) } else { Some(fs::read_dir("/proc/self/fd").ok()?.count() as u64) }
+}
+
+/// Time in each stage since the start, all threads together and each executor: `seconds` and
+/// `count`. Stages of one executor exclude each other, but for `flush`, which goes on beside them.
+fn stages(sources: &StatzSources) -> Result<Map<String, Value>, String> {
+    let executors = sources.registry.executors();
+    let shown = |clocks: &[&StageClocks], which: &[Stage]| -> Map<String, Value> {
+        let show = |stage: &Stage| {
+            let times = clocks.iter().map(|c| c.time(*stage));
+            let (seconds, count) = times.fold((0.0, 0), |(seconds, count), t| {
+                (seconds + t.total.as_secs_f64(), count + t.count)
+            });
+            (stage.name().to_owned(), json!({ "seconds": seconds, "count": count }))
+        };
+        which.iter().map(show).collect()
+    };
+    let of_core = [Stage::Apply, Stage::Publish];
+    let of_executors: Vec<Stage> =
+        Stage::ALL.into_iter().filter(|stage| !of_core.contains(stage)).collect();
+    let all: Vec<&StageClocks> = executors.iter().map(|e| &e.stages).collect();
+    let mut group = shown(&[&sources.replication.stages], &of_core);
+    group.append(&mut shown(&all, &of_executors));
+    let each: Vec<Value> =
+        all.iter().map(|clocks| shown(&[clocks], &of_executors).into()).collect();
+    group.insert("executors".to_owned(), each.into());
+    Ok(group)
+}
+
+/// CPU seconds of every thread, by name; threads of one name together.
+fn threads(_: &StatzSources) -> Result<Map<String, Value>, String> {
+    /// The unit of times in `/proc`: the same on all architectures of Linux that matter.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let tasks = fs::read_dir("/proc/self/task").map_err(|e| e.to_string())?;
+    let mut found: std::collections::BTreeMap<String, u64> = Default::default();
+    for task in tasks.flatten() {
+        // A thread may end while we look.
+        let Ok(text) = fs::read_to_string(task.path().join("stat")) else { continue };
+        // The name is in parentheses and may contain anything.
+        let Some((head, rest)) = text.rsplit_once(')') else { continue };
+        let name = head.split_once('(').map_or("", |(_, name)| name);
+        let ticks = rest.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok());
+        *found.entry(name.to_owned()).or_default() += ticks.sum::<u64>();
+    }
+    let seconds = |(name, ticks)| (name, Value::from(ticks as f64 / TICKS_PER_SECOND));
+    Ok(found.into_iter().map(seconds).collect())
 }
 
 fn sync(sources: &StatzSources) -> Result<Map<String, Value>, String> {
@@ -243,6 +301,7 @@ fn os(_: &StatzSources) -> Result<Map<String, Value>, String> {
         "total mem": bytes("MemTotal:"),
         "free mem": bytes("MemAvailable:"),
         "cpus": cpus,
+        "cpu busy seconds": busy_seconds(&read("/proc/stat")?),
         "available parallelism": std::thread::available_parallelism().map_or(1, usize::from),
         "platform": std::env::consts::OS,
         "arch": arch,
@@ -250,9 +309,18 @@ fn os(_: &StatzSources) -> Result<Map<String, Value>, String> {
     })))
 }
 
-fn rss_bytes() -> Option<u64> {
+/// Seconds for which CPUs of the machine were busy, all together, since it started.
+fn busy_seconds(stat: &str) -> f64 {
+    let line = stat.lines().next().unwrap_or_default();
+    let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal, in hundredths: all but idle and iowait.
+    let busy = fields.iter().take(8).enumerate().filter(|(i, _)| !(3..=4).contains(i));
+    busy.map(|(_, ticks)| ticks).sum::<f64>() / 100.0
+}
+
+fn status_bytes(key: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
@@ -280,7 +348,8 @@ mod tests {
     fn all_groups_by_default_and_a_broken_one_says_so() {
         let all = json("format=json");
         let names: Vec<&str> = all.keys().map(String::as_str).collect();
-        assert_eq!(names, ["server", "sync", "replica", "replication", "os"]);
+        let want = ["server", "sync", "stages", "threads", "replica", "replication", "os"];
+        assert_eq!(names, want);
         assert_eq!(all["server"]["io backends"], json!(["epoll", "epoll"]));
         assert_eq!(all["sync"]["total"], json!({"connections": 7, "groups": 2}));
         assert_eq!(all["sync"]["executors"][1]["connections"], 4);
@@ -288,6 +357,25 @@ mod tests {
         assert_eq!(all["replication"]["lsn"], "0/0");
         assert_eq!(all["os"]["load avg"].as_array().unwrap().len(), 3);
         assert!(all["os"]["total mem"].as_u64().unwrap() > 0);
+    }
+
+    #[test]
+    fn stages_add_up_over_executors_and_threads_are_named() {
+        let sources = sources();
+        let ms = std::time::Duration::from_millis;
+        for (executor, time) in sources.registry.executors().iter().zip([ms(250), ms(500)]) {
+            executor.stages.add(Stage::Advance, time);
+        }
+        sources.replication.stages.add(Stage::Apply, ms(125));
+        let asked = Asked::parse("group=stages,threads,server&format=json");
+        let all: Value = serde_json::from_str(&render(&sources, &asked)).unwrap();
+        assert_eq!(all["stages"]["advance"], json!({"seconds": 0.75, "count": 2}));
+        assert_eq!(all["stages"]["apply"], json!({"seconds": 0.125, "count": 1}));
+        assert_eq!(all["stages"]["executors"][1]["advance"]["seconds"], 0.5);
+        assert!(all["threads"].as_object().unwrap().values().all(Value::is_number));
+        assert!(all["server"]["open files"].as_u64().unwrap() > 2);
+        assert!(all["server"]["open files limit"].as_u64().unwrap() > 2);
+        assert!(all["server"]["rss anon bytes"].as_u64().unwrap() > 0);
     }
 
     #[test]

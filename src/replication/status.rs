@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use zeroring_core::version::StateVersion;
 
+use crate::stages::StageClocks;
+
 /// What the core is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Default)]
 #[serde(rename_all = "kebab-case")]
@@ -70,6 +72,8 @@ pub struct ReplicationStatus {
     pub(crate) copied_rows: AtomicU64,
     pub(crate) copied_bytes: AtomicU64,
     pub(crate) acked_lsn: AtomicU64,
+    /// Where the core's time goes.
+    pub(crate) stages: StageClocks,
     /// `f64` bits: upstream commit time of the last commit.
     pub(crate) last_commit_ms: AtomicU64,
 }

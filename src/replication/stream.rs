@@ -25,6 +25,7 @@ use super::types::TypeCatalog;
 use super::upstream::shard::ShardConfig;
 use super::upstream::slots::ReplicaRow;
 use super::upstream::{UpstreamError, connect_checked, session_config};
+use crate::stages::Stage;
 
 /// Commits are made durable and acknowledged at most this much later. It bounds how often the
 /// disk is synced, and what Postgres sends again after a crash.
@@ -267,7 +268,10 @@ impl Session<'_> {
         if let ChangeMessage::Begin { watermark, .. } = message {
             self.lsn = watermark.lsn()?;
         }
-        match self.parts.writer.apply(message)? {
+        let begin = Instant::now();
+        let applied = self.parts.writer.apply(message)?;
+        self.parts.status.stages.add(Stage::Apply, begin.elapsed());
+        match applied {
             Applied::Pending | Applied::RolledBack => return Ok(()),
             Applied::Skipped => debug!(lsn = self.lsn, "a transaction was known already"),
             Applied::Committed(commit) => {
@@ -278,7 +282,9 @@ impl Session<'_> {
                 let ms = commit.upstream_commit_ms.to_bits();
                 status.last_commit_ms.store(ms, Ordering::Relaxed);
                 status.set_watermark(commit.version.clone());
+                let begin = Instant::now();
                 self.parts.sink.commit(commit);
+                status.stages.add(Stage::Publish, begin.elapsed());
                 self.progress += 1;
             }
         }

@@ -4,7 +4,7 @@
 //! advance or a hydration is sliced, sockets are served in between. When commits come faster than
 //! they are taken, one advance takes all that are there.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use zeroring_storage::replica::ReplicaError;
 use zeroring_storage::replica::schema::TableIds;
 
 use super::SyncConfig;
-use super::answers::Mailbox;
+use super::answers::{Mailbox, StoreAnswer};
 use super::groups::{State, Transform};
 use super::world::World;
 use crate::api::Caller;
@@ -34,6 +34,7 @@ use crate::mutations::Mutations;
 use crate::ops::registry::ExecutorStats;
 use crate::queries;
 use crate::replication::commit_bus::{Control, LocalBusReceiver, ReplacedReplica, Taken};
+use crate::stages::Stage;
 
 /// Work of one slice of an advance or a hydration: about a millisecond.
 const SLICE: u64 = 1_000;
@@ -73,6 +74,8 @@ pub(super) struct Executor {
     queries: Option<Rc<Caller>>,
     pub(super) mutations: Option<Rc<Mutations>>,
     stats: Arc<ExecutorStats>,
+    /// When the batch that the CVR store has in hand was given to it.
+    flush_began: Cell<Instant>,
 }
 
 /// What an executor asks of the app.
@@ -108,6 +111,7 @@ impl Executor {
             queries: app.queries,
             mutations: app.mutations,
             stats,
+            flush_began: Cell::new(now()),
         })
     }
 
@@ -153,19 +157,38 @@ impl Executor {
     /// Handles what is there; true if there is more to do at once.
     fn turn(self: &Rc<Self>, mailbox: &Mailbox) -> bool {
         let mut state = self.state.borrow_mut();
+        let begin = now();
         for answer in mailbox.take() {
+            if matches!(answer, StoreAnswer::Flushed(_)) {
+                let took = begin.duration_since(self.flush_began.get());
+                self.stats.stages.add(Stage::Flush, took);
+            }
             state.store_answer(answer);
         }
         state.fire_timers();
         let until = now() + EVENT_SLICE;
+        let mut ended = begin;
         while let Some((key, event)) = state.inbox.pop_front() {
             state.feed(key, event);
-            if now() >= until {
+            ended = now();
+            if ended >= until {
                 break;
             }
         }
+        if ended > begin {
+            self.stats.stages.add(Stage::Events, ended.duration_since(begin));
+        }
+        let begin = now();
+        let hydrates = !state.hydrations.is_empty();
         let hydrating = state.hydrate(&mut Budget::units(SLICE));
+        if hydrates {
+            self.stats.stages.add(Stage::Hydrate, begin.elapsed());
+        }
+        let batches = state.counters.flush_batches;
         state.flush();
+        if state.counters.flush_batches > batches {
+            self.flush_began.set(now());
+        }
         let transforms = std::mem::take(&mut state.transforms);
         let calls = std::mem::take(&mut state.calls);
         drop(state);
@@ -310,7 +333,9 @@ impl Executor {
             {
                 let world = &mut self.state.borrow_mut().world;
                 let mut budget = Budget::units(SLICE);
+                let begin = now();
                 let step = world.engine.advance_step(&mut world.source, &mut budget);
+                self.stats.stages.add(Stage::Advance, begin.elapsed());
                 match step {
                     Ok(Some(advanced)) => return Ok(advanced),
                     Ok(None) => {}
@@ -333,7 +358,9 @@ impl Executor {
         if schema_changed {
             state.world.reload_permissions();
         }
+        let begin = now();
         state.advanced(advanced);
+        self.stats.stages.add(Stage::Fanout, begin.elapsed());
         if let Some(reason) = reason {
             for key in state.keys() {
                 state.inbox.push_back((key, Event::Reset(reason)));
