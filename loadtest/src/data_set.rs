@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use crate::client::connection::Ask;
 use crate::error::LoadError;
+use crate::models::{Model, SHAPES, Tables};
 
-const TABLES: [(&str, &[(&str, &str)]); 3] = [
+const TABLES: Tables = &[
     ("project", &[("id", "string"), ("name", "string"), ("sent_us", "number")]),
     (
         "item",
@@ -53,6 +54,24 @@ pub(crate) struct DataSize {
     /// Length of an item's text.
     #[serde(default = "default_body")]
     pub(crate) body_bytes: usize,
+    /// What it is of. For other models, `projects` are their partitions, `items` the parents in
+    /// each, `comments` the children of each parent.
+    #[serde(default)]
+    pub(crate) model: Model,
+    /// Partitions that groups watch; all if absent. The others get writes that nobody sees.
+    #[serde(default)]
+    pub(crate) watched: Option<usize>,
+}
+
+impl DataSize {
+    /// Partitions that groups are spread over.
+    pub(crate) fn watched(&self) -> usize {
+        self.watched.unwrap_or(self.projects).clamp(1, self.projects.max(1))
+    }
+
+    fn tables(&self) -> Tables {
+        self.model.tables().unwrap_or(TABLES)
+    }
 }
 
 fn default_body() -> usize {
@@ -60,8 +79,9 @@ fn default_body() -> usize {
 }
 
 /// What a client sees as its schema.
-pub(crate) fn client_schema() -> Value {
-    let tables: serde_json::Map<String, Value> = TABLES
+pub(crate) fn client_schema(size: &DataSize) -> Value {
+    let tables: serde_json::Map<String, Value> = size
+        .tables()
         .iter()
         .map(|(table, columns)| {
             let columns: serde_json::Map<String, Value> = columns
@@ -76,7 +96,31 @@ pub(crate) fn client_schema() -> Value {
 
 /// Creates and fills the tables, and lets every client read them (spec: operations §6.2).
 pub(crate) fn seed(sql: &mut Client, size: &DataSize) -> Result<(), LoadError> {
+    let text = match size.model {
+        Model::Projects => projects(size),
+        other => other.seed(size),
+    };
     sql.batch_execute(&format!(
+        "{text}
+         ANALYZE;
+         CREATE SCHEMA zero;
+         CREATE TABLE zero.permissions (permissions JSONB, hash TEXT,
+           lock BOOL PRIMARY KEY DEFAULT true CHECK (lock));"
+    ))
+    .map_err(LoadError::sql("seeding"))?;
+    let always = json!({"row": {"select": [["allow", {"type": "and", "conditions": []}]]}});
+    let rules: BTreeMap<&str, &Value> = size.tables().iter().map(|(t, _)| (*t, &always)).collect();
+    let text = json!({ "tables": rules }).to_string();
+    sql.execute(
+        "INSERT INTO zero.permissions (permissions, hash) VALUES ($1::text::jsonb, md5($1::text))",
+        &[&text],
+    )
+    .map_err(LoadError::sql("deploying permissions"))?;
+    Ok(())
+}
+
+fn projects(size: &DataSize) -> String {
+    format!(
         "CREATE TABLE project (id TEXT PRIMARY KEY, name TEXT NOT NULL, sent_us BIGINT NOT NULL);
          CREATE TABLE item (id TEXT PRIMARY KEY, project_id TEXT NOT NULL, owner TEXT NOT NULL,
            status TEXT NOT NULL, rank INT NOT NULL, title TEXT NOT NULL, body TEXT NOT NULL,
@@ -94,26 +138,12 @@ pub(crate) fn seed(sql: &mut Client, size: &DataSize) -> Result<(), LoadError> {
            FROM generate_series(0, {projects} - 1) p, generate_series(0, {items} - 1) i,
                 generate_series(0, {comments} - 1) c;
          CREATE INDEX ON item (project_id);
-         CREATE INDEX ON comment (item_id);
-         ANALYZE;
-         CREATE SCHEMA zero;
-         CREATE TABLE zero.permissions (permissions JSONB, hash TEXT,
-           lock BOOL PRIMARY KEY DEFAULT true CHECK (lock));",
+         CREATE INDEX ON comment (item_id);",
         projects = size.projects,
         items = size.items,
         comments = size.comments,
         body = size.body_bytes,
-    ))
-    .map_err(LoadError::sql("seeding"))?;
-    let always = json!({"row": {"select": [["allow", {"type": "and", "conditions": []}]]}});
-    let rules: BTreeMap<&str, &Value> = TABLES.iter().map(|(t, _)| (*t, &always)).collect();
-    let text = json!({ "tables": rules }).to_string();
-    sql.execute(
-        "INSERT INTO zero.permissions (permissions, hash) VALUES ($1::text::jsonb, md5($1::text))",
-        &[&text],
     )
-    .map_err(LoadError::sql("deploying permissions"))?;
-    Ok(())
 }
 
 /// The shape of a query.
@@ -130,6 +160,8 @@ pub(crate) enum QueryKind {
     Related,
     /// The items on which a certain person commented.
     Exists,
+    /// Query `shape` of the data's model, with `limit` rows at its top.
+    Model,
 }
 
 /// Which project a query is about.
@@ -152,6 +184,8 @@ pub(crate) struct QuerySpec {
     pub(crate) offset: usize,
     #[serde(default)]
     pub(crate) limit: Option<u32>,
+    #[serde(default)]
+    pub(crate) shape: usize,
 }
 
 /// A query with everything filled in.
@@ -160,6 +194,8 @@ pub(crate) struct Query {
     kind: QueryKind,
     project: usize,
     limit: Option<u32>,
+    model: Model,
+    shape: usize,
 }
 
 /// Rows of a table that a query brings: all of them, as SQL.
@@ -175,12 +211,26 @@ fn equals(column: &str, value: &str) -> Value {
 
 impl QuerySpec {
     /// The query of group `group`.
-    pub(crate) fn for_group(&self, group: usize, projects: usize) -> Query {
+    pub(crate) fn for_group(&self, group: usize, size: &DataSize) -> Query {
         let project = match self.project {
             Whose::Own => group + self.offset,
             Whose::Shared => self.offset,
         };
-        Query { kind: self.kind, project: project % projects.max(1), limit: self.limit }
+        Query {
+            kind: self.kind,
+            project: project % size.watched(),
+            limit: self.limit,
+            model: size.model,
+            shape: self.shape,
+        }
+    }
+
+    /// A query of one row or a few, for a first look.
+    pub(crate) fn probe(size: &DataSize) -> QuerySpec {
+        let plain = size.model == Model::Projects;
+        let (kind, limit) =
+            if plain { (QueryKind::Project, None) } else { (QueryKind::Model, Some(1)) };
+        QuerySpec { kind, project: Whose::Shared, offset: 0, limit, shape: SHAPES - 1 }
     }
 }
 
@@ -192,7 +242,8 @@ impl Query {
 
     /// The key that a client gives it. Opaque to servers (spec: sync-protocol §3.5).
     pub(crate) fn hash(&self) -> String {
-        format!("{:?}{}l{}", self.kind, self.project, self.limit.unwrap_or(0)).to_lowercase()
+        let (kind, limit) = (self.kind, self.limit.unwrap_or(0));
+        format!("{kind:?}{}s{}l{limit}", self.project, self.shape).to_lowercase()
     }
 
     fn author(&self) -> String {
@@ -215,6 +266,7 @@ impl Query {
         let mut ast = json!({"table": "item", "where": equals("project_id", &project),
             "orderBy": [["id", "asc"]]});
         match self.kind {
+            QueryKind::Model => ast = self.model.ast(self.shape, self.project, self.limit),
             QueryKind::Items => {}
             QueryKind::Project => {
                 ast = json!({"table": "project", "where": equals("id", &project),
@@ -230,7 +282,7 @@ impl Query {
                 ast["where"] = json!({"type": "and", "conditions": [ast["where"], exists]});
             }
         }
-        if let Some(limit) = self.limit {
+        if let Some(limit) = self.limit.filter(|_| self.kind != QueryKind::Model) {
             ast["limit"] = json!(limit);
         }
         Ask { hash: self.hash(), ast }
@@ -251,6 +303,7 @@ impl Query {
             sql: format!("SELECT to_jsonb(t)::text FROM ({inner}) t"),
         };
         match self.kind {
+            QueryKind::Model => self.model.expected(self.shape, self.project, self.limit),
             QueryKind::Project => vec![rows(
                 "project",
                 format!("SELECT * FROM project WHERE id = 'p{project}' ORDER BY id{limit}"),
@@ -279,15 +332,26 @@ mod tests {
     use super::*;
     use zeroring_net::pg::local_server::LocalServer;
 
+    fn of_ten() -> DataSize {
+        DataSize {
+            projects: 10,
+            items: 1,
+            comments: 0,
+            body_bytes: 1,
+            model: Model::Projects,
+            watched: None,
+        }
+    }
+
     #[test]
     fn the_seeded_data_answers_every_kind_of_query() {
         let server = LocalServer::start(&["fsync=off"]).unwrap();
         let mut sql = Client::connect(&server.url("postgres"), postgres::NoTls).unwrap();
-        let size = DataSize { projects: 4, items: 12, comments: 3, body_bytes: 10 };
+        let size = DataSize { projects: 4, items: 12, comments: 3, body_bytes: 10, ..of_ten() };
         seed(&mut sql, &size).unwrap();
         let mut rows = |kind, limit| -> Vec<usize> {
-            let spec = QuerySpec { kind, project: Whose::Own, offset: 1, limit };
-            let query = spec.for_group(2, size.projects);
+            let spec = QuerySpec { kind, project: Whose::Own, offset: 1, limit, shape: 0 };
+            let query = spec.for_group(2, &size);
             let expected = query.expected();
             expected.iter().map(|e| sql.query(&e.sql, &[]).unwrap().len()).collect()
         };
@@ -303,8 +367,14 @@ mod tests {
 
     #[test]
     fn queries_of_one_project_share_a_hash_and_others_do_not() {
-        let spec = |project| QuerySpec { kind: QueryKind::Items, project, offset: 0, limit: None };
-        let hash = |whose, group| spec(whose).for_group(group, 10).hash();
+        let spec = |project| QuerySpec {
+            kind: QueryKind::Items,
+            project,
+            offset: 0,
+            limit: None,
+            shape: 0,
+        };
+        let hash = |whose, group| spec(whose).for_group(group, &of_ten()).hash();
         assert_eq!(hash(Whose::Shared, 1), hash(Whose::Shared, 2));
         assert_ne!(hash(Whose::Own, 1), hash(Whose::Own, 2));
         assert_eq!(hash(Whose::Own, 1), hash(Whose::Own, 11));

@@ -20,6 +20,7 @@ mod client;
 mod data_set;
 mod error;
 mod limits;
+mod models;
 mod null;
 mod pin;
 mod process;

@@ -11,6 +11,17 @@ const STYLE: &str = include_str!("report.css");
 /// A bar is full at a ratio of two to this power; its length is logarithmic.
 const BAR_DOUBLINGS: f64 = 8.0;
 
+/// Stages of `/statz`, in the order in which a change passes them.
+const STAGES: [(&str, &str); 7] = [
+    ("apply", "replication core: the stream into the replica"),
+    ("publish", "replication core: a commit to the executors"),
+    ("advance", "executors: the engine leads commits to queries"),
+    ("fanout", "executors: an advance to the groups that it concerns"),
+    ("events", "executors: messages, patches, encoding and sending"),
+    ("hydrate", "executors: new queries"),
+    ("flush", "client views: from handing over to durable"),
+];
+
 const SERVERS: [&str; 2] = ["original", "zeroring"];
 
 /// The page.
@@ -172,6 +183,7 @@ fn scenario(out: &mut String, results: &Results, first: &RunResult) {
         }
         out.push_str("</table></div>");
         limits(out, &original, &ours);
+        stages(out, longest, &ours);
         let runs: Vec<&RunResult> = original.iter().chain(&ours).copied().collect();
         for (index, step) in longest.steps.iter().enumerate() {
             charts(out, &runs, index, &step.label);
@@ -202,6 +214,49 @@ fn limits(out: &mut String, original: &[&RunResult], ours: &[&RunResult]) {
     if !lines.is_empty() {
         let _ = write!(out, "<h3>What was the limit</h3><ul>{lines}</ul>");
     }
+}
+
+/// Where our server's time went, step by step; the mean of its runs.
+fn stages(out: &mut String, longest: &RunResult, ours: &[&RunResult]) {
+    let mut rows = String::new();
+    for (index, step) in longest.steps.iter().enumerate() {
+        let steps: Vec<&StepResult> = ours.iter().filter_map(|r| r.steps.get(index)).collect();
+        let total: f64 = steps.iter().map(|s| s.server_cpu_seconds).sum();
+        let cells: Vec<String> = STAGES
+            .iter()
+            .map(|(name, _)| {
+                let seconds: f64 = steps
+                    .iter()
+                    .flat_map(|s| &s.stages)
+                    .filter(|stage| stage.stage == *name)
+                    .map(|stage| stage.seconds)
+                    .sum();
+                format!("<td>{}</td>", number(seconds * 1000.0 / steps.len().max(1) as f64))
+            })
+            .collect();
+        if steps.iter().any(|s| !s.stages.is_empty()) {
+            let _ = write!(
+                rows,
+                "<tr><td>{}</td>{}<td>{}</td></tr>",
+                escape(&step.label),
+                cells.concat(),
+                number(total * 1000.0 / steps.len().max(1) as f64)
+            );
+        }
+    }
+    if rows.is_empty() {
+        return;
+    }
+    let heads: Vec<String> = STAGES
+        .iter()
+        .map(|(name, what)| format!("<th title=\"{}\">{name}</th>", escape(what)))
+        .collect();
+    let _ = write!(
+        out,
+        "<h3>Where zeroring's time went, ms (all threads; flush is waiting, not CPU)</h3>\
+         <div class=\"scroll\"><table><tr><th></th>{}<th>CPU</th></tr>{rows}</table></div>",
+        heads.concat()
+    );
 }
 
 /// One line for each run: (class, run's name, step).

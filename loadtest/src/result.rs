@@ -102,9 +102,47 @@ pub(crate) struct StepResult {
     pub(crate) limit: Option<String>,
     /// Shares of CPUs while writes were made.
     pub(crate) usage: Usage,
+    /// Where the server's time went, if it tells.
+    pub(crate) stages: Vec<StageTime>,
     pub(crate) trials: Vec<Trial>,
     pub(crate) timeline: Vec<Sample>,
     pub(crate) complaints: Vec<String>,
+}
+
+/// What the server spent in one stage of its work during a step (`stages` of its `/statz`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct StageTime {
+    pub(crate) stage: String,
+    pub(crate) seconds: f64,
+    pub(crate) count: u64,
+}
+
+impl StageTime {
+    /// All stages in the `/statz` of a server that has them, since its start.
+    pub(crate) fn all(statz: &serde_json::Value) -> Vec<StageTime> {
+        let stages = statz.get("stages").and_then(serde_json::Value::as_object);
+        let one = |(name, value): (&String, &serde_json::Value)| {
+            Some(StageTime {
+                stage: name.clone(),
+                seconds: value.get("seconds")?.as_f64()?,
+                count: value.get("count")?.as_u64()?,
+            })
+        };
+        stages.into_iter().flatten().filter_map(one).collect()
+    }
+
+    /// What was added since `before`.
+    pub(crate) fn since(now: Vec<StageTime>, before: &[StageTime]) -> Vec<StageTime> {
+        let added = |mut stage: StageTime| {
+            if let Some(earlier) = before.iter().find(|b| b.stage == stage.stage) {
+                stage.seconds -= earlier.seconds;
+                stage.count = stage.count.saturating_sub(earlier.count);
+            }
+            stage
+        };
+        now.into_iter().map(added).filter(|stage| stage.count > 0).collect()
+    }
 }
 
 /// A scenario, run against one server once.
@@ -151,4 +189,25 @@ pub(crate) struct Results {
     /// Runs that were left out, and why.
     pub(crate) left_out: Vec<String>,
     pub(crate) runs: Vec<RunResult>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_of_a_step_are_the_difference_and_other_servers_have_none() {
+        let statz = |apply: f64, n: u64| {
+            serde_json::json!({"stages": {
+                "apply": {"seconds": apply, "count": n},
+                "hydrate": {"seconds": 1.0, "count": 1},
+                "executors": [{"hydrate": {"seconds": 1.0, "count": 1}}]}})
+        };
+        let before = StageTime::all(&statz(1.0, 10));
+        assert_eq!(before.len(), 2);
+        let step = StageTime::since(StageTime::all(&statz(1.5, 30)), &before);
+        let want = StageTime { stage: "apply".to_owned(), seconds: 0.5, count: 20 };
+        assert_eq!(step, [want]);
+        assert!(StageTime::all(&serde_json::json!({"upstream": {}})).is_empty());
+    }
 }

@@ -11,13 +11,13 @@ use crate::check::Comparison;
 use crate::client::connection::ClientSetup;
 use crate::client::fleet::Fleet;
 use crate::client::stats::Interval;
-use crate::data_set::{self, Query, QueryKind, QuerySpec, Whose};
+use crate::data_set::{self, Query, QuerySpec};
 use crate::error::LoadError;
 use crate::limits::{Meter, Parties};
 use crate::pin::{self, Seats};
 use crate::process;
 use crate::progress::Progress;
-use crate::result::{Distribution, RunResult, Sample, StepResult};
+use crate::result::{Distribution, RunResult, Sample, StageTime, StepResult};
 use crate::scenario::Scenario;
 use crate::server::{Server, ServerKind};
 
@@ -85,6 +85,7 @@ pub(crate) struct Watch {
     sample_cpu: f64,
     cpu: Cpu,
     wal: i64,
+    stages: Vec<StageTime>,
     label: String,
 }
 
@@ -176,15 +177,16 @@ impl Stage<'_> {
     /// A first client: the server is ready when it has its row.
     fn probe(&mut self) -> Result<(), LoadError> {
         self.progress.tell("waiting for the first rows");
-        let spec =
-            QuerySpec { kind: QueryKind::Project, project: Whose::Shared, offset: 0, limit: None };
+        let data = &self.scenario.data;
+        let spec = QuerySpec::probe(data);
         let index = usize::MAX;
         let setup = ClientSetup {
             index,
             client_id: "probe".to_owned(),
             group_id: "probe".to_owned(),
-            queries: vec![spec.for_group(0, 1).ask()],
-            client_schema: Arc::new(data_set::client_schema()),
+            queries: vec![spec.for_group(0, data).ask()],
+            client_schema: Arc::new(data_set::client_schema(data)),
+            counts_new: false,
         };
         self.fleet.open(setup, Instant::now()).map_err(LoadError::io("opening a client"))?;
         let begin = Instant::now();
@@ -262,6 +264,17 @@ impl Stage<'_> {
         Meter::read(Parties { server: self.server.pid(), postgres: self.postgres_pid })
     }
 
+    /// Where the server's time went since its start. The original does not tell, and would ask
+    /// Postgres a lot for its `/statz`.
+    fn stages(&self) -> Vec<StageTime> {
+        match self.kind {
+            ServerKind::Original(_) => Vec::new(),
+            ServerKind::Zeroring(_) => {
+                self.server.statz().map(|s| StageTime::all(&s)).unwrap_or_default()
+            }
+        }
+    }
+
     fn cpu(&self) -> Cpu {
         let seconds = |pid| process::cpu_seconds(pid);
         let (server, postgres) = (seconds(self.server.pid()), seconds(self.postgres_pid));
@@ -271,6 +284,7 @@ impl Stage<'_> {
 
     /// Starts counting anew.
     pub(crate) fn watch(&mut self, label: &str) -> Result<Watch, LoadError> {
+        let stages = self.stages();
         let cpu = self.cpu();
         let wal = self.wal()?;
         let now = Instant::now();
@@ -283,6 +297,7 @@ impl Stage<'_> {
             sample_cpu: cpu.server,
             cpu,
             wal,
+            stages,
             label: label.to_owned(),
         }
         .emptied())
@@ -376,6 +391,7 @@ impl Stage<'_> {
     ) -> Result<StepResult, LoadError> {
         self.fleet_settles(&mut watch);
         let cpu = self.cpu();
+        let stages = StageTime::since(self.stages(), &watch.stages);
         let wal = self.wal()?;
         let total = watch.total;
         Ok(StepResult {
@@ -396,6 +412,7 @@ impl Stage<'_> {
             pss_bytes: process::pss_bytes(self.server.pid()),
             wal_bytes: u64::try_from(wal - watch.wal).unwrap_or(0),
             disconnects: total.disconnects,
+            stages,
             settled,
             timeline: watch.samples,
             complaints: total.complaints,

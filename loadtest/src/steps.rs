@@ -124,7 +124,7 @@ impl Stage<'_> {
         per_second: Option<f64>,
         violations: &mut u64,
     ) -> Result<StepResult, LoadError> {
-        let schema: Arc<Value> = Arc::new(client_schema());
+        let schema: Arc<Value> = Arc::new(client_schema(&self.scenario.data));
         let tabs = self.scenario.tabs;
         let start = Instant::now();
         let present = self.queries.len() / tabs;
@@ -132,15 +132,16 @@ impl Stage<'_> {
             let number = (group - present) as f64;
             let delay = per_second.map_or(0.0, |rate| number / rate);
             for tab in 0..tabs {
-                let projects = self.scenario.data.projects;
+                let data = &self.scenario.data;
                 let queries: Vec<Query> =
-                    self.scenario.queries.iter().map(|q| q.for_group(group, projects)).collect();
+                    self.scenario.queries.iter().map(|q| q.for_group(group, data)).collect();
                 let setup = ClientSetup {
                     index: self.queries.len(),
                     client_id: format!("c{group}-{tab}"),
                     group_id: format!("g{group}"),
                     queries: queries.iter().map(Query::ask).collect(),
                     client_schema: schema.clone(),
+                    counts_new: data.model.only_adds(),
                 };
                 self.queries.push(queries);
                 self.fleet
@@ -173,8 +174,8 @@ impl Stage<'_> {
             target: writes.to,
             change: writes.change,
             rows: writes.rows,
-            projects: groups.min(self.scenario.data.projects),
-            items: self.scenario.data.items,
+            watched: groups.min(self.scenario.data.watched()),
+            data: self.scenario.data.clone(),
             seed: self.write_seed,
         }
     }

@@ -22,7 +22,7 @@ fn p99(d: Option<&Distribution>) -> Option<f64> {
 }
 
 /// What is printed and compared, where a step has it.
-pub(crate) const FIGURES: [Figure; 13] = [
+pub(crate) const FIGURES: [Figure; 16] = [
     Figure {
         name: "all complete after",
         unit: "s",
@@ -94,6 +94,24 @@ pub(crate) const FIGURES: [Figure; 13] = [
         unit: "s",
         less_is_better: Some(true),
         of: |s| Some(s.server_cpu_seconds),
+    },
+    Figure {
+        name: "Postgres CPU",
+        unit: "s",
+        less_is_better: Some(true),
+        of: |s| Some(s.postgres_cpu_seconds),
+    },
+    Figure {
+        name: "Postgres WAL written",
+        unit: "MB",
+        less_is_better: Some(true),
+        of: |s| (s.wal_bytes > 0).then_some(s.wal_bytes as f64 / 1e6),
+    },
+    Figure {
+        name: "sent to clients",
+        unit: "MB",
+        less_is_better: None,
+        of: |s| (s.bytes > 0).then_some(s.bytes as f64 / 1e6),
     },
     Figure {
         name: "server memory (PSS)",

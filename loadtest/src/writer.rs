@@ -14,8 +14,9 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement};
 
 use crate::client::stats::Latency;
-use crate::data_set::PEOPLE;
+use crate::data_set::{DataSize, PEOPLE};
 use crate::error::LoadError;
+use crate::models::ModelWrite;
 
 /// Connections that write at the same time, at most. One connection's commits follow each other,
 /// each with a sync of the log; those of many connections share one.
@@ -53,6 +54,8 @@ pub(crate) enum Change {
     Rank,
     /// Adds a comment.
     Comment,
+    /// What the data's model does; `to = "shared"` is its hot variant.
+    Model,
     /// Of ten: six titles, a rank, a comment, a new item, a deleted item.
     Mixed,
 }
@@ -66,9 +69,9 @@ pub(crate) struct WritePlan {
     pub(crate) change: Change,
     /// Rows changed by one transaction.
     pub(crate) rows: usize,
-    /// Projects that have a group.
-    pub(crate) projects: usize,
-    pub(crate) items: usize,
+    /// Projects or partitions that have a group.
+    pub(crate) watched: usize,
+    pub(crate) data: DataSize,
     pub(crate) seed: u64,
 }
 
@@ -99,7 +102,7 @@ impl Writers {
             .build()
             .map_err(LoadError::io("starting a writer"))?;
         let count = ((plan.per_second / RATE_PER_CONNECTION) as usize + 2).min(MAX_CONNECTIONS);
-        let connections = runtime.block_on(connect(url, count))?;
+        let connections = runtime.block_on(connect(url, count, &plan))?;
         let (ended, result) = (stop.clone(), written.clone());
         let thread = std::thread::Builder::new()
             .name("writer".to_owned())
@@ -133,6 +136,16 @@ fn lock(written: &Mutex<Written>) -> std::sync::MutexGuard<'_, Written> {
 /// A connection with its statements.
 struct Connection {
     client: Client,
+    statements: Prepared,
+}
+
+/// What is written with.
+enum Prepared {
+    Projects(ProjectStatements),
+    Model(ModelStatements),
+}
+
+struct ProjectStatements {
     title: Statement,
     rank: Statement,
     comment: Statement,
@@ -140,7 +153,17 @@ struct Connection {
     delete: Statement,
 }
 
-async fn connect(url: &str, count: usize) -> Result<Vec<Arc<Connection>>, LoadError> {
+/// Statements of the plan's model.
+struct ModelStatements {
+    add: Statement,
+    touch: Statement,
+}
+
+async fn connect(
+    url: &str,
+    count: usize,
+    plan: &WritePlan,
+) -> Result<Vec<Arc<Connection>>, LoadError> {
     let refused = || LoadError::sql("connecting a writer");
     let mut all = Vec::new();
     for _ in 0..count {
@@ -148,6 +171,12 @@ async fn connect(url: &str, count: usize) -> Result<Vec<Arc<Connection>>, LoadEr
         // Its end shows as a failed write.
         tokio::spawn(connection);
         let prepare = async |sql: &str| client.prepare(sql).await.map_err(refused());
+        if let Some(texts) = plan.data.model.statements(plan.is_hot()) {
+            let (add, touch) = (prepare(&texts.add).await?, prepare(&texts.touch).await?);
+            let statements = Prepared::Model(ModelStatements { add, touch });
+            all.push(Arc::new(Connection { client, statements }));
+            continue;
+        }
         let title = prepare("UPDATE item SET title = $1, sent_us = $2 WHERE id = ANY($3)").await?;
         let rank = prepare("UPDATE item SET rank = $1, sent_us = $2 WHERE id = ANY($3)").await?;
         let comment = prepare(
@@ -157,7 +186,8 @@ async fn connect(url: &str, count: usize) -> Result<Vec<Arc<Connection>>, LoadEr
         let insert =
             prepare("INSERT INTO item VALUES ($1, $2, $3, 'open', $4, $5, '', $6)").await?;
         let delete = prepare("DELETE FROM item WHERE id = $1").await?;
-        all.push(Arc::new(Connection { client, title, rank, comment, insert, delete }));
+        let statements = ProjectStatements { title, rank, comment, insert, delete };
+        all.push(Arc::new(Connection { client, statements: Prepared::Projects(statements) }));
     }
     Ok(all)
 }
@@ -224,22 +254,65 @@ async fn write_all(
 }
 
 impl WritePlan {
+    fn is_hot(&self) -> bool {
+        self.target == Target::Shared
+    }
+
+    fn rng(&self, k: u64) -> StdRng {
+        StdRng::seed_from_u64(self.seed.wrapping_mul(1 << 32) + k)
+    }
+
     async fn write(
         &self,
         to: &Connection,
         k: u64,
         sent_us: u64,
     ) -> Result<(), tokio_postgres::Error> {
-        let mut rng = StdRng::seed_from_u64(self.seed.wrapping_mul(1 << 32) + k);
+        let sent = sent_us as i64;
+        let client = &to.client;
+        match &to.statements {
+            Prepared::Projects(statements) => self.write_project(client, statements, k, sent).await,
+            Prepared::Model(statements) => self.write_model(client, statements, k, sent).await,
+        }
+        .map(drop)
+    }
+
+    async fn write_model(
+        &self,
+        client: &Client,
+        statements: &ModelStatements,
+        k: u64,
+        sent: i64,
+    ) -> Result<u64, tokio_postgres::Error> {
+        let model = self.data.model;
+        let write = model.write(self.is_hot(), k, &self.data, self.watched, &mut self.rng(k));
+        match write {
+            ModelWrite::Add { part, parent } => {
+                let (id, body) = (self.new_item(k), "x".repeat(self.data.body_bytes));
+                // Newer than everything that was written before, and seeded.
+                let values: [&(dyn ToSql + Sync); 6] = [&id, &part, &parent, &body, &sent, &sent];
+                client.execute(&statements.add, &values).await
+            }
+            ModelWrite::Touch { id } => client.execute(&statements.touch, &[&id, &sent]).await,
+        }
+    }
+
+    async fn write_project(
+        &self,
+        client: &Client,
+        to: &ProjectStatements,
+        k: u64,
+        sent: i64,
+    ) -> Result<u64, tokio_postgres::Error> {
+        let mut rng = self.rng(k);
         let project = match self.target {
-            Target::Own => rng.random_range(0..self.projects.max(1)),
+            Target::Own => rng.random_range(0..self.watched.max(1)),
             Target::Shared => 0,
         };
-        let first = rng.random_range(0..self.items.max(1));
-        let items: Vec<String> = (0..self.rows)
-            .map(|i| format!("p{project}-i{}", (first + i) % self.items.max(1)))
-            .collect();
-        let sent = sent_us as i64;
+        let all = self.data.items.max(1);
+        let first = rng.random_range(0..all);
+        let items: Vec<String> =
+            (0..self.rows).map(|i| format!("p{project}-i{}", (first + i) % all)).collect();
         let rank: i32 = rng.random_range(0..100_000);
         let person = format!("u{}", rng.random_range(0..PEOPLE));
         let change = match (self.change, k % 10) {
@@ -251,18 +324,17 @@ impl WritePlan {
                 let title = format!("New {k}");
                 let values: [&(dyn ToSql + Sync); 6] =
                     [&id, &project, &person, &rank, &title, &sent];
-                return to.client.execute(&to.insert, &values).await.map(drop);
+                return client.execute(&to.insert, &values).await;
             }
             (Change::Mixed, _) => {
                 // One that was added some time before, if it was.
                 let id = self.new_item(k.wrapping_sub(101));
-                return to.client.execute(&to.delete, &[&id]).await.map(drop);
+                return client.execute(&to.delete, &[&id]).await;
             }
             (plain, _) => plain,
         };
-        let client = &to.client;
-        let done = match change {
-            Change::Title | Change::Mixed => {
+        match change {
+            Change::Title | Change::Mixed | Change::Model => {
                 let title = format!("Changed by write {k}");
                 client.execute(&to.title, &[&title, &sent, &items]).await
             }
@@ -271,8 +343,7 @@ impl WritePlan {
                 let suffix = format!("-w{}-{k}", self.seed);
                 client.execute(&to.comment, &[&suffix, &person, &sent, &items]).await
             }
-        };
-        done.map(drop)
+        }
     }
 
     fn new_item(&self, k: u64) -> String {

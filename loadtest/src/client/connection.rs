@@ -44,6 +44,8 @@ pub(crate) struct ClientSetup {
     pub(crate) group_id: String,
     pub(crate) queries: Vec<Ask>,
     pub(crate) client_schema: Arc<Value>,
+    /// Rows that are new here count as writes that arrived: only where rows are never changed.
+    pub(crate) counts_new: bool,
 }
 
 /// How a client treats what arrives.
@@ -125,7 +127,7 @@ fn escape_base64(text: &str) -> String {
 
 impl Client {
     pub(crate) fn new(setup: ClientSetup, server: SocketAddr, stats: Arc<WorkerStats>) -> Client {
-        let mut model = ClientModel::default();
+        let mut model = ClientModel::new(setup.counts_new);
         for query in &setup.queries {
             model.ask(&query.hash);
         }

@@ -52,6 +52,8 @@ pub(crate) struct ClientModel {
     /// No poke since the socket was opened.
     fresh_socket: bool,
     poke: Option<OpenPoke>,
+    /// Rows that are new here count as writes that arrived.
+    counts_new: bool,
 }
 
 struct OpenPoke {
@@ -151,6 +153,11 @@ fn split(text: &str) -> Option<(&str, &str)> {
 }
 
 impl ClientModel {
+    /// A client without rows. `counts_new`: rows that are new to it count as writes that arrived.
+    pub(crate) fn new(counts_new: bool) -> ClientModel {
+        ClientModel { counts_new, ..ClientModel::default() }
+    }
+
     /// The version that the client is at.
     pub(crate) fn cookie(&self) -> Option<&str> {
         self.cookie.as_deref()
@@ -281,7 +288,7 @@ impl ClientModel {
             match change.put {
                 Some((row, sent_us)) => {
                     let held = self.rows.insert(change.id, row).is_some();
-                    if held && was_complete && sent_us > 0 {
+                    if (held || self.counts_new) && was_complete && sent_us > 0 {
                         summary.sent_us.push(sent_us);
                     }
                 }
