@@ -3,6 +3,8 @@
 //! ```text
 //! zeroring-bench [FILTER]             time: best and median of a few rounds, per unit of work
 //! zeroring-bench --count NAME N       exactly N batches of one bench, and no clock
+//! zeroring-bench --check [FILTER]     counts, against committed figures: see `check`
+//! zeroring-bench --check-instructions [FILTER]
 //! ```
 //!
 //! The second form is for tools that count instead of timing, because instruction counts do not
@@ -15,10 +17,14 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+mod check;
 mod engine;
 mod fixture;
 mod storage;
 mod wire;
+
+#[global_allocator]
+static ALLOCATOR: check::Counting = check::Counting;
 
 /// What a bench may fail with.
 type Failure = Box<dyn std::error::Error>;
@@ -30,22 +36,35 @@ type Batch = Box<dyn FnMut() -> Result<u64, Failure>>;
 struct Bench {
     name: &'static str,
     unit: &'static str,
+    /// Counted by `--check`: its work is on few threads and always the same.
+    steady: bool,
     make: fn() -> Result<Batch, Failure>,
 }
 
-const BENCHES: [Bench; 12] = [
-    Bench { name: "engine/route", unit: "commit", make: engine::route },
-    Bench { name: "engine/shared", unit: "commit", make: engine::shared },
-    Bench { name: "engine/window", unit: "commit", make: engine::window },
-    Bench { name: "engine/hydrate", unit: "row", make: engine::hydrate },
-    Bench { name: "json/row", unit: "row", make: wire::row_json },
-    Bench { name: "poke/part", unit: "row", make: wire::poke_part },
-    Bench { name: "ws/frame", unit: "frame", make: wire::frame },
-    Bench { name: "ws/decode", unit: "message", make: wire::decode },
-    Bench { name: "zql/hash", unit: "query", make: wire::query_hash },
-    Bench { name: "replica/apply-1", unit: "transaction", make: storage::apply_single },
-    Bench { name: "replica/apply-1000", unit: "row", make: storage::apply_bulk },
-    Bench { name: "cvr/flush-200", unit: "group", make: storage::cvr_flush },
+const BENCHES: [Bench; 13] = [
+    Bench { name: "engine/route", unit: "commit", steady: true, make: engine::route },
+    Bench { name: "engine/shared", unit: "commit", steady: true, make: engine::shared },
+    Bench { name: "engine/window", unit: "commit", steady: true, make: engine::window },
+    Bench { name: "engine/hydrate", unit: "row", steady: true, make: engine::hydrate },
+    Bench { name: "json/row", unit: "row", steady: true, make: wire::row_json },
+    Bench { name: "poke/part", unit: "row", steady: true, make: wire::poke_part },
+    Bench { name: "ws/frame", unit: "frame", steady: true, make: wire::frame },
+    Bench { name: "ws/decode", unit: "message", steady: true, make: wire::decode },
+    Bench { name: "zql/hash", unit: "query", steady: true, make: wire::query_hash },
+    Bench {
+        name: "replica/apply-1",
+        unit: "transaction",
+        steady: true,
+        make: storage::apply_single,
+    },
+    Bench { name: "replica/apply-1000", unit: "row", steady: true, make: storage::apply_bulk },
+    Bench { name: "cvr/flush-200", unit: "group", steady: true, make: storage::cvr_flush },
+    Bench {
+        name: "cvr/flush-200-postgres",
+        unit: "group",
+        steady: false,
+        make: storage::cvr_flush_postgres,
+    },
 ];
 
 /// Rounds of a bench, and the least length of one.
@@ -58,8 +77,14 @@ fn main() -> ExitCode {
     let done = match arguments.as_slice() {
         [] => time_all(""),
         ["--count", name, batches] => count(name, batches),
+        ["--check"] => check::check("", false),
+        ["--check", filter] => check::check(filter, false),
+        ["--check-instructions"] => check::check("", true),
+        ["--check-instructions", filter] => check::check(filter, true),
         [option, ..] if option.starts_with('-') => {
-            Err("usage: zeroring-bench [FILTER] | --count NAME BATCHES".into())
+            let usage = "usage: zeroring-bench [FILTER] | --count NAME BATCHES | \
+                         --check [FILTER] | --check-instructions [FILTER]";
+            Err(usage.into())
         }
         [filter, ..] => time_all(filter),
     };
@@ -135,13 +160,9 @@ fn nanoseconds(ns: f64) -> String {
 mod tests {
     use super::*;
 
+    /// Runs alone: the counter is the process's, and the runner gives each test a process.
     #[test]
-    fn every_bench_does_its_work() {
-        for bench in &BENCHES {
-            let mut batch = (bench.make)().unwrap_or_else(|e| panic!("{}: {e}", bench.name));
-            for _ in 0..3 {
-                run(bench, &mut batch).unwrap_or_else(|e| panic!("{e}"));
-            }
-        }
+    fn every_bench_does_its_work_and_allocates_no_more_than_its_base() {
+        check::check("", false).unwrap_or_else(|e| panic!("{e}"));
     }
 }

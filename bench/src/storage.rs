@@ -12,8 +12,11 @@ use zeroring_core::cvr::store::{InstanceWrite, QueryWrite, RowChange, RowWrite};
 use zeroring_core::cvr::{GroupFlush, Query, QueryBody, RefCounts, RowIdentity};
 use zeroring_core::value::Value;
 use zeroring_core::version::{CvrVersion, StateVersion};
+use zeroring_net::pg::PgConfig;
+use zeroring_net::pg::local_server::LocalServer;
 use zeroring_storage::cvr_store::CvrStore;
 use zeroring_storage::cvr_store::embedded::EmbeddedCvrStore;
+use zeroring_storage::cvr_store::postgres::{PostgresCvrConfig, PostgresCvrStore};
 use zeroring_storage::replica::initial::{InitialSpec, InitialSync, RowBatch};
 use zeroring_storage::replica::schema::TableIds;
 use zeroring_storage::replica::writer::{Applied, ReplicaWriter, WriterOptions};
@@ -108,13 +111,26 @@ pub(crate) fn apply_bulk() -> Result<Batch, Failure> {
 
 /// One flush of 200 groups, one row each: durable (synced to disk) when it is answered.
 pub(crate) fn cvr_flush() -> Result<Batch, Failure> {
-    const GROUPS: usize = 200;
     let dir = tempfile::tempdir()?;
     let store = EmbeddedCvrStore::open(&dir.path().join("cvr.db"), "bench")?;
+    Ok(flushes(store, dir))
+}
+
+/// The same into a private Postgres, with its usual durability.
+pub(crate) fn cvr_flush_postgres() -> Result<Batch, Failure> {
+    let server = LocalServer::start(&[])?;
+    let connection = PgConfig::parse(&server.url("postgres"))?;
+    let store = PostgresCvrStore::connect(&PostgresCvrConfig::new(connection), "bench")?;
+    Ok(flushes(store, server))
+}
+
+/// Flushes to `store`; `keep` lives as long.
+fn flushes(store: impl CvrStore + 'static, keep: impl Sized + 'static) -> Batch {
+    const GROUPS: usize = 200;
     let mut version = CvrVersion::empty();
     let mut lsn = FIRST_LSN;
-    Ok(Box::new(move || {
-        let _keep = &dir;
+    Box::new(move || {
+        let _keep = &keep;
         lsn += 1;
         let next = CvrVersion { state: StateVersion::from_lsn(lsn), config: 0 };
         let batch = (0..GROUPS).map(|g| flush(g, &version, &next)).collect();
@@ -128,7 +144,7 @@ pub(crate) fn cvr_flush() -> Result<Batch, Failure> {
             }
         }
         Ok(verdicts.len() as u64)
-    }))
+    })
 }
 
 fn flush(group: usize, expected: &CvrVersion, next: &CvrVersion) -> GroupFlush {

@@ -13,6 +13,7 @@
 //! diverge or whose server breaks the protocol does not count; both servers get the same Postgres
 //! with the same settings.
 
+mod api;
 mod budget;
 mod check;
 pub mod cli;

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::client::connection::{Ask, ClientSetup};
+use crate::client::connection::{Ask, ClientSetup, PROTOCOL_VERSION};
 use crate::client::fleet::Fleet;
 use crate::client::stats::Interval;
 use crate::error::LoadError;
@@ -193,6 +193,7 @@ pub(crate) fn measure(load: &NullLoad) -> Result<bool, LoadError> {
             queries: vec![Ask { hash: HASH.to_owned(), ast: serde_json::json!({"table": "item"}) }],
             client_schema: schema.clone(),
             counts_new: false,
+            protocol: PROTOCOL_VERSION,
         };
         let at = begin + Duration::from_secs_f64(index as f64 / CONNECTS_PER_SECOND);
         fleet.open(setup, at).map_err(LoadError::io("opening a client"))?;

@@ -81,6 +81,8 @@ pub(crate) struct StepResult {
     pub(crate) change: Option<Distribution>,
     /// Intended time of a write until a client had the row.
     pub(crate) write: Option<Distribution>,
+    /// Intended time of a mutation until its client knew that it was done.
+    pub(crate) mutation: Option<Distribution>,
     /// Intended time of a write until Postgres had committed it.
     pub(crate) commit: Option<Distribution>,
     pub(crate) transactions: u64,

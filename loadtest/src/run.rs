@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use postgres::{Client, NoTls};
 use zeroring_net::pg::local_server::LocalServer;
 
+use crate::api::Api;
 use crate::check::Comparison;
-use crate::client::connection::ClientSetup;
+use crate::client::connection::{ClientSetup, PROTOCOL_VERSION};
 use crate::client::fleet::Fleet;
 use crate::client::stats::Interval;
 use crate::data_set::{self, Query, QuerySpec};
@@ -66,6 +67,7 @@ pub(crate) struct Stage<'a> {
     pub(crate) queries: Vec<Vec<Query>>,
     /// Differs for every batch of writes.
     pub(crate) write_seed: u64,
+    pub(crate) api: Option<Api>,
     deadline: Instant,
     server: Server,
     sql: Client,
@@ -123,10 +125,12 @@ pub(crate) fn run(
         pin::move_tree(postgres_pid, &seats.postgres).map_err(pinned())?;
     }
     progress.tell("starting the server");
+    let api = if scenario.mutates() { Some(Api::start(&url)?) } else { None };
+    let mut settings = options.settings.clone();
+    settings.extend(api.as_ref().map(|api| format!("ZERO_MUTATE_URL={}", api.url())));
     let cpus = seats.map(|s| s.server.as_slice());
-    let server =
-        pin::born_on(cpus, || Server::start(kind, &url, &options.settings, options.deadline))
-            .map_err(pinned())??;
+    let server = pin::born_on(cpus, || Server::start(kind, &url, &settings, options.deadline))
+        .map_err(pinned())??;
     let fleet = Fleet::start(options.workers, server.address())?;
     let mut result = describe(scenario, kind, options);
     let version = sql.query_one("SHOW server_version", &[]).map_err(LoadError::sql("asking"))?;
@@ -138,6 +142,7 @@ pub(crate) fn run(
         url,
         queries: Vec::new(),
         write_seed: 0,
+        api,
         deadline: options.deadline,
         server,
         sql,
@@ -187,6 +192,7 @@ impl Stage<'_> {
             queries: vec![spec.for_group(0, data).ask()],
             client_schema: Arc::new(data_set::client_schema(data)),
             counts_new: false,
+            protocol: PROTOCOL_VERSION,
         };
         self.fleet.open(setup, Instant::now()).map_err(LoadError::io("opening a client"))?;
         let begin = Instant::now();
@@ -402,6 +408,7 @@ impl Stage<'_> {
             reconnect: Distribution::of(&total.reconnect),
             change: Distribution::of(&total.change),
             write: Distribution::of(&total.write),
+            mutation: Distribution::of(&total.mutation),
             pokes: total.pokes,
             rows: total.row_ops,
             deliveries_per_second: total.row_ops as f64 / seconds.max(0.001),
@@ -427,6 +434,11 @@ impl Stage<'_> {
 }
 
 impl Watch {
+    /// Mutations that were confirmed.
+    pub(crate) fn mutations(&self) -> u64 {
+        self.total.mutation.count() + self.sample.mutation.count()
+    }
+
     /// What was counted before the step is not its own.
     fn emptied(mut self) -> Watch {
         self.total = Interval::default();
@@ -438,6 +450,7 @@ impl Watch {
 pub(crate) fn summary(step: &StepResult) -> String {
     let mut parts = vec![format!("{:.2} s", step.seconds)];
     let latencies = [
+        ("mutation", &step.mutation),
         ("hydrate", &step.hydrate),
         ("reconnect", &step.reconnect),
         ("change", &step.change),

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::client::connection::PROTOCOL_VERSION;
 use crate::data_set::{DataSize, QuerySpec};
 use crate::error::LoadError;
+use crate::models::Model;
 use crate::search::MAX_RATE;
 use crate::server::ServerKind;
 use crate::writer::{Change, Target};
@@ -63,12 +65,20 @@ pub(crate) struct Scenario {
     /// Tabs (clients) of a group.
     #[serde(default = "one")]
     pub(crate) tabs: usize,
+    /// The version of the protocol that clients speak. From 52 on pokes come as binary chunks; the
+    /// original's release 1.9.0 knows 51 at most.
+    #[serde(default = "protocol")]
+    pub(crate) protocol: u32,
     #[serde(rename = "step")]
     pub(crate) steps: Vec<Step>,
 }
 
 fn one() -> usize {
     1
+}
+
+fn protocol() -> u32 {
+    PROTOCOL_VERSION
 }
 
 fn title() -> Change {
@@ -140,6 +150,9 @@ pub(crate) enum Step {
         #[serde(flatten)]
         writes: Writes,
     },
+    /// Clients change rows by mutations, at a rate. The application's endpoint is the load
+    /// generator, which applies them to Postgres.
+    Mutate { rate: f64, seconds: f64 },
     /// Clients exchange a query for the one of another project, at a rate.
     Churn { rate: f64, seconds: f64 },
 }
@@ -154,6 +167,7 @@ impl Step {
             Step::Search { .. } => "search",
             Step::Reconnect { .. } => "reconnect",
             Step::Churn { .. } => "churn",
+            Step::Mutate { .. } => "mutate",
         }
     }
 
@@ -168,6 +182,7 @@ impl Step {
             Step::Search { limit_ms, .. } => format!("highest rate, p99 < {limit_ms} ms"),
             Step::Reconnect { away_seconds, .. } => format!("reconnect after {away_seconds} s"),
             Step::Churn { rate, .. } => format!("{rate} query changes/s"),
+            Step::Mutate { rate, .. } => format!("{rate} mutations/s"),
         }
     }
 }
@@ -186,6 +201,11 @@ impl Scenario {
         Ok(scenario)
     }
 
+    /// Whether the application's endpoint for mutations is needed.
+    pub(crate) fn mutates(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Mutate { .. }))
+    }
+
     /// What a run against `server` is expected to take.
     pub(crate) fn expected(&self, server: &ServerKind) -> Duration {
         let seconds = self.expect.map_or(UNKNOWN_RUN_SECONDS, |e| e.of(server));
@@ -198,6 +218,7 @@ impl Scenario {
         let rows = data.projects.saturating_mul(data.items).saturating_mul(1 + data.comments);
         ok(data.projects > 0 && data.items > 0, "needs projects and items")?;
         ok(rows <= MAX_ROWS, "too many rows")?;
+        ok((30..=52).contains(&self.protocol), "protocol: from 30 to 52")?;
         let headline = self.headline.as_deref();
         ok(matches!(headline, None | Some("memory" | "start")), "headline: memory or start")?;
         ok(!self.queries.is_empty() && self.tabs > 0, "needs queries and tabs")?;
@@ -214,6 +235,11 @@ impl Scenario {
                     rate(*r)?;
                     seconds(*s)?;
                     ok(*slow >= 0.0 && *stalled >= 0.0 && slow + stalled <= 1.0, "shares: 0 to 1")?;
+                }
+                Step::Mutate { rate: r, seconds: s } => {
+                    ok(data.model == Model::Projects, "mutations are for items of projects")?;
+                    rate(*r)?;
+                    seconds(*s)?;
                 }
                 Step::Churn { rate: r, seconds: s } => {
                     rate(*r)?;

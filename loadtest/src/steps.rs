@@ -1,10 +1,11 @@
 //! The steps of a scenario.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
+use crate::api::Api;
 use crate::client::connection::{ClientSetup, Pace};
 use crate::data_set::{Query, client_schema};
 use crate::error::LoadError;
@@ -62,6 +63,7 @@ impl Stage<'_> {
                 let away = Duration::from_secs_f64(*away_seconds);
                 self.reconnect(&label, away, *writes_meanwhile, writes, violations)
             }
+            Step::Mutate { rate, seconds } => self.mutate(&label, *rate, *seconds, violations),
             Step::Churn { rate, seconds } => self.churn(&label, *rate, *seconds, violations),
         }?;
         Ok(result)
@@ -142,6 +144,7 @@ impl Stage<'_> {
                     queries: queries.iter().map(Query::ask).collect(),
                     client_schema: schema.clone(),
                     counts_new: data.model.only_adds(),
+                    protocol: self.scenario.protocol,
                 };
                 self.queries.push(queries);
                 self.fleet
@@ -274,6 +277,53 @@ impl Stage<'_> {
         // They all began at the same time.
         step.seconds = step.reconnect.as_ref().map_or(0.0, |d| d.max / 1000.0);
         step.complaints.extend(difference);
+        Ok(step)
+    }
+
+    /// Mutations on an open loop, by all clients in turn.
+    fn mutate(
+        &mut self,
+        label: &str,
+        rate: f64,
+        seconds: f64,
+        violations: &mut u64,
+    ) -> Result<StepResult, LoadError> {
+        let total = (rate * seconds).round() as usize;
+        let data = &self.scenario.data;
+        let (projects, items) = (data.watched(), data.items);
+        let before = self.api.as_ref().map_or(0, Api::mutations);
+        let mut watch = self.watch(label)?;
+        let meter = self.meter();
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clients = self.queries.len();
+        for k in 0..total {
+            let offset = Duration::from_secs_f64(k as f64 / rate);
+            while Instant::now() < watch.begin + offset {
+                self.tick(&mut watch)?;
+            }
+            let index = k % clients.max(1);
+            let item = format!("p{}-i{}", index / self.scenario.tabs % projects, k * 7 % items);
+            let meant_us = (epoch + offset).as_micros() as u64;
+            self.fleet.mutate(index, item, meant_us).map_err(LoadError::io("mutating"))?;
+        }
+        let usage = meter.until(&self.meter());
+        let confirmed = |watch: &Watch| watch.mutations() >= total as u64;
+        let deadline = Instant::now() + WRITE_GRACE.min(self.left());
+        while !confirmed(&watch) && Instant::now() < deadline {
+            self.tick(&mut watch)?;
+        }
+        let all = confirmed(&watch);
+        let mut comparison = self.comparison()?;
+        let difference = self.converge(&mut watch, &mut comparison)?;
+        *violations += watch.total.violations;
+        let missing = total as u64 - watch.mutations().min(total as u64);
+        let mut step = self.finish(watch, seconds, all && difference.is_none())?;
+        step.transactions = self.api.as_ref().map_or(0, Api::mutations) - before;
+        step.usage = usage;
+        step.complaints.extend(difference);
+        if missing > 0 {
+            step.complaints.push(format!("{missing} mutations were not confirmed"));
+        }
         Ok(step)
     }
 

@@ -22,7 +22,7 @@ fn p99(d: Option<&Distribution>) -> Option<f64> {
 }
 
 /// What is printed and compared, where a step has it.
-pub(crate) const FIGURES: [Figure; 16] = [
+pub(crate) const FIGURES: [Figure; 18] = [
     Figure {
         name: "all complete after",
         unit: "s",
@@ -76,6 +76,18 @@ pub(crate) const FIGURES: [Figure; 16] = [
         unit: "ms",
         less_is_better: Some(true),
         of: |s| p99(s.write.as_ref()),
+    },
+    Figure {
+        name: "mutation confirmed p50",
+        unit: "ms",
+        less_is_better: Some(true),
+        of: |s| p50(s.mutation.as_ref()),
+    },
+    Figure {
+        name: "mutation confirmed p99",
+        unit: "ms",
+        less_is_better: Some(true),
+        of: |s| p99(s.mutation.as_ref()),
     },
     Figure {
         name: "sustained writes",

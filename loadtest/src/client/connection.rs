@@ -1,6 +1,7 @@
 //! One client as a task: connect, upgrade, read, apply, and again if the connection is lost.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use zeroring_net::rt::local::Notify;
 use zeroring_net::rt::{self, Chunk, Stream};
 
-use super::model::{ClientModel, Taken, Violation};
+use super::model::{ClientModel, ModelKind, Taken, Violation};
 use super::stats::WorkerStats;
 use super::wire::{FrameReader, Inbound, OP_CLOSE, OP_PONG, OP_TEXT, WireError, masked_frame};
 
@@ -25,8 +26,15 @@ const MAX_PROTOCOL_HEADER_BYTES: usize = 8192;
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 const MAX_RETRIES: u32 = 20;
 
-/// The protocol version that is spoken: the newest that both servers have.
-const PROTOCOL_VERSION: u32 = 51;
+/// The protocol version that is spoken if a scenario does not say: the newest that both servers
+/// have.
+pub(crate) const PROTOCOL_VERSION: u32 = 51;
+
+/// From this version on, pokes come in binary chunks.
+const CHUNKS_SINCE: u32 = 52;
+
+/// Mutations of a client that the server has not confirmed, at most.
+const MAX_PENDING_MUTATIONS: usize = 10_000;
 
 /// One query that a client asks for: key and AST.
 #[derive(Debug, Clone)]
@@ -46,6 +54,7 @@ pub(crate) struct ClientSetup {
     pub(crate) client_schema: Arc<Value>,
     /// Rows that are new here count as writes that arrived: only where rows are never changed.
     pub(crate) counts_new: bool,
+    pub(crate) protocol: u32,
 }
 
 /// How a client treats what arrives.
@@ -92,6 +101,9 @@ pub(crate) struct Client {
     sockets: Cell<u64>,
     /// Number of the task that owns the client: an older one must end.
     task: Cell<u64>,
+    /// Mutations without a confirmation: number and intended time.
+    mutations: RefCell<VecDeque<(u64, u64)>>,
+    last_mutation: Cell<u64>,
     /// Query patches that were made while there was no connection.
     unsent: RefCell<Vec<Value>>,
     key: Cell<u32>,
@@ -127,7 +139,11 @@ fn escape_base64(text: &str) -> String {
 
 impl Client {
     pub(crate) fn new(setup: ClientSetup, server: SocketAddr, stats: Arc<WorkerStats>) -> Client {
-        let mut model = ClientModel::new(setup.counts_new);
+        let mut model = ClientModel::new(ModelKind {
+            client_id: setup.client_id.clone(),
+            counts_new: setup.counts_new,
+            chunks: setup.protocol >= CHUNKS_SINCE,
+        });
         for query in &setup.queries {
             model.ask(&query.hash);
         }
@@ -151,6 +167,8 @@ impl Client {
             closing: Cell::new(false),
             sockets: Cell::new(0),
             task: Cell::new(0),
+            mutations: RefCell::new(VecDeque::new()),
+            last_mutation: Cell::new(0),
             unsent: RefCell::new(Vec::new()),
             key: Cell::new(key),
         }
@@ -202,6 +220,26 @@ impl Client {
             return;
         }
         self.send_text(&json!(["changeDesiredQueries", {"desiredQueriesPatch": patch}]));
+    }
+
+    /// Pushes a mutation that was meant for `meant_us`: the item `item` gets another title.
+    pub(crate) fn mutate(self: &Rc<Self>, item: &str, meant_us: u64) {
+        if !self.connected.get() || self.mutations.borrow().len() >= MAX_PENDING_MUTATIONS {
+            // It never becomes confirmed, and the step tells how many did not.
+            return;
+        }
+        let id = self.last_mutation.get() + 1;
+        self.last_mutation.set(id);
+        self.mutations.borrow_mut().push_back((id, meant_us));
+        let setup = self.setup.borrow();
+        let (client, group) = (&setup.client_id, &setup.group_id);
+        let now_ms = epoch_us() / 1000;
+        let args = json!([{"item": item, "sent": meant_us}]);
+        self.send_text(&json!(["push", {
+            "timestamp": now_ms, "clientGroupID": group, "pushVersion": 1,
+            "requestID": format!("{client}-{id}"),
+            "mutations": [{"type": "custom", "id": id, "clientID": client, "name": "title",
+                "args": args, "timestamp": now_ms}]}]));
     }
 
     /// All clients are known to be right: a reconnect ended with the last news.
@@ -353,10 +391,11 @@ impl Client {
             late = Some(message);
         }
         let request = format!(
-            "GET /sync/v{PROTOCOL_VERSION}/connect?clientID={}&clientGroupID={}&userID=user\
+            "GET /sync/v{}/connect?clientID={}&clientGroupID={}&userID=user\
              &baseCookie={}&ts=1&lmid=0&wsid=s{}-{} HTTP/1.1\r\nHost: {}\r\n\
              Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {header}\r\n\r\n",
+            setup.protocol,
             setup.client_id,
             setup.group_id,
             cookie.unwrap_or("").replace(':', "%3A"),
@@ -371,7 +410,14 @@ impl Client {
         self.stats.now().bytes += bytes.len() as u64;
         let now_us = epoch_us();
         reader.feed(bytes, |inbound| match inbound {
-            Inbound::Message(message) => self.message(message, now_us),
+            Inbound::Message(message) => {
+                let taken = self.model.borrow_mut().take(message)?;
+                self.taken(taken, now_us)
+            }
+            Inbound::Binary(message) => {
+                let taken = self.model.borrow_mut().take_binary(message)?;
+                self.taken(taken, now_us)
+            }
             Inbound::Ping(payload) => {
                 self.send(OP_PONG, payload);
                 Ok(())
@@ -383,8 +429,7 @@ impl Client {
         })
     }
 
-    fn message(&self, message: &[u8], now_us: u64) -> Result<(), Lost> {
-        let taken = self.model.borrow_mut().take(message)?;
+    fn taken(&self, taken: Taken, now_us: u64) -> Result<(), Lost> {
         match taken {
             Taken::Nothing => {}
             Taken::Connected => self.set_flags(true, false),
@@ -400,6 +445,14 @@ impl Client {
                 let mut stats = self.stats.now();
                 stats.pokes += 1;
                 stats.row_ops += poke.row_ops;
+                if let Some(last) = poke.last_mutation {
+                    let mut pending = self.mutations.borrow_mut();
+                    while pending.front().is_some_and(|(id, _)| *id <= last) {
+                        if let Some((_, meant_us)) = pending.pop_front() {
+                            stats.mutation.record(now_us.saturating_sub(meant_us));
+                        }
+                    }
+                }
                 for sent in counted(poke.sent_us) {
                     stats.write.record(now_us.saturating_sub(sent));
                 }

@@ -38,6 +38,7 @@ enum Command {
     Pace(usize, Pace),
     Swap(usize, String, Box<Ask>),
     CaughtUp(usize),
+    Mutate(usize, String, u64),
     Rows(usize, mpsc::Sender<Rows>),
 }
 
@@ -102,6 +103,11 @@ impl Fleet {
     /// Client `index` gives up the query `gone` for `new`.
     pub(crate) fn swap(&mut self, index: usize, gone: String, new: Ask) -> io::Result<()> {
         self.send(index, Command::Swap(index, gone, Box::new(new)))
+    }
+
+    /// Client `index` changes `item` by a mutation that was meant for `meant_us`.
+    pub(crate) fn mutate(&mut self, index: usize, item: String, meant_us: u64) -> io::Result<()> {
+        self.send(index, Command::Mutate(index, item, meant_us))
     }
 
     /// Reconnected clients have nothing more to catch up with: their times are taken.
@@ -221,6 +227,11 @@ fn obey(command: Command, clients: &Clients, stats: &Arc<WorkerStats>, server: S
         Command::CaughtUp(index) => {
             if let Some(client) = client(index) {
                 client.caught_up();
+            }
+        }
+        Command::Mutate(index, item, meant_us) => {
+            if let Some(client) = client(index) {
+                client.mutate(&item, meant_us);
             }
         }
         Command::Rows(index, to) => {

@@ -9,6 +9,12 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+/// First byte of a binary message that is a chunk of a poke.
+const CHUNK_TAG: u8 = 0;
+
+/// Longer chunks are not sent (with the tag).
+const MAX_CHUNK_BYTES: usize = 1 << 20;
+
 /// The server broke a rule of the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("protocol violation: {0}")]
@@ -37,6 +43,8 @@ pub(crate) struct PokeSummary {
     pub(crate) sent_us: Vec<u64>,
     /// With this poke, the client has all that it asked for.
     pub(crate) became_complete: bool,
+    /// The client's last mutation that the server has.
+    pub(crate) last_mutation: Option<u64>,
 }
 
 /// (table, primary key): every table of the data set has the key `id`.
@@ -52,8 +60,18 @@ pub(crate) struct ClientModel {
     /// No poke since the socket was opened.
     fresh_socket: bool,
     poke: Option<OpenPoke>,
+    kind: ModelKind,
+}
+
+/// What distinguishes clients' models.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ModelKind {
+    /// Its own name: mutations are counted by client.
+    pub(crate) client_id: String,
     /// Rows that are new here count as writes that arrived.
-    counts_new: bool,
+    pub(crate) counts_new: bool,
+    /// Contents of pokes come in binary chunks (from protocol 52 on), not in `pokePart`s.
+    pub(crate) chunks: bool,
 }
 
 struct OpenPoke {
@@ -61,6 +79,9 @@ struct OpenPoke {
     rows: Vec<RowChange>,
     queries: Vec<(bool, String)>,
     empty: bool,
+    last_mutation: Option<u64>,
+    /// Concatenated contents of binary chunks: a JSON array of parts.
+    chunks: Vec<u8>,
 }
 
 struct RowChange {
@@ -93,8 +114,8 @@ struct PokePart<'a> {
     poke_id: Cow<'a, str>,
     #[serde(borrow)]
     desired_queries_patches: Option<&'a RawValue>,
-    #[serde(borrow)]
-    last_mutation_i_d_changes: Option<&'a RawValue>,
+    #[serde(rename = "lastMutationIDChanges")]
+    last_mutation_changes: Option<FxHashMap<String, u64>>,
     #[serde(default, borrow)]
     got_queries_patch: Vec<QueryOp<'a>>,
     #[serde(default, borrow)]
@@ -153,9 +174,9 @@ fn split(text: &str) -> Option<(&str, &str)> {
 }
 
 impl ClientModel {
-    /// A client without rows. `counts_new`: rows that are new to it count as writes that arrived.
-    pub(crate) fn new(counts_new: bool) -> ClientModel {
-        ClientModel { counts_new, ..ClientModel::default() }
+    /// A client without rows.
+    pub(crate) fn new(kind: ModelKind) -> ClientModel {
+        ClientModel { kind, ..ClientModel::default() }
     }
 
     /// The version that the client is at.
@@ -199,6 +220,9 @@ impl ClientModel {
         };
         match kind {
             "pokeStart" => self.start(parse(kind, body)?).map(|()| Taken::Nothing),
+            "pokePart" if self.kind.chunks => {
+                Err(Violation("a pokePart for a client that was promised binary chunks".to_owned()))
+            }
             "pokePart" => self.part(parse(kind, body)?).map(|()| Taken::Nothing),
             "pokeEnd" => self.end(parse(kind, body)?).map(Taken::Poke),
             "connected" => Ok(Taken::Connected),
@@ -210,6 +234,37 @@ impl ClientModel {
             "transformError" => Ok(Taken::Error(excerpt(text))),
             other => Err(Violation(format!("unexpected message of type {other:?}"))),
         }
+    }
+
+    /// Takes in one binary message of the server: a chunk of a poke (spec: sync-protocol §4.6).
+    pub(crate) fn take_binary(&mut self, message: &[u8]) -> Result<Taken, Violation> {
+        if !self.kind.chunks {
+            return Err(Violation("a binary message for a client of protocol 51".to_owned()));
+        }
+        let Some((&CHUNK_TAG, payload)) = message.split_first() else {
+            let tag = message.first();
+            return Err(Violation(format!("a binary message that begins with {tag:?}")));
+        };
+        if message.len() > MAX_CHUNK_BYTES {
+            return Err(Violation(format!("a chunk of {} bytes", message.len())));
+        }
+        let Some(poke) = &mut self.poke else {
+            return Err(Violation("a chunk outside of a poke".to_owned()));
+        };
+        poke.chunks.extend_from_slice(payload);
+        Ok(Taken::Nothing)
+    }
+
+    /// Applies the parts that came as chunks.
+    fn unpack(&mut self) -> Result<(), Violation> {
+        let Some(poke) = &mut self.poke else { return Ok(()) };
+        let bytes = std::mem::take(&mut poke.chunks);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let text = std::str::from_utf8(&bytes).map_err(|e| Violation(e.to_string()))?;
+        let parts: Vec<PokePart<'_>> = parse("chunks", text)?;
+        parts.into_iter().try_for_each(|part| self.part(part))
     }
 
     fn start(&mut self, start: PokeStart) -> Result<(), Violation> {
@@ -228,6 +283,8 @@ impl ClientModel {
             rows: Vec::new(),
             queries: Vec::new(),
             empty: true,
+            last_mutation: None,
+            chunks: Vec::new(),
         });
         Ok(())
     }
@@ -237,9 +294,12 @@ impl ClientModel {
             return Err(Violation(format!("a part of poke {}, which is not open", part.poke_id)));
         };
         poke.empty &= part.desired_queries_patches.is_none()
-            && part.last_mutation_i_d_changes.is_none()
+            && part.last_mutation_changes.is_none()
             && part.got_queries_patch.is_empty()
             && part.rows_patch.is_empty();
+        let mine =
+            part.last_mutation_changes.and_then(|all| all.get(&self.kind.client_id).copied());
+        poke.last_mutation = mine.or(poke.last_mutation);
         for query in part.got_queries_patch {
             match &*query.op {
                 "put" => poke.queries.push((true, query.hash)),
@@ -266,6 +326,9 @@ impl ClientModel {
     }
 
     fn end(&mut self, end: PokeEnd) -> Result<PokeSummary, Violation> {
+        if !end.cancel {
+            self.unpack()?;
+        }
         let Some(poke) = self.poke.take().filter(|p| p.id == end.poke_id) else {
             return Err(Violation(format!("the end of poke {}, which is not open", end.poke_id)));
         };
@@ -283,12 +346,16 @@ impl ClientModel {
             return Err(Violation(format!("poke {} changes things but not the cookie", poke.id)));
         }
         let was_complete = self.is_complete();
-        let mut summary = PokeSummary { row_ops: poke.rows.len() as u64, ..Default::default() };
+        let mut summary = PokeSummary {
+            row_ops: poke.rows.len() as u64,
+            last_mutation: poke.last_mutation,
+            ..Default::default()
+        };
         for change in poke.rows {
             match change.put {
                 Some((row, sent_us)) => {
                     let held = self.rows.insert(change.id, row).is_some();
-                    if (held || self.counts_new) && was_complete && sent_us > 0 {
+                    if (held || self.kind.counts_new) && was_complete && sent_us > 0 {
                         summary.sent_us.push(sent_us);
                     }
                 }
@@ -339,7 +406,7 @@ mod tests {
         let mut model = model();
         assert!(!model.is_complete());
         let taken = play(&mut model, &HYDRATE).unwrap();
-        let want = PokeSummary { row_ops: 1, sent_us: vec![], became_complete: true };
+        let want = PokeSummary { row_ops: 1, became_complete: true, ..PokeSummary::default() };
         assert_eq!(taken[3], Taken::Poke(want));
         assert!(model.is_complete());
         assert_eq!(model.cookie(), Some("05"));
@@ -362,9 +429,48 @@ mod tests {
             ],
         )
         .unwrap();
-        let want = PokeSummary { row_ops: 2, sent_us: vec![9], became_complete: false };
+        let want = PokeSummary { row_ops: 2, sent_us: vec![9], ..PokeSummary::default() };
         assert_eq!(taken[2], Taken::Poke(want));
         assert_eq!(&*model.rows()[0].0.1, "b");
+    }
+
+    #[test]
+    fn chunks_are_cut_anywhere_and_are_one_poke() {
+        let parts = r#"[{"pokeID":"05","lastMutationIDChanges":{"c":4,"d":9}},{"pokeID":"05","gotQueriesPatch":[{"op":"put","hash":"q1"}],"rowsPatch":[{"op":"put","tableName":"t","value":{"id":"é"}}]}]"#;
+        for cut in 1..parts.len() {
+            let kind = ModelKind { client_id: "c".into(), chunks: true, counts_new: false };
+            let mut model = ClientModel::new(kind);
+            model.socket_opened();
+            model.ask("q1");
+            play(&mut model, &HYDRATE[..2]).unwrap();
+            let (head, tail) = parts.as_bytes().split_at(cut);
+            for payload in [head, tail] {
+                model.take_binary(&[&[0], payload].concat()).unwrap();
+            }
+            let taken = play(&mut model, &HYDRATE[3..]).unwrap();
+            let want = PokeSummary {
+                row_ops: 1,
+                became_complete: true,
+                last_mutation: Some(4),
+                ..PokeSummary::default()
+            };
+            assert_eq!(taken[0], Taken::Poke(want));
+        }
+    }
+
+    #[test]
+    fn chunks_and_parts_do_not_mix() {
+        let mut old = model();
+        play(&mut old, &HYDRATE[..2]).unwrap();
+        assert!(old.take_binary(b"\0[]").is_err(), "protocol 51");
+        let mut new = ClientModel::new(ModelKind { chunks: true, ..ModelKind::default() });
+        new.socket_opened();
+        assert!(new.take_binary(b"\0[]").is_err(), "outside of a poke");
+        play(&mut new, &HYDRATE[..2]).unwrap();
+        assert!(new.take(HYDRATE[2].as_bytes()).is_err(), "a part");
+        assert!(new.take_binary(b"\x01[]").is_err(), "unknown tag");
+        assert!(new.take_binary(&[0; MAX_CHUNK_BYTES + 1]).is_err(), "too long");
+        new.take_binary(b"\0[]").unwrap();
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub(crate) struct Interval {
     pub(crate) change: Latency,
     /// From a write's intended time until the row was there.
     pub(crate) write: Latency,
+    /// From a mutation's intended time until the server confirmed it to its client.
+    pub(crate) mutation: Latency,
     pub(crate) pokes: u64,
     pub(crate) row_ops: u64,
     pub(crate) bytes: u64,
@@ -95,6 +97,7 @@ impl Interval {
         self.reconnect.merge(&other.reconnect);
         self.change.merge(&other.change);
         self.write.merge(&other.write);
+        self.mutation.merge(&other.mutation);
         self.pokes += other.pokes;
         self.row_ops += other.row_ops;
         self.bytes += other.bytes;

@@ -49,6 +49,8 @@ pub(crate) enum WireError {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Inbound<'a> {
     Message(&'a [u8]),
+    /// A binary message.
+    Binary(&'a [u8]),
     Ping(&'a [u8]),
     /// Code (1005 = none) and reason.
     Close(u16, String),
@@ -96,7 +98,12 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, WireError> {
 #[derive(Default)]
 pub(crate) struct FrameReader {
     pending: Vec<u8>,
-    fragments: Option<Vec<u8>>,
+    /// Of what type the message is, and what of it is there.
+    fragments: Option<(u8, Vec<u8>)>,
+}
+
+fn inbound(opcode: u8, payload: &[u8]) -> Inbound<'_> {
+    if opcode == OP_BINARY { Inbound::Binary(payload) } else { Inbound::Message(payload) }
 }
 
 impl FrameReader {
@@ -132,16 +139,16 @@ impl FrameReader {
             let payload = &bytes[used + start..used + end];
             used += end;
             match (opcode, &mut self.fragments) {
-                (OP_TEXT | OP_BINARY, None) if fin => each(Inbound::Message(payload))?,
-                (OP_TEXT | OP_BINARY, slot @ None) => *slot = Some(payload.to_vec()),
-                (OP_CONTINUATION, Some(message)) => {
+                (OP_TEXT | OP_BINARY, None) if fin => each(inbound(opcode, payload))?,
+                (OP_TEXT | OP_BINARY, slot @ None) => *slot = Some((opcode, payload.to_vec())),
+                (OP_CONTINUATION, Some((_, message))) => {
                     if message.len() + payload.len() > MAX_MESSAGE_BYTES {
                         return Err(WireError::TooLong.into());
                     }
                     message.extend_from_slice(payload);
                     if fin {
-                        let message = self.fragments.take().unwrap_or_default();
-                        each(Inbound::Message(&message))?;
+                        let (opcode, message) = self.fragments.take().unwrap_or_default();
+                        each(inbound(opcode, &message))?;
                     }
                 }
                 (OP_TEXT | OP_BINARY | OP_CONTINUATION, _) => {
@@ -191,6 +198,7 @@ mod tests {
             reader.feed::<WireError>(part, |inbound| {
                 found.push(match inbound {
                     Inbound::Message(m) => format!("m{}", String::from_utf8_lossy(m)),
+                    Inbound::Binary(m) => format!("b{}", String::from_utf8_lossy(m)),
                     Inbound::Ping(p) => format!("p{}", String::from_utf8_lossy(p)),
                     Inbound::Close(code, reason) => format!("c{code}{reason}"),
                 });
@@ -209,12 +217,17 @@ mod tests {
         bytes.extend(server_frame(0x89, b"ping"));
         bytes.extend(server_frame(0x80, &[b'a'; 300]));
         bytes.extend(server_frame(0x81, long.as_bytes()));
+        bytes.extend(server_frame(0x82, b"three"));
+        bytes.extend(server_frame(0x02, b"fo"));
+        bytes.extend(server_frame(0x80, b"ur"));
         bytes.extend(server_frame(0x88, &[&3000_u16.to_be_bytes()[..], b"bye"].concat()));
         let want = vec![
             "mone".to_owned(),
             "pping".to_owned(),
             format!("mtwo{}", "a".repeat(300)),
             format!("m{long}"),
+            "bthree".to_owned(),
+            "bfour".to_owned(),
             "c3000bye".to_owned(),
         ];
         for step in [1, 2, 3, 7, 1000, bytes.len()] {

@@ -304,13 +304,14 @@ pub(super) fn text(estimate: &Estimate, version: &str, seconds: f64) -> String {
         ));
     }
     out.push('\n');
-    let verdicts: [(&str, fn(&Resource) -> Option<f64>); 3] = [
-        ("groups", |r| r.more_groups),
-        ("queries", |r| r.more_queries),
-        ("writes/s", |r| r.more_writes),
+    let all = &estimate.resources;
+    let verdicts = [
+        ("groups", first(all, |r| r.more_groups)),
+        ("queries", first(all, |r| r.more_queries)),
+        ("writes/s", first(all, |r| r.more_writes)),
     ];
-    for (what, of) in verdicts {
-        let line = match first(&estimate.resources, of) {
+    for (what, verdict) in verdicts {
+        let line = match verdict {
             Some((resource, more)) => {
                 format!("About {more:.0} more {what}; runs out first: {}.\n", resource.name)
             }
