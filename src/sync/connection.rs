@@ -211,7 +211,7 @@ impl Executor {
         match up::parse(text) {
             Ok(Upstream::Ping) => state.pong(conn),
             Ok(message) => {
-                state.message(conn, message);
+                state.message(conn, message, text.len());
                 self.work.notify_one();
             }
             Err(error) => {

@@ -39,6 +39,8 @@ const LARGE_FLUSH_ROWS: usize = 1_000;
 /// Messages of one connection that wait for their turn. Real clients send a handful; beyond this
 /// the connection is not read until some were handled.
 pub(super) const MAX_BACKLOG: usize = 256;
+/// And so many bytes of them: a client that re-pushes what it did offline while the app is slow.
+const MAX_BACKLOG_BYTES: usize = 16 << 20;
 /// Bytes that may wait for a socket when a poke is to be sent to it, beside one large poke: who
 /// takes long to read its first rows must not lose them to the next small change, again and again.
 /// A client that has not read this much has been away for longer than a reconnect costs.
@@ -77,7 +79,9 @@ pub(super) struct Conn {
     may_wait_bytes: usize,
     /// A message is being handled; the next ones wait here.
     busy: bool,
-    backlog: VecDeque<Box<Upstream>>,
+    backlog: VecDeque<(Box<Upstream>, usize)>,
+    /// Length of their texts.
+    backlog_bytes: usize,
 }
 
 /// Queries of a group on their way into the engine.
@@ -270,7 +274,15 @@ impl State {
         let last_sent = now();
         let may_wait_bytes = MAX_QUEUED_BYTES;
         let backlog = VecDeque::new();
-        let entry = Conn { group, writer, last_sent, may_wait_bytes, busy: false, backlog };
+        let entry = Conn {
+            group,
+            writer,
+            last_sent,
+            may_wait_bytes,
+            busy: false,
+            backlog,
+            backlog_bytes: 0,
+        };
         self.conns.insert(conn, entry);
         conn
     }
@@ -282,13 +294,14 @@ impl State {
         }
     }
 
-    /// A message of a connection; false if the connection is gone.
-    pub(super) fn message(&mut self, conn: ConnId, message: Upstream) -> bool {
+    /// A message of a connection, and the length of its text; false if the connection is gone.
+    pub(super) fn message(&mut self, conn: ConnId, message: Upstream, bytes: usize) -> bool {
         let Some(entry) = self.conns.get_mut(&conn) else { return false };
         self.counters.messages += 1;
         let message = Box::new(message);
         if entry.busy {
-            entry.backlog.push_back(message);
+            entry.backlog.push_back((message, bytes));
+            entry.backlog_bytes += bytes;
         } else {
             entry.busy = true;
             self.inbox.push_back((entry.group, Event::Message(conn, message)));
@@ -298,7 +311,9 @@ impl State {
 
     /// The connection has so many messages waiting that it should not be read.
     pub(super) fn is_backlogged(&self, conn: ConnId) -> bool {
-        self.conns.get(&conn).is_some_and(|c| c.backlog.len() >= MAX_BACKLOG)
+        self.conns
+            .get(&conn)
+            .is_some_and(|c| c.backlog.len() >= MAX_BACKLOG || c.backlog_bytes >= MAX_BACKLOG_BYTES)
     }
 
     /// Answers a ping, whatever is under way.
@@ -462,7 +477,10 @@ impl State {
     pub(super) fn message_done(&mut self, conn: ConnId) {
         let Some(entry) = self.conns.get_mut(&conn) else { return };
         match entry.backlog.pop_front() {
-            Some(next) => self.inbox.push_back((entry.group, Event::Message(conn, next))),
+            Some((next, bytes)) => {
+                entry.backlog_bytes -= bytes;
+                self.inbox.push_back((entry.group, Event::Message(conn, next)));
+            }
             None => entry.busy = false,
         }
     }

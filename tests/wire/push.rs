@@ -658,3 +658,29 @@ fn redirects_are_followed() {
     a.ping();
     assert_eq!(api.drain().len(), 1);
 }
+
+#[test]
+fn a_full_queue_makes_its_senders_wait_and_loses_nothing() {
+    let api = Api::start();
+    let world = world(&api, &[]);
+    let (arrivals, go_on) = step_by_step(&api);
+    let mut a = joined(&world, "a");
+    a.send(&small("a", 1));
+    arrivals.recv_timeout(PATIENCE).unwrap();
+    // More than may wait in a group, and more than a connection may have waiting behind it.
+    let large = json!("x".repeat(9 << 20));
+    for id in 2..=5 {
+        a.send(&push("g", "large", &[mutation("a", id, "m", &large)]));
+    }
+    for id in 6..=8 {
+        a.send(&small("a", id));
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 8 {
+        go_on.send(()).unwrap();
+        let request = api.request();
+        seen.extend(mutation_ids(&request).into_iter().map(|(_, id)| id));
+    }
+    assert_eq!(seen, (1..=8).collect::<Vec<_>>());
+    a.ping();
+}
