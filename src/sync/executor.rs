@@ -118,8 +118,7 @@ impl Executor {
             stopper.ctx.stopped().await;
             stopper.work.notify_one();
         });
-        let mut swept = now();
-        let mut published = now();
+        let mut duties = Duties::new(now());
         let mut draining = false;
         loop {
             if self.state.borrow().inbox.is_empty() {
@@ -130,12 +129,11 @@ impl Executor {
                 self.drain();
             }
             let more = self.turn(&inputs.mailbox);
-            if now().duration_since(swept) >= SWEEP {
-                swept = now();
+            let time = now();
+            if duties.sweep.is_due(time) {
                 self.state.borrow_mut().signs_of_life();
             }
-            if now().duration_since(published) >= PUBLISH {
-                published = now();
+            if duties.publish.is_due(time) {
                 self.publish();
             }
             if draining && self.is_drained() {
@@ -145,7 +143,7 @@ impl Executor {
             if more {
                 yield_now().await;
             } else {
-                self.rest(&inputs, swept.min(published) + PUBLISH).await;
+                self.rest(&inputs, duties.next()).await;
             }
         }
     }
@@ -420,6 +418,44 @@ impl Executor {
     }
 }
 
+/// Something that is done again and again.
+struct Duty {
+    every: Duration,
+    next: Instant,
+}
+
+impl Duty {
+    fn new(every: Duration, now: Instant) -> Duty {
+        Duty { every, next: now + every }
+    }
+
+    /// True once per period.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.every;
+        }
+        due
+    }
+}
+
+/// What an executor does whether or not anything happens.
+struct Duties {
+    sweep: Duty,
+    publish: Duty,
+}
+
+impl Duties {
+    fn new(now: Instant) -> Duties {
+        Duties { sweep: Duty::new(SWEEP, now), publish: Duty::new(PUBLISH, now) }
+    }
+
+    /// Until then the executor may sleep.
+    fn next(&self) -> Instant {
+        self.sweep.next.min(self.publish.next)
+    }
+}
+
 /// Opens a replica for an executor.
 pub(super) fn open_world(
     config: &SyncConfig,
@@ -444,4 +480,24 @@ pub(super) fn group_settings(config: &SyncConfig) -> Arc<Settings> {
         revalidate_ms: ms(config.auth_revalidate),
         retransform_ms: ms(config.auth_retransform),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executor_without_work_wakes_only_for_its_duties() {
+        let start = now();
+        let mut duties = Duties::new(start);
+        let (mut time, mut wakes, mut sweeps, mut publications) = (start, 0, 0, 0);
+        while time < start + Duration::from_secs(60) {
+            sweeps += u32::from(duties.sweep.is_due(time));
+            publications += u32::from(duties.publish.is_due(time));
+            wakes += 1;
+            assert!(duties.next() > time, "it would not sleep");
+            time = duties.next();
+        }
+        assert_eq!((wakes, sweeps, publications), (60, 19, 59));
+    }
 }
