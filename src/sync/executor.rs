@@ -19,8 +19,8 @@ use zeroring_core::version::StateVersion;
 use zeroring_net::http::RawIncoming;
 use zeroring_net::rt::local::Notify;
 use zeroring_net::rt::{
-    ExecutorCtx, Instant, LocalDoorbell, MeshSender, now, sleep, sleep_until, spawn, timeout,
-    yield_now,
+    ExecutorCtx, Instant, LocalDoorbell, MeshSender, now, sleep, sleep_until, slices, spawn,
+    timeout, yield_now,
 };
 use zeroring_storage::replica::ReplicaError;
 use zeroring_storage::replica::schema::TableIds;
@@ -390,6 +390,7 @@ impl Executor {
         let engine = state.world.engine.stats();
         let c = state.counters;
         let m = self.mutations.as_ref().map(|m| m.counters()).unwrap_or_default();
+        let slices = slices();
         self.stats.publish([
             ("clientGroups", state.groups() as u64),
             ("connections", state.connections() as u64),
@@ -414,6 +415,9 @@ impl Executor {
             ("pushQueueBytes", m.queued_bytes),
             ("customMutations", m.mutations),
             ("replicaStatements", state.world.source.statements()),
+            ("slices", slices.count),
+            ("longSlices", slices.long),
+            ("longestSliceUs", u64::try_from(slices.longest.as_micros()).unwrap_or(u64::MAX)),
         ]);
     }
 }

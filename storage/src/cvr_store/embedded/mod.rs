@@ -26,8 +26,9 @@ mod write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use zeroring_core::cvr::store::{
@@ -54,6 +55,9 @@ const CHECKPOINT_EVERY: usize = 16_384;
 /// would otherwise never let SQLite start the WAL over; above this the writer itself checkpoints
 /// the (small) rest between two batches.
 const MAX_WAL_FRAMES: i64 = 16_384;
+
+/// A connection that was not used for so long gives its page cache back.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -263,6 +267,20 @@ impl Drop for EmbeddedCvrStore {
     }
 }
 
+/// The next request; `None` if nobody can send one any more. Calls `release` once if none comes for
+/// [`QUIET`] after the last one.
+fn next<T>(requests: &Receiver<T>, used: &mut bool, release: impl FnOnce()) -> Option<T> {
+    if *used {
+        match requests.recv_timeout(QUIET) {
+            Ok(request) => return Some(request),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => release(),
+        }
+    }
+    *used = true;
+    requests.recv().ok()
+}
+
 /// Answers that wait for the commit.
 enum Waiting {
     Flush(Vec<Verdict>, Reply<Vec<Verdict>>),
@@ -275,11 +293,11 @@ fn write_loop(
     checkpoint: &SyncSender<()>,
 ) {
     let mut written = 0;
-    loop {
-        let Ok(first) = requests.recv() else { return };
-        let mut batch = vec![first];
-        batch.extend(requests.try_iter().take(MAX_BATCH - 1));
-        let stop = batch.iter().any(|m| matches!(**m, WriterMessage::Stop));
+    let mut used = false;
+    while let Some(first) = next(requests, &mut used, || writer.release_memory()) {
+        let mut batch = vec![*first];
+        batch.extend(requests.try_iter().take(MAX_BATCH - 1).map(|request| *request));
+        let stop = batch.iter().any(|m| matches!(m, WriterMessage::Stop));
         written += write_batch(&mut writer, batch);
         if written >= CHECKPOINT_EVERY && checkpoint.try_send(()).is_ok() {
             written = 0;
@@ -291,14 +309,14 @@ fn write_loop(
 }
 
 /// Applies a batch, commits it, and answers. Returns how many records were written.
-fn write_batch(writer: &mut Writer, batch: Vec<Box<WriterMessage>>) -> usize {
-    if batch.iter().any(|m| matches!(**m, WriterMessage::Checkpoint)) {
+fn write_batch(writer: &mut Writer, batch: Vec<WriterMessage>) -> usize {
+    if batch.iter().any(|m| matches!(m, WriterMessage::Checkpoint)) {
         writer.checkpoint();
     }
     let begun = writer.begin();
     let mut waiting = Vec::with_capacity(batch.len());
     for message in batch {
-        match *message {
+        match message {
             WriterMessage::Flush(flushes, reply) => {
                 let verdicts = flushes
                     .iter()
@@ -354,7 +372,8 @@ fn read_loop(
     requests: &Receiver<Box<ReaderMessage>>,
     claims: &SyncSender<Box<WriterMessage>>,
 ) {
-    while let Ok(request) = requests.recv() {
+    let mut used = false;
+    while let Some(request) = next(requests, &mut used, || reader.release_memory()) {
         match *request {
             ReaderMessage::Load(group, connect_ms, reply) => {
                 let found = reader.load(&group, connect_ms);
