@@ -40,12 +40,6 @@ bench-all:
 fuzz: setup-test
 	scripts/fuzz.sh
 
-# Every fuzzer against its oracle, with new seeds, then a summary of what was compared: about
-# a quarter of an hour on two cores. FUZZ_SCALE=10 takes ten times as long (and all query shapes),
-# FUZZ_SEED repeats a run, FUZZ_ONLY=engine leaves out what needs Postgres or sockets.
-fuzz: setup-test
-	scripts/fuzz.sh
-
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings

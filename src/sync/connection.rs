@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use zeroring_core::cvr::ClientGroupId;
 use zeroring_core::group::{ConnId, Connection, Credentials, Event};
+use zeroring_core::json::RawJson;
 use zeroring_core::protocol::connect::{
     ConnectError, ConnectRequest, check_version, close_reason, elide, parse_path,
 };
@@ -105,7 +106,8 @@ impl Executor {
         let (reader, writer) = ws::accept(stream, &rest, handshake, &self.config.websocket);
         let init = request.init_connection.clone();
         match self.open(request, &head, &writer) {
-            Ok(conn) => self.read(conn, init.as_ref().map(|raw| raw.as_str()), reader).await,
+            // A task of its own: it lives for hours, and what the handshake needed should not.
+            Ok(conn) => drop(spawn(self.read(conn, init, reader))),
             Err((error, code)) => {
                 tracing::debug!("connection refused: {error}");
                 let frame = wire(&down::error(&error), false, false);
@@ -152,7 +154,11 @@ impl Executor {
         let credentials = Credentials {
             user_id: request.user_id.map(Arc::from),
             token: request.auth_token.map(Arc::from),
-            request_headers: Arc::new(headers(head)),
+            request_headers: Arc::new(if self.config.has_endpoint() {
+                headers(head)
+            } else {
+                BTreeMap::new()
+            }),
             ..Credentials::default()
         };
         let connection = Connection {
@@ -170,9 +176,9 @@ impl Executor {
     }
 
     /// Reads until the end of the socket.
-    async fn read(self: Rc<Self>, conn: ConnId, init: Option<&str>, mut reader: WsReader) {
-        if let Some(text) = init {
-            self.message(conn, text);
+    async fn read(self: Rc<Self>, conn: ConnId, init: Option<RawJson>, mut reader: WsReader) {
+        if let Some(raw) = init {
+            self.message(conn, raw.as_str());
         }
         loop {
             while self.state.borrow().is_backlogged(conn) {

@@ -19,8 +19,8 @@ use zeroring_core::version::StateVersion;
 use zeroring_net::http::RawIncoming;
 use zeroring_net::rt::local::Notify;
 use zeroring_net::rt::{
-    ExecutorCtx, Instant, LocalDoorbell, MeshSender, now, sleep, sleep_until, spawn, timeout,
-    yield_now,
+    ExecutorCtx, Instant, LocalDoorbell, MeshSender, now, sleep, sleep_until, slices, spawn,
+    timeout, yield_now,
 };
 use zeroring_storage::replica::ReplicaError;
 use zeroring_storage::replica::schema::TableIds;
@@ -122,8 +122,7 @@ impl Executor {
             stopper.ctx.stopped().await;
             stopper.work.notify_one();
         });
-        let mut swept = now();
-        let mut published = now();
+        let mut duties = Duties::new(now());
         let mut draining = false;
         loop {
             if self.state.borrow().inbox.is_empty() {
@@ -134,12 +133,11 @@ impl Executor {
                 self.state.borrow_mut().start_drain();
             }
             let more = self.turn(&inputs.mailbox);
-            if now().duration_since(swept) >= SWEEP {
-                swept = now();
+            let time = now();
+            if duties.sweep.is_due(time) {
                 self.state.borrow_mut().signs_of_life();
             }
-            if now().duration_since(published) >= PUBLISH {
-                published = now();
+            if duties.publish.is_due(time) {
                 self.publish();
             }
             if draining && self.is_drained() {
@@ -149,7 +147,7 @@ impl Executor {
             if more {
                 yield_now().await;
             } else {
-                self.rest(&inputs, swept.min(published) + PUBLISH).await;
+                self.rest(&inputs, duties.next()).await;
             }
         }
     }
@@ -413,6 +411,7 @@ impl Executor {
         let state = self.state.borrow();
         let c = state.counters;
         let m = self.mutations.as_ref().map(|m| m.counters()).unwrap_or_default();
+        let slices = slices();
         let own = [
             ("clientGroups", state.groups() as u64),
             ("connections", state.connections() as u64),
@@ -429,9 +428,50 @@ impl Executor {
             ("pushesFailed", m.failed),
             ("pushQueueBytes", m.queued_bytes),
             ("customMutations", m.mutations),
+            ("slices", slices.count),
+            ("longSlices", slices.long),
+            ("longestSliceUs", u64::try_from(slices.longest.as_micros()).unwrap_or(u64::MAX)),
         ];
         self.stats.publish(own.into_iter().chain(state.world.numbers()));
         self.stats.publish_plans(state.world.plan_numbers());
+    }
+}
+
+/// Something that is done again and again.
+struct Duty {
+    every: Duration,
+    next: Instant,
+}
+
+impl Duty {
+    fn new(every: Duration, now: Instant) -> Duty {
+        Duty { every, next: now + every }
+    }
+
+    /// True once per period.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.every;
+        }
+        due
+    }
+}
+
+/// What an executor does whether or not anything happens.
+struct Duties {
+    sweep: Duty,
+    publish: Duty,
+}
+
+impl Duties {
+    fn new(now: Instant) -> Duties {
+        Duties { sweep: Duty::new(SWEEP, now), publish: Duty::new(PUBLISH, now) }
+    }
+
+    /// Until then the executor may sleep.
+    fn next(&self) -> Instant {
+        self.sweep.next.min(self.publish.next)
     }
 }
 
@@ -459,4 +499,24 @@ pub(super) fn group_settings(config: &SyncConfig) -> Arc<Settings> {
         revalidate_ms: ms(config.auth_revalidate),
         retransform_ms: ms(config.auth_retransform),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executor_without_work_wakes_only_for_its_duties() {
+        let start = now();
+        let mut duties = Duties::new(start);
+        let (mut time, mut wakes, mut sweeps, mut publications) = (start, 0, 0, 0);
+        while time < start + Duration::from_secs(60) {
+            sweeps += u32::from(duties.sweep.is_due(time));
+            publications += u32::from(duties.publish.is_due(time));
+            wakes += 1;
+            assert!(duties.next() > time, "it would not sleep");
+            time = duties.next();
+        }
+        assert_eq!((wakes, sweeps, publications), (60, 19, 59));
+    }
 }

@@ -119,6 +119,11 @@ impl SyncConfig {
             },
         }
     }
+
+    /// An endpoint of the app may be called on behalf of a connection.
+    fn has_endpoint(&self) -> bool {
+        !(self.query.urls.is_empty() && self.mutate.urls.is_empty())
+    }
 }
 
 /// Sockets' limits. How much may wait for a socket is judged per poke, not per frame

@@ -41,7 +41,8 @@ pub(super) struct World {
 
 pub(super) struct Recipe {
     pub(super) transformed: Transformed,
-    keys: IdentityKeys,
+    /// Names the keys of rows; kept rather than those, because the group has it anyway.
+    client_schema: Option<Arc<ClientSchema>>,
     subscriptions: usize,
 }
 
@@ -130,7 +131,7 @@ impl World {
         let transformed = &wanted.transformed;
         let recipe = self.recipes.entry(id).or_insert_with(|| Recipe {
             transformed: transformed.clone(),
-            keys,
+            client_schema: wanted.client_schema.clone(),
             subscriptions: 0,
         });
         recipe.subscriptions += 1;
@@ -151,7 +152,10 @@ impl World {
     /// Gives an instance its plan under a new schema.
     pub(super) fn rebind(&mut self, id: InstanceId, schema: &Schema) {
         let plan = match self.recipes.get(&id) {
-            Some(recipe) => plan(&recipe.transformed, schema, &recipe.keys),
+            Some(recipe) => {
+                let keys = identity_keys(recipe.client_schema.as_deref());
+                plan(&recipe.transformed, schema, &keys)
+            }
             None => Err("its query is not known any more".to_owned()),
         };
         if let Err(error) = self.engine.rebind(id, plan) {

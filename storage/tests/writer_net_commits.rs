@@ -330,3 +330,82 @@ fn commits_equal_the_difference_of_the_tables() {
         run(seed, ReplicaIdentity::Full);
     }
 }
+
+/// Commits as text, rows in a fixed order.
+fn printed(commit: &Commit) -> String {
+    let tables = commit.tables.iter().map(|t| {
+        let mut rows: Vec<String> = t.rows.iter().map(|r| format!("{r:?}")).collect();
+        rows.sort();
+        format!("{} {} {rows:?}", t.table.name, t.truncated)
+    });
+    format!("{:?}→{:?} {:?}", commit.previous, commit.version, tables.collect::<Vec<_>>())
+}
+
+#[test]
+fn held_commits_are_the_commits_that_they_would_have_been() {
+    for seed in 0..20 {
+        let columns = [("id", "int4!"), ("slug", "text"), ("n", "int8!"), ("body", "jsonb")];
+        let t = table("public", "t", &[&columns[..], &[("hidden", "bytea")]].concat());
+        let schema = PublishedSchema {
+            tables: vec![t.clone()],
+            indexes: vec![
+                index("public", "t", "t_pkey", true, &["id"]),
+                index("public", "t", "t_slug", true, &["slug"]),
+            ],
+        };
+        let relation = relation(&t, ReplicaIdentity::Default, &["id"]);
+        let mut world = World {
+            rng: StdRng::seed_from_u64(seed),
+            rows: BTreeMap::new(),
+            relation,
+            next_slug: 0,
+        };
+        let history: Vec<Vec<ChangeMessage>> = (0..40)
+            .map(|_| {
+                let steps = world.rng.random_range(0..6);
+                (0..steps).flat_map(|_| world.step()).collect()
+            })
+            .collect();
+        let (_dir, path) = place();
+        create(&path, &schema, &[]);
+        let mut w = writer(&path);
+        let mut plain = Vec::new();
+        for (n, messages) in history.iter().enumerate() {
+            plain.push(printed(&transact(&mut w, n as u64 + 1, messages.clone())));
+        }
+        let (_other_dir, other) = place();
+        create(&other, &schema, &[]);
+        let mut w = writer(&other);
+        let mut commits: Vec<String> = Vec::new();
+        while commits.len() < history.len() {
+            let done = w.version().clone();
+            let next = commits.len() + w.held();
+            let watermark = version(next as u64 + 1);
+            let begin = ChangeMessage::Begin { watermark: watermark.clone(), commit_time_ms: 1.5 };
+            w.apply(&begin).unwrap();
+            history[next].iter().for_each(|m| drop(w.apply(m).unwrap()));
+            if next + 1 < history.len() && world.rng.random_bool(0.6) {
+                w.hold(&watermark).unwrap();
+                assert!(w.in_transaction() && w.take_earlier().is_empty());
+                assert_eq!(w.version(), &done, "seed {seed}");
+                assert_eq!(w.sync().unwrap(), done, "what is held is not acknowledged");
+                let mut reader = ReplicaReader::open(&other, &ReaderOptions::default()).unwrap();
+                assert_eq!(reader.refresh().unwrap(), w.version(), "seed {seed}");
+            } else if world.rng.random_bool(0.2) {
+                // The stream is lost: the upstream sends again what was held.
+                w.apply(&ChangeMessage::Rollback).unwrap();
+                assert!(!w.in_transaction());
+            } else {
+                let applied = w.apply(&ChangeMessage::Commit { watermark }).unwrap();
+                let Applied::Committed(last) = applied else { panic!("{applied:?}") };
+                commits.extend(w.take_earlier().iter().map(|commit| printed(commit)));
+                commits.push(printed(&last));
+                assert_eq!(w.version(), &last.version);
+            }
+        }
+        assert_eq!(commits, plain, "seed {seed}");
+        for sql in ["SELECT * FROM t ORDER BY id", "SELECT * FROM \"_zero.changeLog2\""] {
+            assert_eq!(dump(&other, sql), dump(&path, sql), "seed {seed}");
+        }
+    }
+}

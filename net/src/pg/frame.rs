@@ -120,6 +120,28 @@ impl FrameBuffer {
         Ok(Some((self.bytes[self.head], self.head + 5..self.head + wanted)))
     }
 
+    /// Whether one of the whole messages among the `within` bytes from `start` on (a message's
+    /// beginning, or the head) is such. Looks, and takes nothing.
+    pub fn any(
+        &self,
+        start: Option<usize>,
+        within: usize,
+        mut is_such: impl FnMut(Frame<'_>) -> bool,
+    ) -> bool {
+        let mut at = start.unwrap_or(self.head).max(self.head);
+        let end = self.tail.min(at.saturating_add(within));
+        while let Some(&[tag, b0, b1, b2, b3]) = self.bytes[..end].get(at..at + 5) {
+            let next = at + 1 + u32::from_be_bytes([b0, b1, b2, b3]) as usize;
+            // A message that is not whole, or nonsense: taking it will tell.
+            let Some(body) = self.bytes[..end].get(at + 5..next) else { return false };
+            if is_such(Frame { tag, body }) {
+                return true;
+            }
+            at = next;
+        }
+        false
+    }
+
     /// The bytes of a range of [`FrameBuffer::peek`].
     pub fn slice(&self, range: Range<usize>) -> &[u8] {
         self.bytes.get(range).unwrap_or_default()
@@ -322,6 +344,31 @@ mod tests {
             bytes.extend(length.to_be_bytes());
             let error = run(&bytes, &[100], MAX_LOGIN_FRAME_BYTES).unwrap_err();
             assert!(matches!(error, PgError::Protocol(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn looking_ahead_sees_whole_messages_within_its_range_only() {
+        let mut bytes = frame(b'd', b"one");
+        bytes.extend(frame(b'd', b"two"));
+        bytes.extend(&frame(b'd', b"three")[..9]);
+        let mut buffer = FrameBuffer::default();
+        assert!(!buffer.any(None, 100, |_| true));
+        buffer.spare().unwrap()[..bytes.len()].copy_from_slice(&bytes);
+        buffer.filled(bytes.len());
+        let is = |text: &'static [u8]| move |f: Frame<'_>| f.tag == b'd' && f.body == text;
+        assert!(buffer.any(None, 100, is(b"one")) && buffer.any(None, 100, is(b"two")));
+        assert!(!buffer.any(None, 100, is(b"three")), "it is not whole");
+        assert!(!buffer.any(None, 15, is(b"two")), "it ends beyond the range");
+        assert!(buffer.any(None, 16, is(b"two")));
+        assert!(!buffer.any(Some(8), 100, is(b"one")) && buffer.any(Some(8), 8, is(b"two")));
+        for length in [0u32, 3, u32::MAX] {
+            let mut buffer = FrameBuffer::default();
+            let spare = buffer.spare().unwrap();
+            spare[0] = b'd';
+            spare[1..5].copy_from_slice(&length.to_be_bytes());
+            buffer.filled(20);
+            assert!(!buffer.any(None, usize::MAX, |f| !f.body.is_empty()));
         }
     }
 

@@ -281,6 +281,11 @@ impl Wire {
         Ok(Some(Frame { tag, body: self.inbound.slice(range) }))
     }
 
+    /// Whether one of the whole messages among the next `within` bytes that are here is such.
+    pub fn any_ahead(&self, within: usize, is_such: impl FnMut(Frame<'_>) -> bool) -> bool {
+        self.inbound.any(self.handed_out, within, is_such)
+    }
+
     /// The message last handed out, again.
     pub fn again(&self) -> Option<Frame<'_>> {
         self.handed_out?;

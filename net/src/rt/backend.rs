@@ -4,6 +4,7 @@ use std::cell::{Cell, OnceCell};
 use std::future::Future;
 use std::io;
 use std::str::FromStr;
+use std::time::Duration;
 
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -99,6 +100,39 @@ pub(super) struct ThreadState {
     pub read_buffer: Cell<Vec<u8>>,
     /// Buffers that kernel operations hold at the moment.
     pub writes_in_flight: Cell<usize>,
+    /// How long tasks kept the thread.
+    pub slices: Cell<Slices>,
+}
+
+/// A task that runs longer than this keeps the others of its executor waiting noticeably.
+const LONG_SLICE: Duration = Duration::from_millis(2);
+
+/// How long the tasks of an executor ran before they gave way, since its start. Wall time: on a
+/// machine without a free CPU it includes what the thread waited for one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Slices {
+    /// How many.
+    pub count: u64,
+    /// How many took longer than 2 ms.
+    pub long: u64,
+    /// The longest.
+    pub longest: Duration,
+}
+
+impl Slices {
+    /// With one more.
+    pub(super) fn and(self, slice: Duration) -> Slices {
+        Slices {
+            count: self.count + 1,
+            long: self.long + u64::from(slice > LONG_SLICE),
+            longest: self.longest.max(slice),
+        }
+    }
+}
+
+/// How long the tasks of this thread's executor ran; all zero on any other thread.
+pub fn slices() -> Slices {
+    with_state(|s| s.slices.get()).unwrap_or_default()
 }
 
 thread_local! {
@@ -176,6 +210,7 @@ impl Runtime {
                 yielder: OnceCell::new(),
                 read_buffer: Cell::new(Vec::new()),
                 writes_in_flight: Cell::new(0),
+                slices: Cell::default(),
             };
             // A thread keeps its first state; `run` is private and called once per thread.
             let _ = s.set(state);

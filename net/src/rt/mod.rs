@@ -31,7 +31,7 @@ mod stream;
 mod task;
 mod time;
 
-pub use backend::{Backend, BackendChoice, RtError, block_on};
+pub use backend::{Backend, BackendChoice, RtError, Slices, block_on, slices};
 pub use doorbell::{Doorbell, LocalDoorbell, Ringer};
 pub use executor::{ExecutorCtx, ExecutorFailure, Executors, RtConfig, StopHandle, allowed_cpus};
 pub use mesh::{Mesh, MeshReceiver, MeshSender};

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::backend::with_state;
 use super::doorbell::Doorbell;
+use super::time::now;
 
 /// The task panicked. The message is also in the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,8 +56,11 @@ impl<F: Future + ?Sized> Future for CatchPanic<F> {
     type Output = Result<F::Output, TaskPanicked>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let begun = now();
         // The future is not polled again after a panic: its state need not be consistent.
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+        let polled = catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx)));
+        with_state(|s| s.slices.set(s.slices.get().and(begun.elapsed())));
+        match polled {
             Ok(poll) => poll.map(Ok),
             Err(payload) => {
                 let message = panic_message(payload.as_ref());
@@ -158,5 +162,29 @@ impl Yielder {
             Poll::Pending
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::rt::{BackendChoice, block_on, now, slices, spawn};
+
+    #[test]
+    fn a_task_that_keeps_its_executor_is_seen() {
+        let (before, after) = block_on(BackendChoice::Epoll, || async {
+            let before = slices();
+            let slow = spawn(async {
+                let until = now() + Duration::from_millis(3);
+                while now() < until {}
+            });
+            slow.await.unwrap();
+            (before, slices())
+        })
+        .unwrap();
+        assert!(after.count > before.count);
+        assert!(after.long > before.long);
+        assert!(after.longest >= Duration::from_millis(3));
     }
 }

@@ -5,6 +5,9 @@
 //! before and after. The change log (`_zero.changeLog2`) is written as the original's serving
 //! replicator writes it.
 //!
+//! A writer that is behind may end several stream transactions in one of SQLite
+//! ([`ReplicaWriter::hold`]): each is still a `Commit` of its own.
+//!
 //! Order of use, by the replication core's thread: [`ReplicaWriter::open`], then
 //! [`ReplicaWriter::apply`] for every message of the stream. A transaction at or below the
 //! replica's version (the upstream repeats some after a reconnect) is skipped.
@@ -78,6 +81,10 @@ pub struct ReplicaWriter {
     plans: Plans,
     caches: ApplyCaches,
     state: State,
+    /// Ended, but the transaction of SQLite that they are in is still open.
+    held: Vec<Arc<Commit>>,
+    /// Were held, and are in the file now.
+    earlier: Vec<Arc<Commit>>,
     /// The WAL, for [`ReplicaWriter::sync`]; opened when first needed.
     wal: Option<File>,
     synced: bool,
@@ -130,6 +137,8 @@ impl ReplicaWriter {
             plans: Plans::default(),
             caches: ApplyCaches::default(),
             state: State::Idle,
+            held: Vec::new(),
+            earlier: Vec::new(),
             wal: None,
             synced: false,
         })
@@ -188,14 +197,16 @@ impl ReplicaWriter {
                 "transaction {watermark} begins inside another"
             )));
         }
-        if *watermark <= self.version {
+        if watermark <= self.applied_version() {
             self.state = State::Skipping(watermark.clone());
             return Ok(Applied::Skipped);
         }
-        self.connection
-            .prepare_cached("BEGIN IMMEDIATE")
-            .and_then(|mut s| s.raw_execute())
-            .map_err(ReplicaError::sqlite(&self.path, "beginning a transaction"))?;
+        if self.held.is_empty() {
+            self.connection
+                .prepare_cached("BEGIN IMMEDIATE")
+                .and_then(|mut s| s.raw_execute())
+                .map_err(ReplicaError::sqlite(&self.path, "beginning a transaction"))?;
+        }
         self.state = State::In(Box::new(Transaction::new(watermark.clone(), commit_time_ms)));
         Ok(Applied::Pending)
     }
@@ -224,9 +235,58 @@ impl ReplicaWriter {
     }
 
     fn commit(&mut self, watermark: &StateVersion) -> Result<Applied, ReplicaError> {
+        let commit = self.end(watermark)?;
+        let Some(last) = commit.as_ref().or(self.held.last()) else { return Ok(Applied::Skipped) };
+        let version = last.version.clone();
+        self.commit_sqlite(&version)
+            .map_err(ReplicaError::sqlite(&self.path, "committing a transaction"))?;
+        self.synced = false;
+        self.version = version;
+        self.earlier.append(&mut self.held);
+        Ok(commit.map_or(Applied::Skipped, Applied::Committed))
+    }
+
+    /// Ends the transaction in hand as [`ChangeMessage::Commit`] does, but leaves it to the next
+    /// commit to write it to the file, together with its own. Nobody can see it before that, so
+    /// this is for a caller that has the next transaction at hand.
+    ///
+    /// # Errors
+    /// As [`ReplicaWriter::apply`]; what was held is lost too, and comes from the upstream again.
+    pub fn hold(&mut self, watermark: &StateVersion) -> Result<(), ReplicaError> {
+        match self.end(watermark) {
+            Ok(commit) => {
+                self.held.extend(commit);
+                Ok(())
+            }
+            Err(error) => {
+                // The error that matters is the first one.
+                let _ = self.rollback();
+                Err(error)
+            }
+        }
+    }
+
+    /// How many commits are held.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// The commits that were held and reached the file with the last commit, in order; they come
+    /// before it. Each once.
+    pub fn take_earlier(&mut self) -> Vec<Arc<Commit>> {
+        std::mem::take(&mut self.earlier)
+    }
+
+    /// Version of the last transaction that was applied, held or not.
+    fn applied_version(&self) -> &StateVersion {
+        self.held.last().map_or(&self.version, |commit| &commit.version)
+    }
+
+    /// Completes the transaction in hand; `None` if it was known already.
+    fn end(&mut self, watermark: &StateVersion) -> Result<Option<Arc<Commit>>, ReplicaError> {
         let mut tx = match std::mem::replace(&mut self.state, State::Idle) {
             State::In(tx) => tx,
-            State::Skipping(begun) if begun == *watermark => return Ok(Applied::Skipped),
+            State::Skipping(begun) if begun == *watermark => return Ok(None),
             State::Skipping(begun) => return Err(commit_mismatch(&begun, watermark)),
             State::Idle => {
                 return Err(ReplicaError::OutOfOrder(format!("commit {watermark} without begin")));
@@ -243,14 +303,11 @@ impl ReplicaWriter {
                 ReplicaError::sqlite(&self.path, "completing the change log")(error)
             }
         })?;
-        self.commit_sqlite(watermark)
-            .map_err(ReplicaError::sqlite(&self.path, "committing a transaction"))?;
-        self.synced = false;
         let tables = tx.net.finish();
         let permissions_changed = tables.iter().any(|t| self.permissions_differ(t));
-        Ok(Applied::Committed(Arc::new(Commit {
+        Ok(Some(Arc::new(Commit {
             version: watermark.clone(),
-            previous: std::mem::replace(&mut self.version, watermark.clone()),
+            previous: self.applied_version().clone(),
             tables,
             schema: None,
             upstream_commit_ms: tx.commit_time_ms,
@@ -279,12 +336,13 @@ impl ReplicaWriter {
         change.truncated || change.rows.iter().any(|r| value(&r.old) != value(&r.new))
     }
 
-    /// Gives up the transaction in progress, if there is one (the stream was lost).
+    /// Gives up the transaction in progress and what is held, if there is any (the stream was lost).
     ///
     /// # Errors
     /// [`ReplicaError::Sqlite`].
     pub fn rollback(&mut self) -> Result<(), ReplicaError> {
         self.state = State::Idle;
+        self.held.clear();
         if self.connection.is_autocommit() {
             return Ok(());
         }
@@ -349,9 +407,9 @@ impl ReplicaWriter {
         &self.connection
     }
 
-    /// Whether a transaction is in progress.
+    /// Whether a transaction is in progress, or one is held.
     pub fn in_transaction(&self) -> bool {
-        matches!(self.state, State::In(_))
+        matches!(self.state, State::In(_)) || !self.held.is_empty()
     }
 }
 

@@ -26,8 +26,9 @@ mod write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use zeroring_core::cvr::store::{
@@ -54,6 +55,9 @@ const CHECKPOINT_EVERY: usize = 16_384;
 /// would otherwise never let SQLite start the WAL over; above this the writer itself checkpoints
 /// the (small) rest between two batches.
 const MAX_WAL_FRAMES: i64 = 16_384;
+
+/// A connection that was not used for so long gives its page cache back.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +97,9 @@ pub enum OpenError {
 /// The store. Dropping it finishes what waits and closes the file.
 #[derive(Debug)]
 pub struct EmbeddedCvrStore {
-    writer: SyncSender<WriterMessage>,
-    reader: SyncSender<ReaderMessage>,
+    // Boxed: a bounded channel takes the memory of all its places at once.
+    writer: SyncSender<Box<WriterMessage>>,
+    reader: SyncSender<Box<ReaderMessage>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -148,16 +153,16 @@ impl EmbeddedCvrStore {
         message: WriterMessage,
         fail: impl FnOnce(WriterMessage, CvrStoreError) -> T,
     ) {
-        if let Err(e) = self.writer.try_send(message) {
+        if let Err(e) = self.writer.try_send(Box::new(message)) {
             let (message, error) = refused(e);
-            fail(message, error);
+            fail(*message, error);
         }
     }
 
     fn read(&self, message: ReaderMessage) {
-        let Err(e) = self.reader.try_send(message) else { return };
+        let Err(e) = self.reader.try_send(Box::new(message)) else { return };
         let (message, error) = refused(e);
-        match message {
+        match *message {
             ReaderMessage::Load(.., reply) => answer(reply, Err(error)),
             ReaderMessage::Rows(_, reply) => answer(reply, Err(error)),
             ReaderMessage::CatchupRows(_, reply) => answer(reply, Err(error)),
@@ -252,8 +257,8 @@ impl CvrStore for EmbeddedCvrStore {
 impl Drop for EmbeddedCvrStore {
     fn drop(&mut self) {
         // Blocks if a queue is full; the threads take from it until they meet this.
-        let _ = self.reader.send(ReaderMessage::Stop);
-        let _ = self.writer.send(WriterMessage::Stop);
+        let _ = self.reader.send(Box::new(ReaderMessage::Stop));
+        let _ = self.writer.send(Box::new(WriterMessage::Stop));
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the CVR store panicked");
@@ -262,18 +267,36 @@ impl Drop for EmbeddedCvrStore {
     }
 }
 
+/// The next request; `None` if nobody can send one any more. Calls `release` once if none comes for
+/// [`QUIET`] after the last one.
+fn next<T>(requests: &Receiver<T>, used: &mut bool, release: impl FnOnce()) -> Option<T> {
+    if *used {
+        match requests.recv_timeout(QUIET) {
+            Ok(request) => return Some(request),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => release(),
+        }
+    }
+    *used = true;
+    requests.recv().ok()
+}
+
 /// Answers that wait for the commit.
 enum Waiting {
     Flush(Vec<Verdict>, Reply<Vec<Verdict>>),
     Purge(Answer<Purged>, Reply<Answer<Purged>>),
 }
 
-fn write_loop(mut writer: Writer, requests: &Receiver<WriterMessage>, checkpoint: &SyncSender<()>) {
+fn write_loop(
+    mut writer: Writer,
+    requests: &Receiver<Box<WriterMessage>>,
+    checkpoint: &SyncSender<()>,
+) {
     let mut written = 0;
-    loop {
-        let Ok(first) = requests.recv() else { return };
-        let mut batch = vec![first];
-        batch.extend(requests.try_iter().take(MAX_BATCH - 1));
+    let mut used = false;
+    while let Some(first) = next(requests, &mut used, || writer.release_memory()) {
+        let mut batch = vec![*first];
+        batch.extend(requests.try_iter().take(MAX_BATCH - 1).map(|request| *request));
         let stop = batch.iter().any(|m| matches!(m, WriterMessage::Stop));
         written += write_batch(&mut writer, batch);
         if written >= CHECKPOINT_EVERY && checkpoint.try_send(()).is_ok() {
@@ -346,18 +369,20 @@ fn log_failure(group: &ClientGroupId, done: Answer<()>) {
 
 fn read_loop(
     mut reader: Reader,
-    requests: &Receiver<ReaderMessage>,
-    claims: &SyncSender<WriterMessage>,
+    requests: &Receiver<Box<ReaderMessage>>,
+    claims: &SyncSender<Box<WriterMessage>>,
 ) {
-    while let Ok(request) = requests.recv() {
-        match request {
+    let mut used = false;
+    while let Some(request) = next(requests, &mut used, || reader.release_memory()) {
+        match *request {
             ReaderMessage::Load(group, connect_ms, reply) => {
                 let found = reader.load(&group, connect_ms);
-                if let Ok((_, true)) = &found
-                    && let Err(e) = claims.try_send(WriterMessage::Claim(group.clone(), connect_ms))
-                {
-                    // Only a hint: the first flush takes the group over anyway.
-                    tracing::warn!(%group, error = %refused(e).1, "a take-over was not noted");
+                if let Ok((_, true)) = &found {
+                    let claim = Box::new(WriterMessage::Claim(group.clone(), connect_ms));
+                    if let Err(e) = claims.try_send(claim) {
+                        // Only a hint: the first flush takes the group over anyway.
+                        tracing::warn!(%group, error = %refused(e).1, "a take-over was not noted");
+                    }
                 }
                 answer(reply, found.map(|(loaded, _)| loaded));
             }
@@ -379,13 +404,13 @@ fn read_loop(
 fn checkpoint_loop(
     connection: &Connection,
     requests: &Receiver<()>,
-    writer: &SyncSender<WriterMessage>,
+    writer: &SyncSender<Box<WriterMessage>>,
 ) {
     while requests.recv().is_ok() {
         match schema::checkpoint(connection) {
             Ok(frames) if frames > MAX_WAL_FRAMES => {
                 // A full queue will bring the next checkpoint soon.
-                let _ = writer.try_send(WriterMessage::Checkpoint);
+                let _ = writer.try_send(Box::new(WriterMessage::Checkpoint));
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the CVR file was not checkpointed"),

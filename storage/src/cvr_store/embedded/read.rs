@@ -71,6 +71,11 @@ impl Reader {
         Reader { connection, task_id }
     }
 
+    /// Gives the page cache back.
+    pub(super) fn release_memory(&self) {
+        super::schema::release_memory(&self.connection);
+    }
+
     /// Runs `body` in one read transaction: all it reads is of one moment.
     fn read<T>(
         &mut self,

@@ -37,6 +37,7 @@ pub(super) struct Writer {
 struct Known {
     num: i64,
     next_query: i64,
+    has_client_schema: bool,
 }
 
 pub(super) fn failed(e: rusqlite::Error) -> CvrStoreError {
@@ -70,6 +71,11 @@ impl Writer {
         }
     }
 
+    /// Gives the page cache back.
+    pub(super) fn release_memory(&self) {
+        schema::release_memory(&self.connection);
+    }
+
     /// Records written since the last call.
     pub(super) fn take_written(&mut self) -> usize {
         std::mem::take(&mut self.written)
@@ -98,9 +104,12 @@ impl Writer {
 
     fn apply(&mut self, flush: &GroupFlush) -> Answer<Flushed> {
         let known = self.check(flush)?;
-        let (grp, mut next_query) = match known {
-            Some(known) => (known.num, known.next_query),
-            None => (self.insert_group(flush)?, 0),
+        let Known { num: grp, mut next_query, has_client_schema } = match known {
+            Some(known) => known,
+            None => {
+                let num = self.insert_group(flush)?;
+                Known { num, next_query: 0, has_client_schema: false }
+            }
         };
         for client in &flush.clients {
             self.write_client(grp, client)?;
@@ -112,6 +121,9 @@ impl Writer {
             self.write_desire(grp, desire)?;
         }
         self.update_group(grp, flush, next_query)?;
+        if !has_client_schema {
+            self.set_client_schema(grp, flush)?;
+        }
         let flushed = self.write_rows(grp, flush)?;
         self.written +=
             1 + flush.clients.len() + flush.queries.len() + flush.desires.len() + flushed.rows;
@@ -123,11 +135,17 @@ impl Writer {
         let stored = self
             .connection
             .prepare_cached(
-                "SELECT num, next_query, version, owner, granted, deleted FROM groups WHERE id = ?",
+                "SELECT num, next_query, version, owner, granted, deleted,
+                   client_schema IS NOT NULL
+                 FROM groups WHERE id = ?",
             )
             .and_then(|mut s| {
                 s.query_row([flush.group.as_str()], |row| {
-                    let known = Known { num: row.get(0)?, next_query: row.get(1)? };
+                    let known = Known {
+                        num: row.get(0)?,
+                        next_query: row.get(1)?,
+                        has_client_schema: row.get(6)?,
+                    };
                     let owner: Option<Arc<str>> = row.get(3)?;
                     let granted: Option<f64> = row.get(4)?;
                     Ok((known, row.get::<_, String>(2)?, owner, granted, row.get::<_, bool>(5)?))
@@ -190,16 +208,12 @@ impl Writer {
                 ])
             })
             .map_err(failed)?;
-        let Some(client_schema) = &instance.client_schema else { return Ok(()) };
-        // Set once, and the same for most groups: stored once.
-        let missing = self
-            .connection
-            .prepare_cached("SELECT client_schema IS NULL FROM groups WHERE num = ?")
-            .and_then(|mut s| s.query_row([grp], |row| row.get::<_, bool>(0)))
-            .map_err(failed)?;
-        if !missing {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Set once, and the same for most groups: stored once.
+    fn set_client_schema(&self, grp: i64, flush: &GroupFlush) -> Answer<()> {
+        let Some(client_schema) = &flush.instance.client_schema else { return Ok(()) };
         let json = client_schema.json().to_string();
         self.connection
             .prepare_cached("INSERT INTO schemas (json) VALUES (?) ON CONFLICT DO NOTHING")
