@@ -159,7 +159,7 @@ impl Group {
         &self,
         sync: &Sync,
         instances: &BTreeMap<QueryHash, InstanceId>,
-        cx: &Cx<'_>,
+        cx: &mut Cx<'_>,
     ) -> Result<VecDeque<Held>, Failure> {
         let coming = instances.iter().map(|(id, instance)| (id, *instance, false));
         let going = sync.removals.iter().filter(|_| !sync.records_read);
