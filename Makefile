@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all their own set-up; see README.md.
 CARGO ?= cargo
 
-.PHONY: bench bench-all demo test lint fmt fuzz setup-build setup-test
+.PHONY: bench bench-all bench-check demo test lint fmt fuzz setup-build setup-test
 
 # A private Postgres with sample data, the server, and a page of live queries.
 demo: setup-build
@@ -26,6 +26,11 @@ bench: setup-test
 	target/release/zeroring-loadtest run $(BENCH_SCENARIOS) $(BENCH_SERVERS) $(BENCH_FLAGS) \
 	  --minutes $(BENCH_MINUTES) \
 	  --json $(word 1,$(BENCH_OUTPUT)) --html $(word 2,$(BENCH_OUTPUT))
+
+# What single parts of the engine and the server count, against committed figures. `make test`
+# compares allocations; this compares instructions too (valgrind; minutes).
+bench-check:
+	$(CARGO) run --locked -q -p zeroring-bench -- --check-instructions
 
 # The scenarios that `make bench` leaves out: mixed queries, churn, stalled clients, models of
 # feeds, mail, forums and customer lists. Each server once.

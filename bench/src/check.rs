@@ -25,7 +25,7 @@ const WARM_UP: u64 = 3;
 const BATCHES: u64 = 4;
 
 /// A count may exceed its base by this share: hash tables and vectors grow in leaps.
-const ALLOCATIONS_TOLERANCE: f64 = 0.05;
+const ALLOCATIONS_TOLERANCE: f64 = 0.15;
 
 /// Code is laid out differently by other compilers and processors.
 const INSTRUCTIONS_TOLERANCE: f64 = 0.10;
@@ -196,10 +196,10 @@ mod tests {
         assert!(complaints("x", base, base).is_empty());
         let less = Counts { allocations: 10.0, bytes: 10.0, instructions: None };
         assert!(complaints("x", less, base).is_empty());
-        let more = Counts { allocations: 107.0, bytes: 1010.0, instructions: Some(6000.0) };
+        let more = Counts { allocations: 117.0, bytes: 1010.0, instructions: Some(6000.0) };
         let found = complaints("x", more, base);
         assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found[0].contains("107.0 allocations, the base is 100.0"), "{found:?}");
+        assert!(found[0].contains("117.0 allocations, the base is 100.0"), "{found:?}");
         let none = Counts { allocations: 0.0, bytes: 0.0, instructions: None };
         assert!(complaints("x", Counts { allocations: 0.4, ..none }, none).is_empty());
     }

@@ -185,7 +185,12 @@ pub(crate) fn valid<'a>(results: &'a Results, scenario: &str, server: &str) -> V
 
 /// A figure over the runs of one server.
 pub(crate) fn spread(runs: &[&RunResult], step: usize, figure: &Figure) -> Option<Spread> {
-    let values: Vec<f64> = runs.iter().filter_map(|r| (figure.of)(r.steps.get(step)?)).collect();
+    let of = |step: &StepResult| {
+        // The figures of a search are those of its best trial: of another rate for each server.
+        let comparable = step.kind != "search" || matches!(figure.unit, "/s" | "rows/s");
+        if comparable { (figure.of)(step) } else { None }
+    };
+    let values: Vec<f64> = runs.iter().filter_map(|r| of(r.steps.get(step)?)).collect();
     Spread::of(&values)
 }
 
