@@ -14,19 +14,21 @@ trap 'rm -f "$log"' EXIT
 failed=0
 
 run() { # title, then arguments of cargo test
-  local title=$1
+  local title=$1 status
   shift
   echo "== $title"
-  cargo test --profile fuzz --locked "$@" 2>&1 | tee -a "$log" | grep -vE '^test .* ok$|^running|^$' \
-    || true
-  if [ "${PIPESTATUS[0]}" != 0 ]; then
+  cargo test --profile fuzz --locked "$@" 2>&1 | tee -a "$log" \
+    | grep -vE '^test .* ok$|^ok$|^running|^$'
+  status=${PIPESTATUS[0]}
+  if [ "$status" != 0 ]; then
     failed=1
-    echo "FAILED: $title (seed $seed)" | tee -a "$log"
+    echo "FAILED: $title (FUZZ_SEED=$seed)" | tee -a "$log"
   fi
 }
 
 echo "make fuzz FUZZ_SEED=$seed FUZZ_SCALE=$scale"
-export ZERORING_SEED=$seed
+# Runs of different seconds share no history.
+export ZERORING_SEED=$((seed * 1000000))
 export ZERORING_HISTORIES=$((200000 * scale))
 export ZERORING_SKELETONS=$((scale >= 4 ? 1 : 4 / scale))
 export ZERORING_REWRITES=$((20000 * scale))
@@ -37,7 +39,7 @@ export ZERORING_SIM_SEEDS=$((500 * scale))
 export CVR_SEED=$seed CVR_STEPS=$((400000 * scale))
 export ZERORING_WIRE_SEED=$seed ZERORING_WIRE_STEPS=$((400 * scale))
 export ZERORING_FUZZ_SEED=$seed ZERORING_FUZZ_ROUNDS=$((3 * scale))
-export ZR_SEEDS=$seed..$((seed + 200 * scale))
+export ZR_SEEDS=$ZERORING_SEED..$((ZERORING_SEED + 200 * scale))
 
 run "engine over memory: histories, shapes, rewrites, data sets" \
   -p zeroring-core --lib -- --nocapture \
@@ -54,7 +56,7 @@ if [ "$only" = all ]; then
 fi
 
 echo "== compared, with seeds from $seed on"
-grep -E 'agree$' "$log" | sed 's/^test [^ ]* \.\.\. //'
+grep -E 'agree$|^FAILED' "$log" | sed 's/^test [^ ]* \.\.\. //'
 sed -nE 's/.* ([0-9]+) steps agree$/\1/p' "$log" \
   | awk '{ s += $1 } END { print s " engine steps without a difference" }'
 exit $failed

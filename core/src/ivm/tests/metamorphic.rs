@@ -169,7 +169,7 @@ fn rewritten_queries_sync_the_same_rows() {
     for seed in first..first + count {
         nonempty += u64::from(history(seed) > 0);
     }
-    println!("rewrites: histories {first}..{}, {nonempty} with rows", first + count);
+    println!("rewrites: histories {first}..{}, {nonempty} with rows agree", first + count);
     assert!(nonempty * 4 > count, "{nonempty} of {count} histories had rows");
 }
 
