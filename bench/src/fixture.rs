@@ -8,7 +8,7 @@ use zeroring_core::change::published::{
     PublishedColumn, PublishedIndex, PublishedSchema, PublishedTable,
 };
 use zeroring_core::row::Row;
-use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
+use zeroring_core::schema::{ColumnSpec, TableId, TableSpec, UniqueKey, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
 

@@ -191,13 +191,13 @@ impl Executor {
         }
         let transforms = std::mem::take(&mut state.transforms);
         let calls = std::mem::take(&mut state.calls);
-        let more = hydrating || computing || !state.inbox.is_empty() || mailbox.has_answers();
         drop(state);
         for transform in transforms {
             self.ask_endpoint(transform);
         }
         self.forward(calls);
-        hydrating || !self.state.borrow().inbox.is_empty() || mailbox.has_answers()
+        let waits = !self.state.borrow().inbox.is_empty();
+        hydrating || computing || waits || mailbox.has_answers()
     }
 
     fn ask_endpoint(self: &Rc<Self>, transform: Transform) {

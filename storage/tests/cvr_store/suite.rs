@@ -286,6 +286,7 @@ fn advance(server: &Server, cvr: &Cvr, at: u64, rows: &[Delta<'_>]) -> Cvr {
         row: written.map(|v| row(&state(v), id)),
         counts: [CountChange { query: query.into(), before, after }].into_iter().collect(),
         others,
+        by_advance: true,
     });
     updater.advanced(rows, &cvr.version.state).unwrap();
     server.commit(finish(updater, 3.0))
@@ -344,6 +345,7 @@ pub fn adjusted_rows_keep_what_the_flush_did_not_name(lab: &dyn Lab) {
         row,
         counts: counts_7.iter().cloned().collect(),
         others: false,
+        by_advance: true,
     };
     updater.advanced([odd(8, Some(row(&state(7), 8))), odd(9, None)], &state(6)).unwrap();
     let prepared = finish(updater, 4.0).unwrap();

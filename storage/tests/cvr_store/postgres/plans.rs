@@ -54,6 +54,7 @@ fn no_table_is_read_as_a_whole() {
                         .into_iter()
                         .collect(),
                     others: false,
+                    by_advance: true,
                 });
             updater.advanced(rows, &cvr.version.state).unwrap();
             finish(updater, 3.0).unwrap()
