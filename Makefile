@@ -19,7 +19,7 @@ test: setup-test lint
 BENCH_SCENARIOS ?= $(wildcard loadtest/scenarios/*.toml)
 BENCH_SERVERS ?= --server original --server zeroring
 BENCH_FLAGS ?= --abba
-BENCH_MINUTES ?= 25
+BENCH_MINUTES ?= 22
 BENCH_OUTPUT ?= docs/benchmarks/results.json docs/benchmarks/report.html
 bench: setup-test
 	$(CARGO) build --release --locked -p zeroring -p zeroring-loadtest

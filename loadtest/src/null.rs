@@ -181,8 +181,15 @@ fn start_server(load: &NullLoad) -> Result<(ChildServer, SocketAddr), LoadError>
 
 /// Measures the generator; false if it did not keep up.
 pub(crate) fn measure(load: &NullLoad) -> Result<bool, LoadError> {
-    let (mut server, address) = start_server(load)?;
-    let mut fleet = Fleet::start(load.workers, address)?;
+    let mut servers = Vec::new();
+    let mut addresses = Vec::new();
+    for _ in 0..load.workers.get() {
+        // One for each worker: a server, too, has a limit of open files.
+        let (server, address) = start_server(load)?;
+        servers.push(server);
+        addresses.push(address);
+    }
+    let mut fleet = Fleet::start_at(load.workers, &addresses, load.workers.get() > 1)?;
     let schema = Arc::new(serde_json::json!({"tables": {}}));
     let begin = Instant::now();
     for index in 0..load.clients {
@@ -204,7 +211,12 @@ pub(crate) fn measure(load: &NullLoad) -> Result<bool, LoadError> {
     let connected = fleet.complete();
     let connect_seconds = begin.elapsed().as_secs_f64();
     drop(fleet.take_interval());
-    let cpu = || (process::own_cpu_seconds(), process::cpu_seconds(server.0.id()));
+    let cpu = || {
+        (
+            process::own_cpu_seconds(),
+            servers.iter().map(|s| process::cpu_seconds(s.0.id())).sum::<f64>(),
+        )
+    };
     let (own_before, server_before) = cpu();
     let begin = Instant::now();
     let mut total = Interval::default();
@@ -214,7 +226,7 @@ pub(crate) fn measure(load: &NullLoad) -> Result<bool, LoadError> {
     }
     let seconds = begin.elapsed().as_secs_f64();
     let (own, theirs) = cpu();
-    let alive = matches!(server.0.try_wait(), Ok(None));
+    let alive = servers.iter_mut().all(|s| matches!(s.0.try_wait(), Ok(None)));
     let still_connected = fleet.connected();
     let ms = |q| total.write.quantile_ms(q).map_or("–".to_owned(), number);
     let (own_cpu, server_cpu) =

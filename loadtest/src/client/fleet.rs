@@ -50,8 +50,19 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts `workers` threads; no client yet.
+    /// Starts `workers` threads for clients of one server; no client yet.
     pub(crate) fn start(workers: NonZeroUsize, server: SocketAddr) -> Result<Fleet, rt::RtError> {
+        Fleet::start_at(workers, &[server], false)
+    }
+
+    /// Starts `workers` threads: the n-th one's clients connect to the n-th of `servers`, in turn.
+    /// With `own_files` each thread has a table of open files of its own: the limit of open files
+    /// is one of a table, not of the process.
+    pub(crate) fn start_at(
+        workers: NonZeroUsize,
+        servers: &[SocketAddr],
+        own_files: bool,
+    ) -> Result<Fleet, rt::RtError> {
         let config = RtConfig { executors: Some(workers), ..RtConfig::default() };
         let mut commands = Vec::new();
         let mut stats = Vec::new();
@@ -62,11 +73,15 @@ impl Fleet {
             let shared = Arc::new(WorkerStats::default());
             commands.push(producer);
             stats.push(shared.clone());
-            inputs.push((consumer, shared));
+            let Some(server) = servers.get(index % servers.len().max(1)) else {
+                return Err(rt::RtError::Config("no server to connect to".to_owned()));
+            };
+            inputs.push((consumer, shared, *server));
         }
-        let executors = Executors::spawn_with(&config, inputs, move |_, (commands, stats)| {
-            worker(commands, stats, server)
-        })?;
+        let executors =
+            Executors::spawn_with(&config, inputs, move |_, (commands, stats, server)| {
+                worker(commands, stats, server, own_files)
+            })?;
         Ok(Fleet { executors: Some(executors), commands, stats })
     }
 
@@ -167,7 +182,23 @@ impl Drop for Fleet {
 
 type Clients = Rc<RefCell<FxHashMap<usize, Rc<Client>>>>;
 
-async fn worker(commands: ring::Consumer<Command>, stats: Arc<WorkerStats>, server: SocketAddr) {
+/// Gives this thread a table of open files of its own, with all that are open now.
+fn separate_files() -> io::Result<()> {
+    // SAFETY: descriptors that this thread opens from now on are used by this thread alone, and
+    // those of the copied table stay valid in both tables.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }?;
+    Ok(())
+}
+
+async fn worker(
+    commands: ring::Consumer<Command>,
+    stats: Arc<WorkerStats>,
+    server: SocketAddr,
+    own_files: bool,
+) {
+    if own_files && let Err(error) = separate_files() {
+        stats.now().complain(format!("a worker has no table of open files of its own: {error}"));
+    }
     let mut commands = match commands.into_local() {
         Ok(commands) => commands,
         Err(error) => {
