@@ -136,7 +136,7 @@ fn scalars_of_rules_are_silent_and_evidence_below_a_scalar_is_not() {
     example(
         nested("EXISTS", "title 2"),
         "+c20 +i2×2",
-        &[(&[("issue", json!(["i2", "x", 2]))], "-c20 -i2")],
+        &[(&[("issue", json!(["i2", "x", 2]))], "-c20 -i2×2")],
     );
     example(
         nested("NOT EXISTS", "x"),
