@@ -13,10 +13,13 @@ const MAX_KEPT_BYTES: usize = 8 << 20;
 /// Entries that are kept.
 const MAX_KEPT: usize = 16_384;
 
+/// What was made of, and made.
+type Made = (Arc<[Frame]>, Rc<[ws::Frame]>);
+
 /// Wire frames made lately. Only of frames that somebody else holds too: others come once.
 #[derive(Default)]
 pub(super) struct WireFrames {
-    lists: FxHashMap<*const Frame, (Arc<[Frame]>, Rc<[ws::Frame]>)>,
+    lists: FxHashMap<*const Frame, Made>,
     frames: FxHashMap<*const u8, (Arc<[u8]>, ws::Frame)>,
     bytes: usize,
 }

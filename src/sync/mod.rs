@@ -8,12 +8,16 @@
 //!                                             CVR store (one flush of many groups)
 //! ```
 //!
-//! - [`connection`]: a socket's handshake and messages. - [`executor`]: the loop: follow the
-//!   replica, handle events, hydrate, flush. - [`groups`]: the table of client groups; carries out
-//!   what the pure state machine (`zeroring_core::group`) wants done; routes deltas to subscribers
-//!   only. - [`world`]: engine, snapshot, permissions. - [`answers`]: from the store's threads.
-//!   - [`fanout`]: frames made once. - [`pushes`]: mutations to the app's endpoint. - [`slow`]: slow
-//!   hydrations and missing indexes, numbers of the engine. - [`drain`]: the pace of an orderly end.
+//! - [`connection`]: a socket's handshake and messages.
+//! - [`executor`]: the loop: follow the replica, handle events, hydrate, flush.
+//! - [`groups`]: the table of client groups; carries out what the pure state machine
+//!   (`zeroring_core::group`) wants done; routes deltas to subscribers only.
+//! - [`world`]: engine, snapshot, permissions.
+//! - [`answers`]: from the store's threads.
+//! - [`fanout`]: frames made once.
+//! - [`pushes`]: mutations to the app's endpoint.
+//! - [`slow`]: slow hydrations and missing indexes, numbers of the engine.
+//! - [`drain`]: the pace of an orderly end.
 //!
 //! Invariants: nothing here blocks but SQLite, in slices of about a millisecond; a group lives on
 //! one executor; an executor's state never leaves its thread; a group that a commit does not touch
