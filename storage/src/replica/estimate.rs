@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use zeroring_core::ivm::plan::{Condition, ExistsEdge, Node, Op, Param, Params, Plan};
 use zeroring_core::schema::{TableSpec, ValueType};
 
-use super::sql::text_is_kept;
+use super::column::text_is_kept;
 
 /// Rows of a table without statistics (as SQLite assumes).
 const DEFAULT_ROWS: f64 = 1_048_576.0;

@@ -25,6 +25,7 @@
 
 mod apply;
 pub mod checkpoint;
+mod column;
 pub mod error;
 pub mod estimate;
 pub mod initial;

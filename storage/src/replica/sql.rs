@@ -6,13 +6,13 @@
 //! come between them:
 //! - LIKE is a function that calls the very matcher of the predicate ([`register`]);
 //! - a string column whose declared type has numeric affinity may hold numbers (`upc`, an enum
-//!   named `point`): it is read through `zr_text`, see [`text_is_kept`];
+//!   named `point`): it is read through `zr_text` (see `column`);
 //! - JSON `null` is null;
 //! - lists are bound as arrays of values, not as JSON text, so that no number is re-parsed.
 //!
 //! Everything else follows from plans being well typed (`core::zql::compile`).
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{Display, Write as _};
 
 use rusqlite::Connection;
 use rusqlite::functions::{Context, FunctionFlags};
@@ -26,6 +26,7 @@ use zeroring_core::schema::{TableSpec, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::zql::like::LikePattern;
 
+use super::column::{Column, Expression, Ident};
 use super::estimate::ExistsSide;
 use super::schema::VERSION_COLUMN;
 use super::types::number_text;
@@ -105,25 +106,6 @@ fn like(c: &Context<'_>, ignore_case: bool) -> rusqlite::Result<Option<bool>> {
     })
 }
 
-/// Whether a string column's values are certainly stored as text. Columns with TEXT affinity are;
-/// uuid and the network types have numeric affinity, but none of their texts is a number. Names
-/// that no Postgres type has are enums, declared with the attribute `|TEXT_ENUM`, which gives
-/// TEXT affinity unless the name contains `INT`.
-pub fn text_is_kept(upstream_type: &str) -> bool {
-    let never_numbers = ["uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn"];
-    never_numbers.iter().any(|t| t.eq_ignore_ascii_case(upstream_type))
-        || has_text_affinity(upstream_type)
-}
-
-fn has_text_affinity(upstream_type: &str) -> bool {
-    let numeric = [
-        "uuid", "inet", "cidr", "macaddr", "macaddr8", "pg_lsn", "ean13", "isbn", "isbn13", "ismn",
-        "ismn13", "issn", "issn13", "upc",
-    ];
-    let integer = |name: &str| name.as_bytes().windows(3).any(|w| w.eq_ignore_ascii_case(b"INT"));
-    !numeric.iter().any(|t| t.eq_ignore_ascii_case(upstream_type)) && !integer(upstream_type)
-}
-
 /// The bodies of the EXISTS in a statement for a node, in the order of their aliases: `t1` first.
 pub(super) fn bodies(plan: &Plan, node: NodeId, filter: Filter) -> Vec<NodeId> {
     fn collect(plan: &Plan, condition: &Condition, out: &mut Vec<NodeId>) {
@@ -181,90 +163,6 @@ struct Builder<'a> {
     statement: Statement<'a>,
     /// Table aliases given out; the outermost is `t0`.
     aliases: usize,
-}
-
-/// A column of a table under an alias.
-#[derive(Clone, Copy)]
-struct Column<'t> {
-    alias: usize,
-    table: &'t TableSpec,
-    column: usize,
-}
-
-impl<'t> Column<'t> {
-    /// The column as stored.
-    fn stored(self) -> Expression<'t> {
-        Expression { column: self, read: Read::Stored }
-    }
-
-    /// The column as read: text columns that may hold numbers as text.
-    fn read(self) -> Expression<'t> {
-        let read = if self.is_kept() { Read::Stored } else { Read::NumbersAsText };
-        Expression { column: self, read }
-    }
-
-    fn is_kept(self) -> bool {
-        let c = &self.table.columns[self.column];
-        c.value_type != ValueType::String || text_is_kept(&c.upstream_type)
-    }
-
-    /// The column as read, in a form that lets an index on `indexed` serve `indexed = self`: an
-    /// index on a text column is of no use for a comparison with numeric affinity.
-    fn read_for(self, indexed: Column<'_>) -> Expression<'t> {
-        let text = |c: Column<'_>| has_text_affinity(&c.table.columns[c.column].upstream_type);
-        let string = self.table.columns[self.column].value_type == ValueType::String;
-        if string && self.is_kept() && text(indexed) && !text(self) {
-            Expression { column: self, read: Read::AsText }
-        } else {
-            self.read()
-        }
-    }
-
-    fn nullable(self) -> bool {
-        self.table.columns[self.column].nullable
-    }
-}
-
-/// A column in an expression; written without an allocation.
-#[derive(Clone, Copy)]
-struct Expression<'t> {
-    column: Column<'t>,
-    read: Read,
-}
-
-#[derive(Clone, Copy)]
-enum Read {
-    Stored,
-    NumbersAsText,
-    AsText,
-}
-
-impl fmt::Display for Expression<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (before, after) = match self.read {
-            Read::Stored => ("", ""),
-            Read::NumbersAsText => ("zr_text(", ")"),
-            Read::AsText => ("CAST(", " AS TEXT)"),
-        };
-        let Column { alias, table, column } = self.column;
-        write!(f, "{before}t{alias}.{}{after}", Ident(&table.columns[column].name))
-    }
-}
-
-/// A name as an SQL identifier.
-struct Ident<'a>(&'a str);
-
-impl fmt::Display for Ident<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('"')?;
-        for (i, part) in self.0.split('"').enumerate() {
-            if i > 0 {
-                f.write_str("\"\"")?;
-            }
-            f.write_str(part)?;
-        }
-        f.write_char('"')
-    }
 }
 
 /// Which side of a position.
@@ -791,16 +689,6 @@ fn successor(prefix: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_that_may_hold_numbers_are_known() {
-        for kept in ["text", "varchar", "bpchar", "character varying", "uuid", "inet", "mood"] {
-            assert!(text_is_kept(kept), "{kept}");
-        }
-        for converted in ["upc", "isbn13", "point_kind", "PRINTER"] {
-            assert!(!text_is_kept(converted), "{converted}");
-        }
-    }
 
     #[test]
     fn the_successor_bounds_a_prefix() {

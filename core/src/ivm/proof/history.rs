@@ -93,9 +93,15 @@ impl History {
         let mut rng = StdRng::seed_from_u64(!seed);
         let db = world.database();
         let schema = world.schema();
+        // Of a few only: a parked instance is compared as a whole, which hides what is wrong. By
+        // the seed, not by a draw, so that the seeds of the mutants stay what they are.
+        let max_rows = match seed % 16 {
+            7 | 8 | 13 => (seed / 16 % 6) as usize,
+            _ => usize::MAX,
+        };
         let config = EngineConfig {
             max_instances: 16,
-            max_rows: *[usize::MAX, usize::MAX, 0, 5].choose(&mut rng).unwrap_or(&0),
+            max_rows,
             overshoot: Overshoot::Fixed(rng.random_range(0..3)),
             lead_above: rng.random_range(0..3),
             rehydrate_above: *[usize::MAX, usize::MAX, usize::MAX, 0, 2]
