@@ -146,6 +146,7 @@ impl ClientModel {
                 self.state.results.remove(&id(&op["id"]));
             }
         }
+        assert!(patches <= 100, "{patches} patches in one part");
         patches
     }
 }

@@ -333,6 +333,18 @@ impl Harness {
         state
     }
 
+    /// The server dies, with everything that was under way, and is there again.
+    pub fn crash(&mut self) {
+        self.groups.clear();
+        self.world.forget_instances();
+        for socket in self.sockets.values_mut() {
+            socket.closed = true;
+            socket.busy = false;
+            socket.wire.clear();
+            socket.outbox.clear();
+        }
+    }
+
     /// A message from a client, as JSON text.
     pub fn say(&mut self, conn: ConnId, text: &str) {
         let message = up::parse(text).expect("a valid message");

@@ -8,10 +8,10 @@ use crate::cvr::{RefCounts, RowIdentity, RowRecord};
 use crate::protocol::error::{ApiFailure, CallReason};
 use crate::value::Value;
 
-const ALL_ISSUES: &str = r#"{"table":"issue","orderBy":[["id","asc"]]}"#;
+pub const ALL_ISSUES: &str = r#"{"table":"issue","orderBy":[["id","asc"]]}"#;
 const COMMENTED: &str = r#"{"table":"issue","orderBy":[["id","asc"]],"related":[{"correlation":{"parentField":["id"],"childField":["issue"]},"subquery":{"table":"comment","alias":"comments","orderBy":[["id","asc"]]}}]}"#;
 
-fn put(hash: &str, ast: &str) -> String {
+pub fn put(hash: &str, ast: &str) -> String {
     format!(r#"{{"op":"put","hash":"{hash}","ast":{ast},"ttl":1000}}"#)
 }
 
@@ -19,17 +19,17 @@ fn named(hash: &str) -> String {
     format!(r#"{{"op":"put","hash":"{hash}","name":"n_{hash}","args":[]}}"#)
 }
 
-fn init(patch: &str) -> String {
+pub fn init(patch: &str) -> String {
     format!(
         r#"["initConnection",{{"desiredQueriesPatch":[{patch}],"clientSchema":{CLIENT_SCHEMA}}}]"#
     )
 }
 
-fn change(patch: &str) -> String {
+pub fn change(patch: &str) -> String {
     format!(r#"["changeDesiredQueries",{{"desiredQueriesPatch":[{patch}]}}]"#)
 }
 
-fn issue(h: &Harness, id: &str, n: f64) -> super::world::Change {
+pub fn issue(h: &Harness, id: &str, n: f64) -> super::world::Change {
     let values = vec![Value::string(id), Value::string("o"), Value::Number(n)];
     (h.world.table("issue"), [Value::string(id)].into_iter().collect(), Some(values))
 }
@@ -52,7 +52,7 @@ fn result(h: &Harness, group: &str, client: &str, id: f64, json: &str) -> super:
     (h.world.table("zero_0.mutations"), key, Some(values))
 }
 
-fn joined(h: &mut Harness, client: &str, patch: &str) -> ConnId {
+pub fn joined(h: &mut Harness, client: &str, patch: &str) -> ConnId {
     let conn = h.connect("g", client, None, Persisted::default(), 51).expect("admitted");
     h.say(conn, &init(patch));
     h.settle();
@@ -60,7 +60,7 @@ fn joined(h: &mut Harness, client: &str, patch: &str) -> ConnId {
     conn
 }
 
-fn rejoin(h: &mut Harness, client: &str, state: Persisted) -> ConnId {
+pub fn rejoin(h: &mut Harness, client: &str, state: Persisted) -> ConnId {
     let conn = h.connect("g", client, None, state, 51).expect("admitted");
     h.say(conn, r#"["initConnection",{"desiredQueriesPatch":[]}]"#);
     h.settle();

@@ -1,5 +1,6 @@
-//! Random clients, lost connections, old cookies, commits, query changes, evictions, store and
-//! endpoint trouble, in random order, with answers under way for as long as chance likes. Clients
+//! Random clients, lost connections, duplicate connects, old cookies, commits, query changes,
+//! evictions, store and endpoint trouble, lost acknowledgements, takeovers, crashes between any two
+//! steps, in random order, with answers under way for as long as chance likes. Clients
 //! check every rule of the protocol; whenever everything has settled, what they hold equals brute
 //! force, and so do the records in the store.
 //!
@@ -257,10 +258,20 @@ impl Sim {
     }
 
     fn trouble(&mut self) {
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..6) {
             0 => self.h.flush_faults.push_back(CvrStoreError::Storage("disk full".into())),
             1 => self.h.unknown_outcomes += 1,
-            2 => self.h.endpoint_down = Some(ApiFailure::call(CallReason::Internal, "down")),
+            // Another server takes the group over, or writes first, and loses it again.
+            2 => self.h.flush_faults.push_back(CvrStoreError::Ownership {
+                owner: "another".into(),
+                granted_ms: self.h.now_ms + 1.0,
+                connect_ms: self.h.now_ms,
+            }),
+            3 => self.h.flush_faults.push_back(CvrStoreError::ConcurrentModification {
+                expected: "00".into(),
+                actual: "01".into(),
+            }),
+            4 => self.h.endpoint_down = Some(ApiFailure::call(CallReason::Internal, "down")),
             _ => self.h.endpoint_down = None,
         }
     }
@@ -268,8 +279,9 @@ impl Sim {
     fn disturb(&mut self) {
         let group = self.group();
         let reason = [ResetReason::SchemaChange, ResetReason::PermissionsChange];
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..5) {
             0 => self.h.feed(&group, Event::Drain),
+            1 => self.h.crash(),
             _ => {
                 let reason = *reason.choose(&mut self.rng).expect("some");
                 self.h.feed(&group, Event::Reset(reason));

@@ -123,6 +123,11 @@ impl SimWorld {
         self.schema.tables[name].clone()
     }
 
+    /// Everything in memory is gone.
+    pub fn forget_instances(&mut self) {
+        self.instances.clear();
+    }
+
     pub fn instances(&self) -> usize {
         self.instances.len()
     }
