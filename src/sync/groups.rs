@@ -25,6 +25,7 @@ use zeroring_net::ws::{SendError, WsWriter};
 use zeroring_storage::cvr_store::{CvrStore, RowLookup, RowScan};
 
 use super::answers::{FlushLane, Mailbox, StoreAnswer};
+use super::counters::Counters;
 use super::drain::Draining;
 use super::fanout::{self, WireFrames};
 use super::pushes::MutateCall;
@@ -98,20 +99,6 @@ pub(super) struct Transform {
     pub(super) group: GroupKey,
     pub(super) credentials: Arc<Credentials>,
     pub(super) queries: Vec<TransformRequest>,
-}
-
-/// Counters for `/statz`.
-#[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Counters {
-    pub(super) connections_total: u64,
-    pub(super) messages: u64,
-    pub(super) frames: u64,
-    pub(super) slow_clients: u64,
-    pub(super) flushes: u64,
-    pub(super) flush_batches: u64,
-    pub(super) advances: u64,
-    pub(super) resets: u64,
-    pub(super) group_failures: u64,
 }
 
 /// The state of an executor.

@@ -30,6 +30,7 @@
 
 mod answers;
 mod connection;
+mod counters;
 mod drain;
 mod executor;
 mod fanout;
