@@ -12,6 +12,7 @@ use zeroring_core::row::{Key, Row};
 use zeroring_core::schema::{Schema, TableSpec};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
+use zeroring_storage::replica::estimate::ExistsSide;
 use zeroring_storage::replica::reader::{ReaderOptions, ReplicaReader};
 use zeroring_storage::replica::source::ReplicaSource;
 use zeroring_storage::replica::types::ValueParam;
@@ -42,6 +43,13 @@ pub fn sqlite(schema: &Schema, db: &Database, version: &StateVersion) -> SqliteW
     let mut source = ReplicaSource::new(reader).unwrap();
     source.refresh().unwrap();
     SqliteWorld { source, writer, _dir: dir }
+}
+
+/// The same, every EXISTS begun with its child where that is possible.
+pub fn child_first(schema: &Schema, db: &Database, version: &StateVersion) -> SqliteWorld {
+    let mut world = sqlite(schema, db, version);
+    world.source.always_begin_with(ExistsSide::Child);
+    world
 }
 
 /// Ends the transaction at a version.
