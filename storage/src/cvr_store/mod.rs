@@ -15,6 +15,7 @@
 //!
 //! [`embedded`] is one local SQLite file; [`postgres`] the database that originals use too.
 
+mod decode;
 pub mod embedded;
 pub mod postgres;
 

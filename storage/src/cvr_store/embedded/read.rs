@@ -9,11 +9,12 @@ use zeroring_core::cvr::store::{
     CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, RowCursor, RowPage,
 };
 use zeroring_core::cvr::{
-    ClientGroupId, ClientId, ClientSchema, Cvr, DEFAULT_TTL_MS, Query, QueryBody, QueryHash,
-    RefCounts, RowIdentity, RowRecord, TtlClock,
+    ClientGroupId, ClientId, Cvr, Query, QueryBody, QueryHash, RefCounts, RowIdentity, RowRecord,
+    TtlClock,
 };
-use zeroring_core::version::{CvrVersion, StateVersion};
+use zeroring_core::version::CvrVersion;
 
+use super::super::decode::{self, damaged, state, version};
 use super::super::{Answer, RowLookup, RowScan};
 use super::codec;
 use super::write::{KIND_CLIENT, KIND_CUSTOM, KIND_INTERNAL, failed};
@@ -25,35 +26,12 @@ pub(super) struct Reader {
     task_id: Arc<str>,
 }
 
-/// What a read does not understand, or SQLite refuses.
-#[derive(Debug)]
-enum Failure {
-    Sqlite(rusqlite::Error),
-    Damaged(String),
-    Refused(CvrStoreError),
-}
+type Failure = decode::Failure<rusqlite::Error>;
 
 impl From<rusqlite::Error> for Failure {
     fn from(e: rusqlite::Error) -> Failure {
-        Failure::Sqlite(e)
+        Failure::Database(e)
     }
-}
-impl From<CvrStoreError> for Failure {
-    fn from(e: CvrStoreError) -> Failure {
-        Failure::Refused(e)
-    }
-}
-
-fn damaged(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Failure {
-    Failure::Damaged(format!("{what}: {why}"))
-}
-
-fn version(text: &str) -> Result<CvrVersion, Failure> {
-    CvrVersion::parse(text).map_err(|e| damaged("version", e))
-}
-
-fn state(text: &str) -> Result<StateVersion, Failure> {
-    StateVersion::parse(text).map_err(|e| damaged("state version", e))
 }
 
 /// The group's own record.
@@ -83,11 +61,7 @@ impl Reader {
         body: impl FnOnce(&Connection, &str) -> Result<T, Failure>,
     ) -> Answer<T> {
         let tx = self.connection.transaction().map_err(failed)?;
-        body(&tx, &self.task_id).map_err(|e| match e {
-            Failure::Sqlite(e) => failed(e),
-            Failure::Damaged(what) => CvrStoreError::Damaged { group: group.clone(), what },
-            Failure::Refused(e) => e,
-        })
+        body(&tx, &self.task_id).map_err(|e| e.of(group, failed))
     }
 
     /// Loads a group (spec §2.5). The flag: this server takes it over, which is to be noted.
@@ -101,26 +75,10 @@ impl Reader {
                 let cvr = Cvr::empty(group.clone());
                 return Ok((Loaded { cvr, taken_over_from: None }, false));
             };
-            if found.deleted {
-                return Err(CvrStoreError::ClientNotFound(
-                    "Client has been purged due to inactivity".to_owned(),
-                )
-                .into());
-            }
-            let foreign = found.owner.as_deref() != Some(task_id);
-            if foreign && found.granted_ms > connect_ms {
-                return Err(CvrStoreError::Ownership {
-                    owner: found.owner.unwrap_or_default(),
-                    granted_ms: found.granted_ms,
-                    connect_ms,
-                }
-                .into());
-            }
-            if let Some(json) = &found.schema {
-                let schema = ClientSchema::parse(json)
-                    .map_err(|e| CvrStoreError::InvalidClientSchema(e.to_string()))?;
-                found.cvr.client_schema = Some(Arc::new(schema));
-            }
+            let (owner, granted_ms) = (found.owner.as_ref(), found.granted_ms);
+            let foreign =
+                decode::takes_over(found.deleted, owner, granted_ms, connect_ms, task_id)?;
+            found.cvr.client_schema = decode::client_schema(found.schema.as_deref())?;
             let cvr = assemble(
                 found.cvr,
                 clients(db, found.num)?,
@@ -245,37 +203,12 @@ impl Reader {
             let counts = rows_per_query(db, found.num)?;
             let by_hash: HashMap<_, _> =
                 all_queries(db, found.num)?.into_iter().map(|q| (q.query.id.clone(), q)).collect();
-            let mut list = Vec::new();
-            for desire in desires(db, found.num)? {
-                let ttl_ms = desire.ttl_ms.unwrap_or(DEFAULT_TTL_MS);
-                let over = desire.inactivated_at.is_some_and(|at| at.plus(ttl_ms) <= clock);
-                if over || client.is_some_and(|c| *c != desire.client) {
-                    continue;
-                }
-                let stored = by_hash.get(&desire.query);
-                let (ast, name, args) = match stored.map(|s| &s.query.body) {
-                    None => (None, None, None),
-                    Some(QueryBody::Custom { name, args }) => {
-                        (None, Some(name.clone()), Some(args.clone()))
-                    }
-                    Some(QueryBody::Client { ast } | QueryBody::Internal { ast }) => {
-                        (Some(ast.clone()), None, None)
-                    }
-                };
-                list.push(InspectedQuery {
-                    rows: stored.and_then(|s| counts.get(&s.num)).copied().unwrap_or(0),
-                    got: stored.is_some_and(|s| s.query.patch_version.is_some()),
-                    client: desire.client,
-                    query: desire.query,
-                    ttl_ms,
-                    inactivated_at: desire.inactivated_at,
-                    ast,
-                    deleted: desire.deleted,
-                    name,
-                    args,
-                });
-            }
-            Ok(list)
+            let desires = desires(db, found.num)?;
+            Ok(decode::inspected(desires, client, clock, |hash| {
+                let stored = by_hash.get(hash);
+                let rows = stored.and_then(|s| counts.get(&s.num)).copied().unwrap_or(0);
+                (stored.map(|s| &s.query), rows)
+            }))
         })
     }
 }
@@ -497,11 +430,6 @@ impl<'a> RawRow<'a> {
                 Some(named)
             }
         };
-        Ok(RowRecord {
-            id,
-            row_version: state(self.row_version)?,
-            patch_version: version(self.patch)?,
-            ref_counts,
-        })
+        decode::record(id, self.row_version, self.patch, ref_counts)
     }
 }

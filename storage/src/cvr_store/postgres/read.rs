@@ -10,12 +10,13 @@ use zeroring_core::cvr::store::{
     CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, RowCursor, RowPage,
 };
 use zeroring_core::cvr::{
-    ClientGroupId, ClientId, ClientSchema, Cvr, DEFAULT_TTL_MS, Query, QueryBody, QueryHash,
-    RowIdentity, RowRecord, TtlClock, parse_signature,
+    ClientGroupId, ClientId, Cvr, Query, QueryBody, QueryHash, RowIdentity, RowRecord, TtlClock,
+    parse_signature,
 };
-use zeroring_core::version::{CvrVersion, StateVersion};
+use zeroring_core::version::CvrVersion;
 use zeroring_net::pg::{Param, PgError, QueryResult, Row};
 
+use super::super::decode::{self, damaged, version};
 use super::super::{Answer, RowScan};
 use super::job::{Read, answer};
 use super::params::{Records, wall};
@@ -26,44 +27,15 @@ use super::write::{failed, snapshot, transaction};
 /// Reads of one transaction: their answers are all in memory at once.
 const MAX_READS: usize = 32;
 
-/// What a read does not understand, or Postgres refuses.
-#[derive(Debug)]
-enum Failure {
-    Postgres(PgError),
-    Damaged(String),
-    Refused(CvrStoreError),
-}
+type Failure = decode::Failure<PgError>;
 
 impl From<PgError> for Failure {
     fn from(e: PgError) -> Failure {
         match e {
             PgError::Decode { .. } => Failure::Damaged(e.to_string()),
-            e => Failure::Postgres(e),
+            e => Failure::Database(e),
         }
     }
-}
-impl From<CvrStoreError> for Failure {
-    fn from(e: CvrStoreError) -> Failure {
-        Failure::Refused(e)
-    }
-}
-
-impl Failure {
-    fn of(self, group: &ClientGroupId) -> CvrStoreError {
-        match self {
-            Failure::Postgres(e) => failed(e),
-            Failure::Damaged(what) => CvrStoreError::Damaged { group: group.clone(), what },
-            Failure::Refused(e) => e,
-        }
-    }
-}
-
-fn damaged(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Failure {
-    Failure::Damaged(format!("{what}: {why}"))
-}
-
-fn version(text: &str) -> Result<CvrVersion, Failure> {
-    CvrVersion::parse(text).map_err(|e| damaged("version", e))
 }
 
 /// One attempt to load a group.
@@ -133,7 +105,7 @@ impl Reader<'_> {
             .map(|(group, connect_ms)| {
                 let (attempt, claim) = stored
                     .load(group, *connect_ms, &shared.task_id)
-                    .unwrap_or_else(|e| (Attempt::Done(Err(e.of(group))), false));
+                    .unwrap_or_else(|e| (Attempt::Done(Err(e.of(group, failed))), false));
                 if claim {
                     claims.push([group.as_str().into(), wall(*connect_ms).into()]);
                 }
@@ -262,21 +234,21 @@ impl Read {
             Read::Rows(lookup, reply) => {
                 let rows = expect_version(&found[0], &lookup.current)
                     .and_then(|()| distinct_records(&found[1..]));
-                answer(reply, rows.map_err(|e| e.of(&lookup.group)));
+                answer(reply, rows.map_err(|e| e.of(&lookup.group, failed)));
             }
             Read::CatchupRows(scan, reply) => {
                 let page = expect_version(&found[0], &scan.range.current)
                     .and_then(|()| page(&scan, &found[1].rows));
-                answer(reply, page.map_err(|e| e.of(&scan.range.group)));
+                answer(reply, page.map_err(|e| e.of(&scan.range.group, failed)));
             }
             Read::CatchupConfig(range, reply) => {
                 let changes = expect_version(&found[0], &range.current)
                     .and_then(|()| config_changes(&range, &found[1].rows, &found[2].rows));
-                answer(reply, changes.map_err(|e| e.of(&range.group)));
+                answer(reply, changes.map_err(|e| e.of(&range.group, failed)));
             }
             Read::Inspect(group, client, clock, reply) => {
                 let list = inspected(found, client.as_ref(), clock);
-                answer(reply, list.map_err(|e| e.of(&group)));
+                answer(reply, list.map_err(|e| e.of(&group, failed)));
             }
         }
     }
@@ -409,17 +381,10 @@ impl<'a> Stored<'a> {
             let loaded = Loaded { cvr: Cvr::empty(group.clone()), taken_over_from: None };
             return Ok((Attempt::Done(Ok(loaded)), false));
         };
-        if row.get(9)? {
-            let why = "Client has been purged due to inactivity".to_owned();
-            return Err(CvrStoreError::ClientNotFound(why).into());
-        }
         let owner: Option<Arc<str>> = row.get::<Option<&str>>(5)?.map(Arc::from);
         let granted_ms = row.get::<Option<f64>>(6)?.unwrap_or(0.0);
-        let foreign = owner.as_deref() != Some(task_id);
-        if foreign && granted_ms > connect_ms {
-            let owner = owner.unwrap_or_default();
-            return Err(CvrStoreError::Ownership { owner, granted_ms, connect_ms }.into());
-        }
+        let foreign =
+            decode::takes_over(row.get(9)?, owner.as_ref(), granted_ms, connect_ms, task_id)?;
         let (found, rows): (&str, &str) = (row.get(1)?, row.get(10)?);
         if found != rows {
             let behind = Attempt::RowsBehind { version: found.to_owned(), rows: rows.to_owned() };
@@ -431,21 +396,13 @@ impl<'a> Stored<'a> {
     }
 
     fn cvr(&self, group: &ClientGroupId, row: &Row) -> Result<Cvr, Failure> {
-        let client_schema = match row.get::<Option<&str>>(7)? {
-            None => None,
-            Some(json) => {
-                let schema = ClientSchema::parse(json)
-                    .map_err(|e| CvrStoreError::InvalidClientSchema(e.to_string()))?;
-                Some(Arc::new(schema))
-            }
-        };
-        let replica_version = row.get::<Option<&str>>(4)?.map(StateVersion::parse).transpose();
+        let client_schema = decode::client_schema(row.get(7)?)?;
         let cvr = Cvr {
             version: version(row.get(1)?)?,
             stored: true,
             last_active_ms: row.get(2)?,
             ttl_clock: TtlClock(row.get(3)?),
-            replica_version: replica_version.map_err(|e| damaged("replica version", e))?,
+            replica_version: row.get::<Option<&str>>(4)?.map(decode::state).transpose()?,
             profile_id: row.get::<Option<&str>>(8)?.map(Arc::from),
             client_schema,
             ..Cvr::empty(group.clone())
@@ -519,14 +476,7 @@ fn record(row: &Row) -> Result<RowRecord, Failure> {
             Some(counts.into_iter().map(|(query, n)| (QueryHash::new(query), n)).collect())
         }
     };
-    let row_version =
-        StateVersion::parse(row.get(2)?).map_err(|e| damaged(format!("row {id}"), e))?;
-    Ok(RowRecord {
-        id: Arc::new(id),
-        row_version,
-        patch_version: version(row.get(3)?)?,
-        ref_counts,
-    })
+    decode::record(Arc::new(id), row.get(2)?, row.get(3)?, ref_counts)
 }
 
 /// The inspector's lines from queries, desires and row counts.
@@ -545,37 +495,8 @@ fn inspected(
         .iter()
         .map(|row| Ok((row.get::<&str>(0)?, row.get::<i64>(1)? as u64)))
         .collect::<Result<HashMap<_, _>, PgError>>()?;
-    let mut list = Vec::new();
-    for row in &read[1].rows {
-        let desire = desire(row)?;
-        let ttl_ms = desire.ttl_ms.unwrap_or(DEFAULT_TTL_MS);
-        let over = desire.inactivated_at.is_some_and(|at| at.plus(ttl_ms) <= clock);
-        if over || client.is_some_and(|c| *c != desire.client) {
-            continue;
-        }
-        let stored = queries.get(&desire.query);
-        let (ast, name, args) = match stored.map(|q| &q.body) {
-            None => (None, None, None),
-            Some(QueryBody::Custom { name, args }) => {
-                (None, Some(name.clone()), Some(args.clone()))
-            }
-            Some(QueryBody::Client { ast } | QueryBody::Internal { ast }) => {
-                (Some(ast.clone()), None, None)
-            }
-        };
-        list.push(InspectedQuery {
-            rows: counts.get(desire.query.as_str()).copied().unwrap_or(0),
-            got: stored.is_some_and(Query::is_got),
-            client: desire.client,
-            query: desire.query,
-            ttl_ms,
-            inactivated_at: desire.inactivated_at,
-            ast,
-            deleted: desire.deleted,
-            name,
-            args,
-        });
-    }
-    list.sort_by(|a, b| (&a.client, &a.query).cmp(&(&b.client, &b.query)));
-    Ok(list)
+    let desires = read[1].rows.iter().map(desire).collect::<Result<Vec<_>, Failure>>()?;
+    Ok(decode::inspected(desires, client, clock, |hash| {
+        (queries.get(hash), counts.get(hash.as_str()).copied().unwrap_or(0))
+    }))
 }
