@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use zeroring_core::cvr::store::{CvrStoreError, DesireWrite};
 use zeroring_core::cvr::{ConfigUpdater, FlushTimes, GroupFlush, TtlClock};
 use zeroring_core::version::CvrVersion;
+use zeroring_storage::cvr_store::PurgeLimits;
 
 use super::lab::{PostgresLab, server};
 use crate::lab::*;
@@ -287,4 +288,37 @@ fn few_connections_do_all_the_work_and_limits_are_kept() {
              WHERE application_name LIKE 'zero-sync-worker-%-cvr'";
         lab.until(rest, <[_]>::is_empty);
     }
+}
+
+#[test]
+fn a_purge_leaves_alone_what_others_hold_and_whom_it_belongs_to() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "purge");
+    let store = lab.open("a");
+    for name in ["oldest", "old", "new"] {
+        group(&store, name, &["q"]);
+    }
+    let ages = r#"UPDATE @."instances" SET "profileID" = 'p', "lastActive" = CASE "clientGroupID"
+        WHEN 'oldest' THEN '2000-01-02Z'::timestamptz WHEN 'old' THEN '2000-01-05Z'
+        ELSE '2000-01-30Z' END"#;
+    lab.client().batch_execute(&lab.sql(ages)).unwrap();
+    let mut holder = lab.client();
+    let hold = r#"BEGIN; SELECT 1 FROM @."instances" WHERE "clientGroupID" = 'oldest' FOR UPDATE"#;
+    holder.batch_execute(&lab.sql(hold)).unwrap();
+    const JANUARY_31_MS: f64 = 949_276_800_000.0;
+    let ten_days_ms = 10.0 * 86_400_000.0;
+    let limits = PurgeLimits { now_ms: JANUARY_31_MS, inactive_ms: ten_days_ms, batch: 1 };
+    let purged = store.purge(limits);
+    assert_eq!((purged.groups, purged.remaining), (1, 1), "the oldest one remains to be done");
+    let buried = r#"SELECT "clientGroupID", "version", "ttlClock", "replicaVersion", "owner",
+        "grantedAt", "clientSchema", "profileID", extract(day FROM "lastActive" AT TIME ZONE 'UTC')
+        FROM @."instances" WHERE "deleted""#;
+    assert_eq!(lab.values(buried), [["old", "00", "0", "-", "-", "-", "-", "p", "5"]]);
+    for table in ["desires", "queries", "clients", "rowsVersion"] {
+        let left = format!(r#"SELECT DISTINCT "clientGroupID" FROM @."{table}" ORDER BY 1"#);
+        assert_eq!(lab.values(&left), [["new"], ["oldest"]], "{table}");
+    }
+    holder.batch_execute("COMMIT").unwrap();
+    assert_eq!(store.purge(limits).groups, 1);
+    assert!(store.load("new").stored);
 }
