@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use super::eventually;
+use super::{PATIENCE, eventually, eventually_within};
 
 /// Marks that client view records go where they do by default: to the upstream database. (The
 /// variable itself means nothing to a server.)
@@ -97,7 +97,9 @@ impl Server {
     /// Starts the process, on the same directory and port, and waits until it serves.
     pub fn launch(&mut self) {
         self.spawn();
-        eventually("the server becomes ready", || {
+        // The original starts a process per worker: seconds of processor time.
+        let patience = if self.kind == Kind::Original { 3 * PATIENCE } else { PATIENCE };
+        eventually_within(patience, "the server becomes ready", || {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the server ended with {status}:\n{}", self.log());
             }
