@@ -88,13 +88,13 @@ fn published() -> PublishedSchema {
 /// Every other row belongs to nothing that the query reaches.
 fn cells(table: &str, n: usize, parents: usize) -> [LiteValue; COLUMNS.len()] {
     let text = |text: String| LiteValue::Text(text.into());
-    let parent = if n % 2 == 0 { format!("{}", n / 2 % parents) } else { format!("x{n}") };
+    let parent = if n.is_multiple_of(2) { format!("{}", n / 2 % parents) } else { format!("x{n}") };
     [
         text(format!("{table}-{n:08}-{:012x}", n * 2_654_435_761)),
         text(parent),
         text(format!("The {n}th \"{table}\"")),
         LiteValue::Integer((n * 7_919 % 100_000) as i64),
-        LiteValue::Integer((n % 3 == 0).into()),
+        LiteValue::Integer(n.is_multiple_of(3).into()),
         LiteValue::Integer(1_700_000_000_000 + n as i64 * 1_000),
         text("some text of a row, as long as such texts are on the average of them".to_owned()),
     ]

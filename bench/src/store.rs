@@ -39,13 +39,16 @@ impl Ord for Placed {
 
 type Sorted = BTreeMap<Placed, ()>;
 
+/// Columns that rows are ordered by.
+type Order = Arc<[(usize, Direction)]>;
+
 #[derive(Debug, Default)]
 struct Table {
     by_key: HashMap<Key, Arc<Row>>,
     /// Per indexed column: rows by value.
     by_column: HashMap<usize, HashMap<Value, Vec<Key>>>,
     /// Per indexed order.
-    sorted: Vec<(Arc<[(usize, Direction)]>, Sorted)>,
+    sorted: Vec<(Order, Sorted)>,
 }
 
 /// See the module. The first column of each table is its key.
