@@ -684,3 +684,19 @@ fn a_full_queue_makes_its_senders_wait_and_loses_nothing() {
     assert_eq!(seen, (1..=8).collect::<Vec<_>>());
     a.ping();
 }
+
+#[test]
+fn an_answer_is_not_waited_for_longer_than_asked() {
+    if is_original() {
+        return; // It has no such option.
+    }
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/push", silent.local_addr().unwrap());
+    let world = World::new(&[("ZERO_MUTATE_URL", &url), ("ZERO_API_TIMEOUT_MS", "50")]);
+    let mut a = joined(&world, "a");
+    a.send(&small("a", 1));
+    let error = a.error();
+    assert_eq!((&error["kind"], &error["reason"]), (&json!("PushFailed"), &json!("internal")));
+    let text = error["message"].as_str().unwrap();
+    assert!(text.contains("no answer from") && text.contains("50ms"), "{text}");
+}

@@ -1,5 +1,5 @@
 //! Random clients, lost connections, duplicate connects, old cookies, commits, query changes,
-//! evictions, store and endpoint trouble, lost acknowledgements, takeovers, crashes between any two
+//! pushes, evictions, store and endpoint trouble, lost acknowledgements, takeovers, crashes between any two
 //! steps, in random order, with answers under way for as long as chance likes. Clients
 //! check every rule of the protocol; whenever everything has settled, what they hold equals brute
 //! force, and so do the records in the store.
@@ -8,18 +8,21 @@
 //! from `ZERORING_SEED` on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
-use super::super::{ConnId, Event, ResetReason};
+use super::super::{ConnId, Event, Pushed, ResetReason};
 use super::client::Persisted;
 use super::harness::{Answer, CLIENT_SCHEMA, Harness};
 use super::world::Change;
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{ClientGroupId, ClientId, QueryHash, RefCounts};
+use crate::protocol::custom_query::ValidatedUser;
 use crate::protocol::error::{ApiFailure, CallReason};
+use crate::protocol::mutate::MutateResponse;
 use crate::row::Key;
 use crate::value::Value;
 use crate::zql::ast::Ast;
@@ -92,6 +95,7 @@ impl Sim {
     fn new(seed: u64) -> Sim {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut h = Harness::new(true);
+        Arc::make_mut(&mut h.settings).has_mutate_endpoint = true;
         h.endpoint = Box::new(|_, q| match q.name.as_str() {
             "BAD" => Answer::App("bad"),
             name => {
@@ -128,7 +132,9 @@ impl Sim {
     fn step(&mut self) {
         match self.rng.random_range(0..100) {
             0..35 => self.answer_one(),
-            35..60 => self.receive_one(),
+            35..57 => self.receive_one(),
+            57..59 => self.push_one(),
+            59 => self.answer_push(),
             60..65 => self.upstream_one(),
             65..80 => self.commit(),
             80..85 => self.connect_one(),
@@ -170,6 +176,34 @@ impl Sim {
         if let Some((_, conn)) = self.open() {
             self.h.pump_upstream(conn);
         }
+    }
+
+    /// Pushes a mutation of its own, or of another tab.
+    fn push_one(&mut self) {
+        let Some((tab, conn)) = self.open() else { return };
+        let client = CLIENTS.choose(&mut self.rng).expect("some");
+        let text = format!(
+            r#"["push",{{"clientGroupID":"{}","mutations":[{{"type":"custom","id":1,"clientID":"{client}","name":"m","args":[null],"timestamp":1}}],"pushVersion":1,"timestamp":1,"requestID":"r"}}]"#,
+            self.tabs[tab].group
+        );
+        self.h.say(conn, &text);
+    }
+
+    /// The mutate endpoint answers some push, whoever is still there.
+    fn answer_push(&mut self) {
+        if self.h.pushes.is_empty() {
+            return;
+        }
+        let at = self.rng.random_range(0..self.h.pushes.len());
+        let (group, sent) = self.h.pushes.swap_remove(at);
+        let answer = match self.rng.random_range(0..8) {
+            0 => Err(ApiFailure::call(CallReason::Internal, "down")),
+            1 => Err(ApiFailure::http(401, None, "who?")),
+            _ => Ok(MutateResponse::Done { user: ValidatedUser::Unsaid, errors: Vec::new() }),
+        };
+        let mutation_ids = sent.push.mutations.into_iter().map(|m| m.id).collect();
+        let pushed = Pushed { conn: sent.conn, revision: sent.revision, mutation_ids, answer };
+        self.h.feed(&group, Event::Pushed(Box::new(pushed)));
     }
 
     fn connect_one(&mut self) {
@@ -299,7 +333,7 @@ impl Sim {
             }
             if let Some(error) = &socket.error {
                 let kind = error.kind_name();
-                assert!(matches!(kind, "Rehome" | "TransformFailed"), "{error}");
+                assert!(matches!(kind, "Rehome" | "TransformFailed" | "PushFailed"), "{error}");
             }
             tab.state = socket.model.state.clone();
             tab.conn = None;
