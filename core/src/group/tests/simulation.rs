@@ -1,6 +1,8 @@
 //! Random clients, lost connections, duplicate connects, old cookies, commits, query changes, pushes,
 //! evictions, store and endpoint trouble, lost acknowledgements, takeovers, crashes between any two
-//! steps, in random order, with answers under way for as long as chance likes. Clients
+//! steps, in random order, with answers under way for as long as chance likes. Clients check every
+//! rule of the protocol; whenever everything has settled, what they hold equals brute force, and so
+//! do the records in the store.
 //!
 //! A failure prints its seed; `ZERORING_SIM_SEED` runs only that one, `ZERORING_SIM_SEEDS` more,
 //! from `ZERORING_SEED` on.
