@@ -308,7 +308,7 @@ fn os(_: &StatzSources) -> Result<Map<String, Value>, String> {
         "free mem": bytes("MemAvailable:"),
         "cpus": cpus,
         "cpu busy seconds": busy_seconds(&read("/proc/stat")?),
-        "available parallelism": std::thread::available_parallelism().map_or(1, usize::from),
+        "available parallelism": process_cpus(),
         "platform": std::env::consts::OS,
         "arch": arch,
         "release": read("/proc/sys/kernel/osrelease")?.trim(),
@@ -322,6 +322,14 @@ fn busy_seconds(stat: &str) -> f64 {
     // user nice system idle iowait irq softirq steal, in hundredths: all but idle and iowait.
     let busy = fields.iter().take(8).enumerate().filter(|(i, _)| !(3..=4).contains(i));
     busy.map(|(_, ticks)| ticks).sum::<f64>() / 100.0
+}
+
+/// CPUs that the process may use. The thread that asks may be pinned to one.
+fn process_cpus() -> usize {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+    let main_thread = rustix::process::getpid();
+    let set = sched_getaffinity(Some(main_thread));
+    set.map_or(1, |set| (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).count())
 }
 
 fn status_bytes(key: &str) -> Option<u64> {
@@ -382,6 +390,21 @@ mod tests {
         assert!(all["server"]["open files"].as_u64().unwrap() > 2);
         assert!(all["server"]["open files limit"].as_u64().unwrap() > 2);
         assert!(all["server"]["rss anon bytes"].as_u64().unwrap() > 0);
+    }
+
+    #[test]
+    fn a_pinned_thread_tells_the_cpus_of_the_process() {
+        use rustix::thread::{CpuSet, sched_setaffinity};
+        let all = process_cpus();
+        let first = (0..CpuSet::MAX_CPU)
+            .find(|&cpu| rustix::thread::sched_getaffinity(None).unwrap().is_set(cpu));
+        let pinned = std::thread::spawn(move || {
+            let mut one = CpuSet::new();
+            one.set(first.unwrap());
+            sched_setaffinity(None, &one).unwrap();
+            process_cpus()
+        });
+        assert_eq!(pinned.join().unwrap(), all);
     }
 
     #[test]

@@ -148,7 +148,7 @@ pub(super) fn estimate(before: &Sample, after: &Sample, seconds: f64) -> Estimat
             percent(CPU_LIMIT)
         ),
     )];
-    resources.push(replication(after, rate(after.replication, before.replication), &load));
+    resources.push(replication(before, after, rate(after.replication, before.replication), &load));
     let machine = rate(after.machine_busy_seconds, before.machine_busy_seconds) / after.cpus;
     resources.push(load.busy(
         "machine (CPU, all programs)",
@@ -207,12 +207,19 @@ impl Load {
     }
 }
 
-/// One thread applies all writes. What one costs is known from all since the start.
-fn replication(after: &Sample, busy: f64, load: &Load) -> Resource {
-    let known = after.transactions >= MIN_TRANSACTIONS && after.apply_seconds > 0.0;
-    let each = after.apply_seconds / after.transactions.max(1.0);
+/// One thread applies all writes. What one costs in CPU is known from those that were watched;
+/// without enough of them, how long it took is known from all since the start.
+fn replication(before: &Sample, after: &Sample, busy: f64, load: &Load) -> Resource {
+    let watched = after.transactions - before.transactions;
+    let by_cpu = watched >= MIN_TRANSACTIONS && busy > 0.0;
+    let by_clock = after.transactions >= MIN_TRANSACTIONS && after.apply_seconds > 0.0;
+    let known = by_cpu || by_clock;
+    let each =
+        if by_cpu { busy / load.writes } else { after.apply_seconds / after.transactions.max(1.0) };
     let more = known.then(|| (CPU_LIMIT / each - load.writes).max(0.0));
-    let cost = if known {
+    let cost = if by_cpu {
+        format!("a transaction cost {:.0} µs of CPU ({watched:.0} were watched)", each * 1e6)
+    } else if by_clock {
         format!(
             "a transaction took {:.0} µs to apply on average since the start ({:.0} of them)",
             each * 1e6,
@@ -384,6 +391,10 @@ mod tests {
         let idle = Sample { transactions: 0.0, apply_seconds: 0.0, ..sample(100.0, 0.0, 0.0) };
         let e = estimate(&idle, &idle, 10.0);
         assert_eq!(of(&e, "executors").more_groups, None);
+        // Not watched, but known from before: what was written takes 100 µs.
+        let before = sample(100.0, 0.0, 1000.0);
+        let quiet = estimate(&before, &before, 10.0);
+        assert_eq!(of(&quiet, "replication").more_writes.unwrap().round(), 8000.0);
         assert_eq!(first(&e.resources, |r| r.more_writes).map(|(_, n)| n), None);
         assert_eq!(first(&e.resources, |r| r.more_groups).unwrap().0.name, "open files");
         let page = text(&e, "1", 10.0);
@@ -392,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_full_resource_leaves_nothing() {
-        let full = |s| Sample { free_memory: 1e9, ..sample(s, 0.9, 9000.0) };
+        let full = |s| Sample { free_memory: 1e9, replication: s * 0.9, ..sample(s, 0.9, 9000.0) };
         let e = estimate(&full(100.0), &full(110.0), 10.0);
         assert_eq!(of(&e, "executors").more_groups, Some(0.0));
         assert_eq!(of(&e, "memory").more_groups, Some(0.0));
