@@ -167,8 +167,9 @@ impl Arguments {
         if self.no_pin { None } else { Seats::of(&pin::allowed()) }
     }
 
-    fn settings(&self, kind: &ServerKind) -> Vec<String> {
-        let cpus = self.seats().map_or_else(|| pin::allowed().len(), |s| s.server.len());
+    /// `seats` is how the CPUs were shared out before this process moved to its own.
+    fn settings(&self, kind: &ServerKind, seats: Option<&Seats>) -> Vec<String> {
+        let cpus = seats.map_or_else(|| pin::allowed().len(), |s| s.server.len());
         let mut settings = vec![format!("ZERO_NUM_SYNC_WORKERS={}", cpus.max(1))];
         settings.extend(self.set.iter().cloned());
         match kind {
@@ -249,7 +250,7 @@ fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
         let options = RunOptions {
             workers: arguments.workers.unwrap_or(NonZeroUsize::MIN),
             postgres: arguments.postgres.clone(),
-            settings: arguments.settings(kind),
+            settings: arguments.settings(kind, seats.as_ref()),
             commit: commit(),
             seats: seats.clone(),
             deadline,

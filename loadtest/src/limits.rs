@@ -77,7 +77,7 @@ impl Meter {
             postgres,
             generator,
             others: (machine - server - postgres - generator).max(0.0),
-            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+            cpus: process::machine_cpus(),
             server_thread,
             postgres_process,
             generator_thread,

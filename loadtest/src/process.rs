@@ -148,6 +148,15 @@ fn program(pid: u32) -> Option<String> {
     })
 }
 
+/// CPUs of the machine, whether this process may use them or not.
+pub(crate) fn machine_cpus() -> usize {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let is_cpu = |line: &&str| {
+        line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    text.lines().filter(is_cpu).count().max(1)
+}
+
 /// Seconds for which CPUs of the machine were busy, all together.
 pub(crate) fn machine_busy_seconds() -> f64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -201,7 +210,7 @@ pub(crate) fn hardware() -> String {
         Some(line.split_once(':')?.1.trim().to_owned())
     };
     let model = field(&info, "model name").unwrap_or_else(|| "unknown CPU".to_owned());
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let cpus = machine_cpus();
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib: u64 = field(&memory, "MemTotal")
         .and_then(|m| m.split_whitespace().next()?.parse().ok())
