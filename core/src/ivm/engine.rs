@@ -535,7 +535,9 @@ impl Engine {
     /// Drops rows from memory that no query holds any more. Not needed for correctness, and done
     /// from time to time anyway; for a quiet moment.
     pub fn sweep(&mut self) {
-        self.registry.interner.sweep();
+        if !self.is_advancing() {
+            self.registry.sweep();
+        }
     }
 
     /// Sizes and counters. Walks all partitions.

@@ -223,6 +223,20 @@ impl Registry {
         number
     }
 
+    /// Drops rows that nobody holds; without instances the places of those that are gone, too.
+    /// Not during an advance, which remembers places.
+    pub(super) fn sweep(&mut self) {
+        self.interner.sweep();
+        if self.live == 0 {
+            self.instances = Vec::new();
+            self.free_slots = Vec::new();
+            self.plans = Vec::new();
+            self.free_plans = Vec::new();
+            self.by_plan = HashMap::default();
+            self.router = Router::default();
+        }
+    }
+
     /// Takes an instance's state, routes and plan away; drops a plan that nobody uses.
     pub(super) fn detach(&mut self, id: InstanceId) {
         self.release_state(id);
