@@ -7,10 +7,10 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
 
-use super::change_set::{ChangeSet, NetChange};
+use super::change_set::{ChangeSet, NetChange, NetTable};
 use super::delta::{Advanced, InstanceDelta, RowDelta};
 use super::dirty::{Hit, HitRow};
-use super::emit::{Emission, NetTables, Snapshot};
+use super::emit::{Emission, NetTables, Snapshot, Telling};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
 use super::instance::{Instance, Phase};
@@ -24,9 +24,12 @@ use super::shape::{Access, NodeShape, Shape, possible};
 use super::source::Source;
 use super::update::{Input, Update};
 use crate::row::{Key, Row};
-use crate::schema::Schema;
+use crate::schema::{Schema, TableId};
 use crate::version::StateVersion;
 use crate::zql::predicate;
+
+/// Changed rows that are paired at a time.
+const PAIRS: usize = 256;
 
 type Hits = HashMap<InstanceId, Vec<Hit>, FxBuildHasher>;
 
@@ -35,6 +38,10 @@ type Hits = HashMap<InstanceId, Vec<Hit>, FxBuildHasher>;
 pub(super) struct Advance {
     pub(super) target: StateVersion,
     pub(super) schema: Arc<Schema>,
+    /// What the commits say, until it is paired by the identity keys in use.
+    commits: ChangeSet,
+    to_pair: Vec<(RouteTableId, TableId, NetTable)>,
+    paired: usize,
     changes: NetTables,
     /// Changed tables still to be routed, and how far the last one is.
     to_route: Vec<RouteTableId>,
@@ -61,31 +68,29 @@ enum Step {
     Update(Update),
     /// With the sum of its changes, unless it is compared as a whole.
     Settle(Option<Emission>),
+    Tell(Telling),
 }
 
 impl Advance {
     pub(super) fn new(
         target: StateVersion,
         schema: Arc<Schema>,
-        changes: &ChangeSet,
+        commits: ChangeSet,
         rehydrate: HashSet<InstanceId, FxBuildHasher>,
         registry: &Registry,
     ) -> Advance {
-        let changed: HashSet<_> = changes.tables().collect();
-        let changes: NetTables = registry
-            .router
-            .tables()
-            .filter(|(_, table, _)| changed.contains(table))
-            .filter_map(|(id, table, key)| Some((id, changes.table(table, key)?)))
-            .filter(|(_, table)| !table.changes.is_empty())
-            .collect();
-        let to_route = changes.keys().copied().collect();
+        let changed: HashSet<_> = commits.tables().collect();
+        let tables = registry.router.tables().filter(|(_, table, _)| changed.contains(table));
+        let to_pair = tables.map(|(id, table, key)| (id, table, NetTable::new(key))).collect();
         Advance {
             out: Advanced { version: target.clone(), ..Advanced::default() },
             target,
             schema,
-            changes,
-            to_route,
+            commits,
+            to_pair,
+            paired: 0,
+            changes: NetTables::default(),
+            to_route: Vec::new(),
             routed: 0,
             hits: Hits::default(),
             unbound: Vec::new(),
@@ -121,7 +126,10 @@ impl Advance {
         source: &mut dyn Source,
         budget: &mut Budget,
     ) -> Option<Advanced> {
-        if !self.route(config, registry, budget) || !self.lead(registry, source, budget) {
+        if !self.pair(budget)
+            || !self.route(config, registry, budget)
+            || !self.lead(registry, source, budget)
+        {
             return None;
         }
         if self.queue.is_none() {
@@ -169,6 +177,32 @@ impl Advance {
             registry.fail(id, error.clone());
             self.out.failed.push((id, error));
         }
+    }
+
+    /// Pairs old and new rows by the identity keys in use. True when all are.
+    fn pair(&mut self, budget: &mut Budget) -> bool {
+        while let Some((_, table, net)) = self.to_pair.last_mut() {
+            let rows = self.commits.rows(*table);
+            while let Some(rows) = rows.get(self.paired..).filter(|r| !r.is_empty()) {
+                let rows = &rows[..rows.len().min(PAIRS)];
+                net.add(rows);
+                self.paired += rows.len();
+                budget.spend(rows.len() as u64 / 2);
+                if budget.is_spent() {
+                    return false;
+                }
+            }
+            self.paired = 0;
+            if let Some((id, _, mut net)) = self.to_pair.pop() {
+                net.close();
+                if !net.changes.is_empty() {
+                    self.changes.insert(id, net);
+                    self.to_route.push(id);
+                }
+            }
+        }
+        self.commits = ChangeSet::default();
+        true
     }
 
     /// Leads changed rows to instances and leaf groups. True when all are.
@@ -403,28 +437,30 @@ impl Advance {
                 if !instance.settle(w, emission.as_mut())? {
                     return Ok(Some(Step::Settle(emission)));
                 }
-                let rows = deltas(instance, emission, changes, w)?;
-                w.counters.deltas += rows.len() as u64;
-                if !rows.is_empty() {
-                    out.deltas.push(InstanceDelta { instance: id, rows: rows.into() });
+                if let Some(emission) = emission {
+                    return Ok(Some(Step::Tell(emission.close())));
                 }
+                let known = instance.known.take().unwrap_or_default();
+                let rows = known.difference(Snapshot::of(instance, w.shape));
+                w.budget.spend(rows.len() as u64);
+                report(id, rows, w, out);
+                Ok(None)
+            }
+            Step::Tell(mut telling) => {
+                let told = telling.step(instance, w.shape, w.tables, changes, w.budget)?;
+                let Some(rows) = told else { return Ok(Some(Step::Tell(telling))) };
+                report(id, rows, w, out);
                 Ok(None)
             }
         })
     }
 }
 
-fn deltas(
-    instance: &mut Instance,
-    emission: Option<Emission>,
-    changes: &NetTables,
-    w: &Work<'_>,
-) -> Result<Vec<RowDelta>, EngineError> {
-    if let Some(emission) = emission {
-        return emission.finish(instance, w.shape, w.tables, changes);
+fn report(instance: InstanceId, rows: Vec<RowDelta>, w: &mut Work<'_>, out: &mut Advanced) {
+    w.counters.deltas += rows.len() as u64;
+    if !rows.is_empty() {
+        out.deltas.push(InstanceDelta { instance, rows: rows.into() });
     }
-    let known = instance.known.take().unwrap_or_default();
-    Ok(known.difference(Snapshot::of(instance, w.shape)))
 }
 
 /// Leads one changed row.

@@ -20,39 +20,48 @@ pub(super) struct NetChange {
 /// Net changes of one table under one identity key.
 #[derive(Debug, Default)]
 pub(super) struct NetTable {
+    identity: Box<[usize]>,
     pub(super) changes: Vec<NetChange>,
     index: HashMap<Key, u32, FxBuildHasher>,
 }
 
 impl NetTable {
-    /// Pairs old and new rows by identity key: two rows that exchange a unique value are two
-    /// pairs, each with its old side from one row and its new side from the other.
-    fn new(changes: &[NetChange], identity: &[usize]) -> NetTable {
-        let mut table = NetTable::default();
+    /// Without changes yet. Pairs old and new rows by identity key: two rows that exchange a
+    /// unique value are two pairs, each with its old side from one row and its new side from the
+    /// other.
+    pub(super) fn new(identity: &[usize]) -> NetTable {
+        NetTable { identity: identity.into(), ..NetTable::default() }
+    }
+
+    /// Adds changes by replica key.
+    pub(super) fn add(&mut self, changes: &[NetChange]) {
         for change in changes {
             if let Some(old) = &change.old {
-                table.entry(old.project(identity)).old = Some(Arc::clone(old));
+                self.entry(old.project(&self.identity)).old = Some(Arc::clone(old));
             }
             if let Some(new) = &change.new {
-                table.entry(new.project(identity)).new = Some(Arc::clone(new));
+                self.entry(new.project(&self.identity)).new = Some(Arc::clone(new));
             }
         }
+    }
+
+    /// All changes were added: drops those that are none.
+    pub(super) fn close(&mut self) {
         let same = |c: &NetChange| match (&c.old, &c.new) {
             (Some(old), Some(new)) => old.version == new.version && old.values == new.values,
             (None, None) => true,
             _ => false,
         };
-        if table.changes.iter().any(same) {
-            let all = std::mem::take(&mut table.changes);
-            table.index.clear();
+        if self.changes.iter().any(same) {
+            let all = std::mem::take(&mut self.changes);
+            self.index.clear();
             for change in all.into_iter().filter(|c| !same(c)) {
                 if let Some(row) = change.old.as_ref().or(change.new.as_ref()) {
-                    table.index.insert(row.project(identity), table.changes.len() as u32);
-                    table.changes.push(change);
+                    self.index.insert(row.project(&self.identity), self.changes.len() as u32);
+                    self.changes.push(change);
                 }
             }
         }
-        table
     }
 
     fn entry(&mut self, key: Key) -> &mut NetChange {
@@ -123,8 +132,8 @@ impl ChangeSet {
         self.by_replica_key.keys().copied()
     }
 
-    /// The changes of a table paired by an identity key; `None` if it did not change.
-    pub(super) fn table(&self, table: TableId, identity: &[usize]) -> Option<NetTable> {
-        self.by_replica_key.get(&table).map(|changes| NetTable::new(changes, identity))
+    /// The changes of a table by replica key.
+    pub(super) fn rows(&self, table: TableId) -> &[NetChange] {
+        self.by_replica_key.get(&table).map_or(&[], |rows| rows)
     }
 }

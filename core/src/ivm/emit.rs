@@ -8,6 +8,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::change_set::NetTable;
 use super::delta::RowDelta;
+use super::engine::Budget;
 use super::error::EngineError;
 use super::instance::Instance;
 use super::plan::NodeId;
@@ -45,54 +46,86 @@ impl Emission {
         sum.delta += delta;
     }
 
-    /// The deltas. The instance must be settled: counts are asked from it. Updates the signature.
+    /// All changes are summed.
+    pub(super) fn close(self) -> Telling {
+        Telling { out: Vec::with_capacity(self.rows.len()), rows: self.rows.into_iter() }
+    }
+}
+
+/// Turns the sums of a settled instance into deltas.
+#[derive(Debug)]
+pub(super) struct Telling {
+    rows: hashbrown::hash_map::IntoIter<RowId, Sum>,
+    out: Vec<RowDelta>,
+}
+
+impl Telling {
+    /// Works until all deltas are made (`Some`) or the budget is spent. The instance must be
+    /// settled: counts are asked from it. Updates the signature.
     ///
     /// # Errors
     /// [`EngineError::Invariant`] if a count would be below zero.
-    pub(super) fn finish(
-        self,
+    pub(super) fn step(
+        &mut self,
         instance: &mut Instance,
         shape: &Shape,
         tables: &[RouteTableId],
         changes: &NetTables,
-    ) -> Result<Vec<RowDelta>, EngineError> {
-        let mut out = Vec::with_capacity(self.rows.len());
-        for (id, sum) in self.rows {
-            let node = shape.node(sum.node);
-            let table = changes.get(&tables[usize::from(sum.node.0)]);
-            let change = table.and_then(|t| t.get(&id.key));
-            if change.is_none() && sum.delta == 0 {
-                continue;
+        budget: &mut Budget,
+    ) -> Result<Option<Vec<RowDelta>>, EngineError> {
+        while let Some((id, sum)) = self.rows.next() {
+            self.out.extend(sum.delta(id, instance, shape, tables, changes)?);
+            budget.spend(1);
+            if budget.is_spent() && self.rows.len() > 0 {
+                return Ok(None);
             }
-            let now = match change {
-                Some(change) => change.new.clone(),
-                None => Some(sum.row),
-            };
-            let count_after = now.as_ref().map_or(0, |r| instance.count(shape, id.table, r));
-            let before = i64::try_from(count_after).unwrap_or(i64::MAX) - sum.delta;
-            let Ok(count_before) = u64::try_from(before) else {
-                return Err(EngineError::Invariant("a row's count would be below zero"));
-            };
-            if sum.delta & 1 == 1 {
-                // The key columns are the same in every version of the row.
-                if let Some(row) = now.as_ref().or(change.and_then(|c| c.old.as_ref())) {
-                    instance.signature ^= node.row_name.hash(row);
-                }
-            }
-            let content_changed = change.is_some() && count_before > 0 && count_after > 0;
-            if count_before == count_after && !content_changed {
-                continue;
-            }
-            out.push(RowDelta {
-                table: Arc::clone(&node.table),
-                id,
-                count_before,
-                count_after,
-                row: now.filter(|_| count_after > 0),
-                content_changed,
-            });
         }
-        Ok(out)
+        Ok(Some(std::mem::take(&mut self.out)))
+    }
+}
+
+impl Sum {
+    fn delta(
+        self,
+        id: RowId,
+        instance: &mut Instance,
+        shape: &Shape,
+        tables: &[RouteTableId],
+        changes: &NetTables,
+    ) -> Result<Option<RowDelta>, EngineError> {
+        let node = shape.node(self.node);
+        let table = changes.get(&tables[usize::from(self.node.0)]);
+        let change = table.and_then(|t| t.get(&id.key));
+        if change.is_none() && self.delta == 0 {
+            return Ok(None);
+        }
+        let now = match change {
+            Some(change) => change.new.clone(),
+            None => Some(self.row),
+        };
+        let count_after = now.as_ref().map_or(0, |r| instance.count(shape, id.table, r));
+        let before = i64::try_from(count_after).unwrap_or(i64::MAX) - self.delta;
+        let Ok(count_before) = u64::try_from(before) else {
+            return Err(EngineError::Invariant("a row's count would be below zero"));
+        };
+        if self.delta & 1 == 1 {
+            // The key columns are the same in every version of the row.
+            if let Some(row) = now.as_ref().or(change.and_then(|c| c.old.as_ref())) {
+                instance.signature ^= node.row_name.hash(row);
+            }
+        }
+        let content_changed = change.is_some() && count_before > 0 && count_after > 0;
+        if count_before == count_after && !content_changed {
+            return Ok(None);
+        }
+        Ok(Some(RowDelta {
+            table: Arc::clone(&node.table),
+            id,
+            count_before,
+            count_after,
+            row: now.filter(|_| count_after > 0),
+            content_changed,
+        }))
     }
 }
 

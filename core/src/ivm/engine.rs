@@ -387,7 +387,7 @@ impl Engine {
         }
         skip.extend(&truncated);
         let changes = ChangeSet::new(commits, &|table| skip.contains(&table));
-        let mut advance = Advance::new(target, schema, &changes, rehydrate, &self.registry);
+        let mut advance = Advance::new(target, schema, changes, rehydrate, &self.registry);
         advance.await_plans(&needs_rebind);
         self.advance = Some(Box::new(advance));
         Ok(AdvanceStart { needs_rebind })
@@ -414,7 +414,7 @@ impl Engine {
             Reset::Tables(tables) => self.readers(&tables.iter().copied().collect()),
         };
         let changes = ChangeSet::default();
-        let mut advance = Advance::new(version, schema, &changes, rehydrate, &self.registry);
+        let mut advance = Advance::new(version, schema, changes, rehydrate, &self.registry);
         advance.await_plans(&needs_rebind);
         self.advance = Some(Box::new(advance));
         Ok(AdvanceStart { needs_rebind })

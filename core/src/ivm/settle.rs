@@ -56,7 +56,9 @@ impl Instance {
             if !self.fill(node, w)? {
                 return Ok(false);
             }
-            self.propagate(node, w, emission.as_deref_mut())?;
+            if !self.propagate(node, w, emission.as_deref_mut())? {
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -85,6 +87,7 @@ impl Instance {
                 _ => self.fill_batch(node, &batch, w)?,
             }
         }
+        self.nodes[n].unfilled = Vec::new();
         Ok(true)
     }
 
@@ -251,17 +254,24 @@ impl Instance {
     }
 
     /// Settles the touched partitions of a node: emits what changed in view, drops what nobody
-    /// wants, and passes the changes of keys and multiplicities on to the child nodes.
+    /// wants, and passes the changes of keys and multiplicities on to the child nodes. False if
+    /// the budget ended before the last one; at least one was settled then.
     fn propagate(
         &mut self,
         node: &NodeShape,
         w: &mut Work<'_>,
         mut emission: Option<&mut Emission>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let n = usize::from(node.id.0);
         let (above, below) = self.nodes.split_at_mut(n + 1);
         let state = &mut above[n];
-        for key in std::mem::take(&mut state.touched) {
+        let mut worked = false;
+        while let Some(key) = state.touched.pop() {
+            if worked && w.budget.is_spent() {
+                state.touched.push(key);
+                return Ok(false);
+            }
+            worked = true;
             let Some(partition) = state.partitions.get_mut(&key) else { continue };
             if partition.wanted < 0 || partition.mult < 0 {
                 return Err(EngineError::Invariant("a partition is wanted less than never"));
@@ -300,7 +310,8 @@ impl Instance {
                 w.interner.release(node.table.id, row);
             }
         }
-        Ok(())
+        state.touched = Vec::new();
+        Ok(true)
     }
 }
 

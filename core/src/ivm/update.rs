@@ -8,6 +8,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
+use super::change_set::NetChange;
 use super::dirty::{Dirty, Hit, HitRow, Search, search_filter};
 use super::emit::{NetTables, join_key};
 use super::engine::Budget;
@@ -43,8 +44,19 @@ pub(super) struct Update {
     dirty: Vec<Dirty>,
     /// Nodes still to do: those below this number.
     todo: usize,
+    /// How far the partitions of the last of them are, once its dirty rows are known.
+    apply: Option<Apply>,
     /// Answers of point checks at the new version.
     points: HashMap<(NodeId, Key), bool, FxBuildHasher>,
+}
+
+/// How far dirty rows are brought to the partitions of a node.
+#[derive(Debug, Default)]
+struct Apply {
+    taken_out: usize,
+    put_in: usize,
+    /// Keys of the partitions that changed.
+    changed: Vec<Key>,
 }
 
 impl Update {
@@ -55,7 +67,7 @@ impl Update {
         let own = changed.map(|h| shape.node(h.node).owner).filter(Option::is_some).collect();
         let nodes = shape.nodes.len();
         let dirty = (0..nodes).map(|_| Dirty::default()).collect();
-        Update { hits, led, own, dirty, todo: nodes, points: HashMap::default() }
+        Update { hits, led, own, dirty, todo: nodes, apply: None, points: HashMap::default() }
     }
 
     /// Works off nodes, the last first (children have larger numbers). True when done.
@@ -65,18 +77,32 @@ impl Update {
         input: &Input<'_>,
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
-        while self.todo > 0 {
-            self.todo -= 1;
+        while let Some(n) = self.todo.checked_sub(1) {
             let shape = w.shape;
-            let node = &shape.nodes[self.todo];
-            self.node(node, instance, input, w)?;
-            if w.budget.is_spent() && self.todo > 0 {
+            let node = &shape.nodes[n];
+            let mut apply = match self.apply.take() {
+                Some(apply) => apply,
+                None => {
+                    self.node(node, instance, input, w)?;
+                    Apply::default()
+                }
+            };
+            let dirty = std::mem::take(&mut self.dirty[n]);
+            let done = !node.is_held() || self.partitions(node, &dirty, &mut apply, instance, w)?;
+            self.dirty[n] = dirty;
+            if !done {
+                self.apply = Some(apply);
+                return Ok(false);
+            }
+            self.todo = n;
+            if w.budget.is_spent() && n > 0 {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
+    /// Finds the dirty rows of a node.
     fn node(
         &mut self,
         node: &NodeShape,
@@ -128,9 +154,6 @@ impl Update {
             }
             search(node, edge, &keys, instance, &mut dirty, w)?;
         }
-        if node.is_held() && !dirty.rows.is_empty() {
-            self.partitions(node, &dirty, instance, w)?;
-        }
         self.dirty[n] = dirty;
         Ok(())
     }
@@ -139,53 +162,72 @@ impl Update {
         self.led.iter().map(|l| &**l).find(|l| Some(l.top) == owner)
     }
 
-    /// Brings a node's partitions to the new version.
+    /// Brings a node's partitions to the new version. False if the budget ended before.
     fn partitions(
         &mut self,
         node: &NodeShape,
         dirty: &Dirty,
+        apply: &mut Apply,
         instance: &mut Instance,
         w: &mut Work<'_>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let n = usize::from(node.id.0);
         // All leave before any enters.
-        let mut changed = take_out(node, dirty, &mut instance.nodes[n]);
-        if mutant::is(Mutant::RefillEarly) {
-            for key in &changed {
+        while let Some(change) = dirty.rows.get(apply.taken_out) {
+            apply.taken_out += 1;
+            if take_out(node, change, &mut instance.nodes[n], apply) {
+                w.budget.spend(1);
+                if w.budget.is_spent() {
+                    return Ok(false);
+                }
+            }
+        }
+        if mutant::is(Mutant::RefillEarly) && apply.put_in == 0 {
+            for key in &apply.changed {
                 if instance.nodes[n].partitions[key].is_short(node.window) {
                     instance.fill_one(node, key, w)?;
                 }
             }
         }
-        self.put_in(node, dirty, instance, &mut changed, w)?;
-        w.budget.spend(dirty.rows.len() as u64);
-        changed.sort_unstable();
-        changed.dedup();
+        if !self.put_in(node, dirty, instance, apply, w)? {
+            return Ok(false);
+        }
+        apply.changed.sort_unstable();
+        apply.changed.dedup();
         let state = &mut instance.nodes[n];
-        for key in changed {
+        for key in apply.changed.drain(..) {
             let Some(partition) = state.partitions.get_mut(&key) else { continue };
             partition.cut(&node.order, node.window);
             if partition.is_short(node.window) {
                 state.unfilled.push(key);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Puts each dirty row in that qualifies now and lies before its partition's bound.
+    /// Puts each dirty row in that qualifies now and lies before its partition's bound. False if
+    /// the budget ended before the last one.
     fn put_in(
         &mut self,
         node: &NodeShape,
         dirty: &Dirty,
         instance: &mut Instance,
-        changed: &mut Vec<Key>,
+        apply: &mut Apply,
         w: &mut Work<'_>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let first = usize::from(node.id.0) + 1;
         let (above, below) = instance.nodes.split_at_mut(first);
-        let Some(state) = above.last_mut() else { return Ok(()) };
+        let Some(state) = above.last_mut() else { return Ok(true) };
         let mut judge = Judge { params: &instance.params, below, first, points: &mut self.points };
-        for new in dirty.rows.iter().filter_map(|c| c.new.as_ref()) {
+        let mut worked = false;
+        while let Some(change) = dirty.rows.get(apply.put_in) {
+            if worked && w.budget.is_spent() {
+                return Ok(false);
+            }
+            worked = true;
+            apply.put_in += 1;
+            w.budget.spend(1);
+            let Some(new) = &change.new else { continue };
             let key = new.project(&node.join);
             let Some(partition) = state.partitions.get_mut(&key) else { continue };
             if !partition.covers(&node.order, new) || !judge.qualifies(node, new, w)? {
@@ -199,27 +241,29 @@ impl Update {
             if !partition.insert(&node.order, row) {
                 return Err(EngineError::Invariant("a row entered a window twice"));
             }
-            changed.push(key);
+            apply.changed.push(key);
         }
-        Ok(())
+        Ok(true)
     }
 }
 
-/// Takes all dirty rows out of a node's partitions, by their old versions; returns the keys of
-/// the partitions that had any.
-fn take_out(node: &NodeShape, dirty: &Dirty, state: &mut NodeState) -> Vec<Key> {
-    let mut changed = Vec::new();
-    for old in dirty.rows.iter().filter_map(|c| c.old.as_ref()) {
-        let key = old.project(&node.join);
-        let Some(partition) = state.partitions.get_mut(&key) else { continue };
-        let Some(at) = partition.find(&node.order, old) else { continue };
-        if partition.touch() {
-            state.touched.push(key.clone());
-        }
-        partition.remove(at);
-        changed.push(key);
+/// Takes a dirty row out of a node's partitions, by its old version; whether it was there.
+fn take_out(
+    node: &NodeShape,
+    change: &NetChange,
+    state: &mut NodeState,
+    apply: &mut Apply,
+) -> bool {
+    let Some(old) = &change.old else { return false };
+    let key = old.project(&node.join);
+    let Some(partition) = state.partitions.get_mut(&key) else { return false };
+    let Some(at) = partition.find(&node.order, old) else { return false };
+    if partition.touch() {
+        state.touched.push(key.clone());
     }
-    changed
+    partition.remove(at);
+    apply.changed.push(key);
+    true
 }
 
 /// Adds the rows of a node that nobody holds, with one of the join keys of a leaf.
