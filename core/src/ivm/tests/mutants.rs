@@ -15,7 +15,7 @@ const CAUGHT_BY: [(Mutant, u64); 13] = [
     (Mutant::WeakForOneLeaf, 8538),
     (Mutant::WeakByParity, 251),
     (Mutant::EvidenceForVisible, 251),
-    (Mutant::RefillEarly, 12),
+    (Mutant::RefillEarly, 43),
     (Mutant::CountOvershoot, 17),
     (Mutant::CutKeepsBound, 33),
     (Mutant::ResidentForgotten, 5),
