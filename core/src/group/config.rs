@@ -107,11 +107,14 @@ impl Group {
     ) -> StepResult {
         match (stage, answer) {
             (Stage::Loading(task), Event::Loaded(loaded)) => {
-                let loaded = loaded?;
+                let mut loaded = loaded?;
                 if let Some(owner) = &loaded.taken_over_from {
                     cx.info(format!("group {}: taken over from server {owner}", self.id));
                 }
                 self.clock = Some(TtlTimer::resume(loaded.cvr.ttl_clock, cx.now_ms));
+                if let Some(own) = loaded.cvr.client_schema.take() {
+                    loaded.cvr.client_schema = Some(cx.world.shared().schemas.share(own));
+                }
                 self.cvr = Some(loaded.cvr);
                 self.begin_loaded(trigger, task, cx)
             }
@@ -252,13 +255,12 @@ impl Group {
                 let client_schema = init
                     .client_schema
                     .map(|schema| {
-                        serde_json::to_value(&schema)
-                            .map_err(|e| e.to_string())
-                            .and_then(|j| ClientSchema::from_json(j).map_err(|e| e.to_string()))
-                            .map_err(|e| bug(&e))
+                        let text =
+                            serde_json::to_string(&schema).map_err(|e| bug(&e.to_string()))?;
+                        let shared = cx.world.shared().schemas.of_text(&text);
+                        shared.map_err(|e| bug(&e.to_string()))
                     })
-                    .transpose()?
-                    .map(Arc::new);
+                    .transpose()?;
                 let change = ConfigChange {
                     conn,
                     ops: init.desired_queries_patch,

@@ -1,8 +1,9 @@
 //! What the groups of an executor share, so that a change that reaches thousands of them costs one
-//! encoding and one read.
+//! encoding and one read, and so that what they have in common is in memory once.
 //!
 //! Everything here is a cache: forgotten when it grows, and every few seconds
-//! ([`Shared::sweep`]); a group that comes later makes its own.
+//! ([`Shared::sweep`]); a group that comes later makes its own. Only client schemas stay while a
+//! group has them.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -11,7 +12,8 @@ use rustc_hash::{FxHashMap, FxHasher};
 use smallvec::SmallVec;
 
 use super::poke::{Frame, WirePatch};
-use crate::cvr::RowIdentity;
+use crate::cvr::client_schema::InvalidClientSchema;
+use crate::cvr::{ClientSchema, RowIdentity};
 use crate::row::Row;
 use crate::version::{CvrVersion, StateVersion};
 
@@ -23,6 +25,8 @@ const MAX_POKE_BYTES: usize = 2 << 20;
 const MAX_ENTRIES: usize = 4_096;
 /// Rows that are kept.
 const MAX_ROWS: usize = 16_384;
+/// Client schemas that are shared: one per build of the app that is in use.
+const MAX_SCHEMAS: usize = 256;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -31,13 +35,16 @@ pub struct Shared {
     pub frames: SharedFrames,
     /// Rows of the replica.
     pub rows: SharedRows,
+    /// Client schemas.
+    pub schemas: SharedSchemas,
 }
 
 impl Shared {
-    /// Forgets everything. To be called every few seconds.
+    /// Forgets everything that nobody holds. To be called every few seconds.
     pub fn sweep(&mut self) {
         self.frames.clear();
         self.rows.clear();
+        self.schemas.sweep();
     }
 }
 
@@ -205,9 +212,77 @@ impl SharedRows {
     }
 }
 
+/// Client schemas of the groups, one of each: all clients of one build of the app bring the same,
+/// and it takes kilobytes.
+#[derive(Debug, Default)]
+pub struct SharedSchemas {
+    by_text: FxHashMap<Box<str>, Arc<ClientSchema>>,
+}
+
+impl SharedSchemas {
+    /// The schema of a JSON text.
+    ///
+    /// # Errors
+    /// See [`ClientSchema::parse`].
+    pub(super) fn of_text(&mut self, text: &str) -> Result<Arc<ClientSchema>, InvalidClientSchema> {
+        match self.by_text.get(text) {
+            Some(known) => Ok(known.clone()),
+            None => Ok(self.share(Arc::new(ClientSchema::parse(text)?))),
+        }
+    }
+
+    /// This schema, or the one that says the same in the same words.
+    pub(super) fn share(&mut self, schema: Arc<ClientSchema>) -> Arc<ClientSchema> {
+        if let Some(known) = self.by_text.get(schema.text()) {
+            return known.clone();
+        }
+        if self.by_text.len() >= MAX_SCHEMAS {
+            self.sweep();
+        }
+        if self.by_text.len() < MAX_SCHEMAS {
+            self.by_text.insert(schema.text().into(), schema.clone());
+        }
+        schema
+    }
+
+    /// Forgets those that no group has any more.
+    fn sweep(&mut self) {
+        self.by_text.retain(|_, schema| Arc::strong_count(schema) > 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn schema_text(table: usize) -> String {
+        format!(r#"{{"tables":{{"t{table}":{{"columns":{{"a":{{"type":"json"}}}}}}}}}}"#)
+    }
+
+    #[test]
+    fn a_client_schema_is_there_once_while_somebody_has_it() {
+        let mut shared = Shared::default();
+        let one = shared.schemas.of_text(&schema_text(1)).unwrap();
+        let loaded = Arc::new(ClientSchema::parse(&schema_text(1)).unwrap());
+        assert!(Arc::ptr_eq(&one, &shared.schemas.share(loaded)));
+        assert!(!Arc::ptr_eq(&one, &shared.schemas.of_text(&schema_text(2)).unwrap()));
+        assert!(shared.schemas.of_text("[").is_err());
+        shared.sweep();
+        assert!(Arc::ptr_eq(&one, &shared.schemas.of_text(&schema_text(1)).unwrap()));
+        assert_eq!(shared.schemas.by_text.len(), 1, "nobody has the other one");
+    }
+
+    #[test]
+    fn a_schema_beyond_those_that_are_shared_is_served_all_the_same() {
+        let mut shared = SharedSchemas::default();
+        let held: Vec<_> =
+            (0..=MAX_SCHEMAS).map(|i| shared.of_text(&schema_text(i)).unwrap()).collect();
+        assert_eq!(shared.by_text.len(), MAX_SCHEMAS);
+        assert_eq!(held[MAX_SCHEMAS].text(), schema_text(MAX_SCHEMAS));
+        drop(held);
+        shared.of_text(&schema_text(MAX_SCHEMAS)).unwrap();
+        assert_eq!(shared.by_text.len(), 1, "room was made");
+    }
 
     fn frames(text: &str) -> Arc<[Frame]> {
         [Frame::text(text.as_bytes())].into()

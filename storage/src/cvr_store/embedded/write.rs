@@ -214,10 +214,10 @@ impl Writer {
     /// Set once, and the same for most groups: stored once.
     fn set_client_schema(&self, grp: i64, flush: &GroupFlush) -> Answer<()> {
         let Some(client_schema) = &flush.instance.client_schema else { return Ok(()) };
-        let json = client_schema.json().to_string();
+        let json = client_schema.text();
         self.connection
             .prepare_cached("INSERT INTO schemas (json) VALUES (?) ON CONFLICT DO NOTHING")
-            .and_then(|mut s| s.execute([&json]))
+            .and_then(|mut s| s.execute([json]))
             .map_err(failed)?;
         self.connection
             .prepare_cached(

@@ -142,7 +142,7 @@ impl<'a> Batch<'a> {
                 instance.ttl_clock.0.into(),
                 instance.replica_version.as_ref().map(|v| v.as_str()).into(),
                 wall(flush.connect_ms).into(),
-                schema.map(|s| s.json().to_string()).into(),
+                schema.map(|s| s.text()).into(),
                 instance.profile_id.as_deref().into(),
             ]);
             tables.clients(flush)?;
