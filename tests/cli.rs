@@ -108,11 +108,28 @@ fn dotenv_of_the_current_directory_is_read_and_loses_to_the_environment() {
 }
 
 #[test]
-fn subcommands_that_are_not_there_yet_say_so() {
-    for command in ["loadtest", "capacity", "doctor"] {
-        let output = zeroring(&[command], &[]);
-        assert_eq!(output.status.code(), Some(255));
-        assert_eq!(err(&output), format!("`{command}` is not in this version of zeroring yet.\n"));
-    }
+fn a_subcommand_that_is_not_there_yet_says_so() {
+    let output = zeroring(&["doctor"], &[]);
+    assert_eq!(output.status.code(), Some(255));
+    assert_eq!(err(&output), "`doctor` is not in this version of zeroring yet.\n");
     assert!(out(&zeroring(&["--version"], &[])).starts_with("zeroring "));
+}
+
+#[test]
+fn capacity_names_the_node_that_does_not_answer() {
+    // Nothing listens on the discard port.
+    let output = zeroring(&["capacity", "--url", "http://127.0.0.1:9", "--seconds", "1"], &[]);
+    assert_eq!(output.status.code(), Some(255));
+    assert!(err(&output).contains("127.0.0.1:9"), "{}", err(&output));
+}
+
+#[test]
+fn loadtest_without_the_load_generator_says_how_to_get_it() {
+    // A copy of the program with nothing beside it, and an empty PATH.
+    let directory = tempfile::tempdir().unwrap();
+    let alone = directory.path().join("zeroring");
+    std::fs::copy(env!("CARGO_BIN_EXE_zeroring"), &alone).unwrap();
+    let output = Command::new(&alone).arg("loadtest").env("PATH", "").output().unwrap();
+    assert_eq!(output.status.code(), Some(255));
+    assert!(err(&output).contains("cargo build --release -p zeroring-loadtest"));
 }
