@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 use rusqlite::types::{ToSql, Value as SqlValue};
 use zeroring_core::ivm::brute;
+use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
 use zeroring_core::ivm::plan::{Condition, NodeId, Plan};
 use zeroring_core::ivm::source::{Bound, Fetch, Filter, Keys, Source, SourceError};
@@ -583,6 +584,57 @@ fn run(sqlite: &mut ReplicaSource, schema: &Schema, ast: serde_json::Value) -> u
     let (plan, params) = compile(&ast, schema, &IdentityKeys::default()).unwrap();
     let limit = plan.nodes[0].limit.map(|l| l as usize);
     collect(sqlite, &Fetch { limit, ..whole(&plan, &params) }).unwrap().len()
+}
+
+#[test]
+fn a_second_subscriber_of_an_instance_runs_no_statement() {
+    let columns = [("id", ValueType::Number, "int4"), ("v", ValueType::Number, "int4")];
+    let number = |n: u32| Value::Number(f64::from(n));
+    let (schema, db) = table(&columns, (1..=50).map(|n| vec![number(n), number(n / 2)]).collect());
+    let dir = tempfile::tempdir().unwrap();
+    let mut sqlite = replica(&dir, &schema, &db);
+    let mut engine =
+        Engine::new(EngineConfig::default(), sqlite.version().clone(), Arc::new(schema.clone()));
+    // Batches of keys, and a seek for each limited child.
+    let below = |subquery: serde_json::Value| {
+        serde_json::json!([{"correlation":{"parentField":["id"],"childField":["v"]},
+            "subquery":subquery}])
+    };
+    let last = serde_json::json!({"table":"t","alias":"last","limit":1,
+        "orderBy":[["id","desc"]]});
+    let children = serde_json::json!({"table":"t","alias":"children","related":below(last)});
+    let ast = serde_json::json!({"table":"t","limit":20,"related":below(children)});
+    let mut subscribe = |engine: &mut Engine, v: u32| -> (InstanceId, u64) {
+        let mut ast = ast.clone();
+        ast["where"] = cond(">", v.into())["where"].clone();
+        let ast: Ast = serde_json::from_value(ast).unwrap();
+        let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+        let id = engine.subscribe(&Arc::new(plan), params.into()).unwrap();
+        let before = sqlite.statements();
+        while engine.hydrate_step(id, &mut sqlite, &mut Budget::units(10)).unwrap()
+            == (Progress::More {})
+        {}
+        (id, sqlite.statements() - before)
+    };
+    let rows = |engine: &Engine, id: InstanceId| -> Vec<(Vec<Value>, u64)> {
+        engine.rows(id).unwrap().map(|held| (held.row.values.to_vec(), held.count)).collect()
+    };
+    let (first, statements) = subscribe(&mut engine, 3);
+    assert!(statements > 10, "{statements} statements");
+    let (second, statements) = subscribe(&mut engine, 3);
+    assert_eq!((second, statements), (first, 0));
+    let whole = rows(&engine, second);
+    assert!(whole.len() > 30, "{} rows", whole.len());
+    // Also when the first has gone.
+    engine.unsubscribe(first);
+    let (third, statements) = subscribe(&mut engine, 3);
+    assert_eq!(statements, 0);
+    assert_eq!(rows(&engine, third), whole);
+    // Other parameters are another instance; and nobody's rows are not kept.
+    assert!(subscribe(&mut engine, 4).1 > 10);
+    engine.unsubscribe(second);
+    engine.unsubscribe(third);
+    assert!(subscribe(&mut engine, 3).1 > 10, "read anew");
 }
 
 #[test]

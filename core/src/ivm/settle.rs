@@ -5,13 +5,16 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
+use rustc_hash::FxBuildHasher;
+
 use super::emit::{Emission, join_key};
 use super::engine::Budget;
 use super::error::EngineError;
 use super::instance::{Instance, routed_by_join};
 use super::intern::Interner;
 use super::mutant::{self, Mutant};
-use super::partition::{Bound, Partition, Settled};
+use super::partition::{Bound, Order, Partition, Settled};
 use super::plan::NodeId;
 use super::route::{RouteTableId, Router, Target, Who};
 use super::shape::{Edge, Kind, NodeShape, Shape};
@@ -203,17 +206,17 @@ impl Instance {
         w.budget.spend(Budget::STATEMENT);
         // A slice may be overrun by this factor before a batch is given up.
         let allowed = (w.budget.0 / 4).max(keys.len() as u64).saturating_mul(8);
-        let mut rows: Vec<Arc<Row>> = Vec::new();
+        let mut groups = Groups::new(&node.join, keys);
         let mut too_many = false;
         w.source.fetch(&fetch, &mut |row| {
-            if rows.len() as u64 >= allowed {
+            if groups.rows.len() as u64 >= allowed {
                 too_many = true;
                 return ControlFlow::Break(());
             }
-            rows.push(w.interner.intern(&node.table, row));
+            groups.push(w.interner.intern(&node.table, row));
             ControlFlow::Continue(())
         })?;
-        w.budget.spend(rows.len() as u64);
+        w.budget.spend(groups.rows.len() as u64);
         if too_many {
             for key in keys {
                 // One at a time: not in a row with another unread key.
@@ -221,19 +224,16 @@ impl Instance {
             }
             return Ok(());
         }
-        rows.sort_by(|a, b| crate::zql::order::compare_rows(&node.order, a, b));
-        let mut by_key: hashbrown::HashMap<Key, Vec<Arc<Row>>, rustc_hash::FxBuildHasher> =
-            hashbrown::HashMap::default();
-        for row in rows {
-            by_key.entry(row.project(&node.join)).or_default().push(row);
-        }
-        for key in keys {
+        let mut groups = groups.sorted(&node.order);
+        for (key, number) in keys.iter().zip(0..) {
+            let count = groups.as_slice().partition_point(|(group, _)| *group == number);
+            // Exactly as long as it has to be: it is kept.
+            let mut rows = Vec::with_capacity(count);
+            rows.extend(groups.by_ref().take(count).map(|(_, row)| row));
             let Some(partition) = state.partitions.get_mut(key) else { continue };
             if partition.touch() {
                 state.touched.push(key.clone());
             }
-            let mut rows = by_key.remove(key).unwrap_or_default();
-            rows.shrink_to_fit();
             if !partition.append(&node.order, rows, Bound::End) {
                 return Err(EngineError::Invariant("an unread partition had rows"));
             }
@@ -312,6 +312,42 @@ impl Instance {
         }
         state.touched = Vec::new();
         Ok(true)
+    }
+}
+
+/// Rows that one statement read for many keys, told apart by their key.
+struct Groups<'a> {
+    join: &'a [usize],
+    numbers: HashMap<&'a Key, u32, FxBuildHasher>,
+    /// Each row with the number of its key.
+    rows: Vec<(u32, Arc<Row>)>,
+}
+
+impl<'a> Groups<'a> {
+    fn new(join: &'a [usize], keys: &'a [Key]) -> Groups<'a> {
+        Groups { join, numbers: keys.iter().zip(0..).collect(), rows: Vec::new() }
+    }
+
+    fn push(&mut self, row: Arc<Row>) {
+        // An index returns the rows of a key one after the other: most look-ups are spared.
+        let last = self
+            .rows
+            .last()
+            .filter(|(_, last)| self.join.iter().all(|&c| last.values[c] == row.values[c]));
+        let number = match last {
+            Some((number, _)) => Some(*number),
+            None => self.numbers.get(&row.project(self.join)).copied(),
+        };
+        self.rows.extend(number.map(|number| (number, row)));
+    }
+
+    /// By key, the rows of each in order.
+    fn sorted(mut self, order: &Order) -> std::vec::IntoIter<(u32, Arc<Row>)> {
+        // Orders are total: no two rows of a key are equal.
+        self.rows.sort_unstable_by(|(a, x), (b, y)| {
+            a.cmp(b).then_with(|| crate::zql::order::compare_rows(order, x, y))
+        });
+        self.rows.into_iter()
     }
 }
 
