@@ -56,9 +56,16 @@ const CLOSE_TRY_AGAIN: u16 = 1013;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct GroupKey(pub(super) u64);
 
+/// Every timer of a group, at the index that it is as a number.
+const TIMERS: [Timer; 4] = [Timer::Expiry, Timer::TtlClock, Timer::Maintenance, Timer::Idle];
+const _: () = assert!(
+    matches!(TIMERS, [a, b, c, d] if a as u8 == 0 && b as u8 == 1 && c as u8 == 2 && d as u8 == 3)
+);
+
 struct Slot {
     group: Group,
-    timers: BTreeMap<Timer, Instant>,
+    /// By [`Timer`].
+    timers: [Option<Instant>; TIMERS.len()],
     scan: Option<Scan>,
     /// How long its queries were hydrated here.
     hydrated_for: Duration,
@@ -108,7 +115,8 @@ pub(super) struct State {
     store: Arc<dyn CvrStore>,
     mailbox: Arc<Mailbox>,
     compress: bool,
-    slots: FxHashMap<GroupKey, Slot>,
+    /// Boxed: the table has places for up to twice as many.
+    slots: FxHashMap<GroupKey, Box<Slot>>,
     by_id: FxHashMap<ClientGroupId, GroupKey>,
     /// Who is subscribed to an instance, and how often.
     subscribers: FxHashMap<InstanceId, BTreeMap<GroupKey, usize>>,
@@ -231,8 +239,9 @@ impl State {
         let key = GroupKey(self.next_key);
         self.next_key += 1;
         let group = Group::new(id.clone(), self.settings.clone(), wall_ms());
-        let timers = BTreeMap::new();
-        self.slots.insert(key, Slot { group, timers, scan: None, hydrated_for: Duration::ZERO });
+        let timers = [None; TIMERS.len()];
+        let slot = Slot { group, timers, scan: None, hydrated_for: Duration::ZERO };
+        self.slots.insert(key, Box::new(slot));
         self.by_id.insert(id.clone(), key);
         if let Some(draining) = &mut self.draining {
             draining.add(key);
@@ -520,8 +529,8 @@ impl State {
         if self.by_id.get(slot.group.id()) == Some(&key) {
             self.by_id.remove(slot.group.id());
         }
-        for (timer, at) in slot.timers {
-            self.timers.remove(&(at, key, timer));
+        for (timer, at) in TIMERS.into_iter().zip(slot.timers) {
+            at.map(|at| self.timers.remove(&(at, key, timer)));
         }
         self.waiting.remove(&key);
         let (gone, kept) =
@@ -537,14 +546,14 @@ impl State {
 
     fn set_timer(&mut self, key: GroupKey, timer: Timer, after_ms: Option<f64>) {
         let Some(slot) = self.slots.get_mut(&key) else { return };
-        if let Some(old) = slot.timers.remove(&timer) {
+        if let Some(old) = slot.timers[timer as usize].take() {
             self.timers.remove(&(old, key, timer));
         }
         if let Some(ms) = after_ms {
             // A century is as good as never.
             let after = Duration::from_secs_f64((ms / 1_000.0).clamp(0.0, 3.2e9));
             let Some(at) = now().checked_add(after) else { return };
-            slot.timers.insert(timer, at);
+            slot.timers[timer as usize] = Some(at);
             self.timers.insert((at, key, timer));
         }
     }
@@ -565,7 +574,7 @@ impl State {
             }
             self.timers.pop_first();
             if let Some(slot) = self.slots.get_mut(&key) {
-                slot.timers.remove(&timer);
+                slot.timers[timer as usize] = None;
                 self.inbox.push_back((key, Event::Timer(timer)));
             }
         }

@@ -133,10 +133,8 @@ impl ConfigUpdater {
             let query = Arc::make_mut(&mut self.cvr.queries)
                 .entry(put.query.clone())
                 .or_insert_with(|| Arc::new(Query::new(put.query.clone(), put.body.clone())));
-            Arc::make_mut(query).client_state.insert(
-                client.clone(),
-                ClientState { inactivated_at: None, ttl_ms, version: version.clone() },
-            );
+            let state = ClientState { inactivated_at: None, ttl_ms, version: version.clone() };
+            Arc::make_mut(query).client_state.insert(client.clone(), Box::new(state));
             if let Some(client) = self.cvr.client_mut(client) {
                 client.desired.insert(put.query.clone());
             }
@@ -237,7 +235,7 @@ impl ConfigUpdater {
                     let mut ttl_ms = DEFAULT_TTL_MS;
                     if let Some(state) = query.client_state.get_mut(client) {
                         ttl_ms = clamp_ttl(state.ttl_ms);
-                        *state = ClientState {
+                        **state = ClientState {
                             inactivated_at: Some(clock),
                             ttl_ms,
                             version: version.clone(),

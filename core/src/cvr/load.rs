@@ -55,7 +55,7 @@ pub fn assemble(
                 ttl_ms: clamp_ttl(desire.ttl_ms.unwrap_or(DEFAULT_TTL_MS)),
                 version: desire.patch_version,
             };
-            query.client_state.insert(desire.client, state);
+            query.client_state.insert(desire.client, Box::new(state));
         }
     }
     cvr.clients = Arc::new(clients);

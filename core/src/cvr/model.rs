@@ -92,7 +92,8 @@ pub struct Query {
     /// What is to be executed.
     pub body: QueryBody,
     /// Per client that wants it, or wanted it and may come back before its TTL ends.
-    pub client_state: BTreeMap<ClientId, ClientState>,
+    /// Boxed: most queries have one, and a node of the map has places for eleven.
+    pub client_state: BTreeMap<ClientId, Box<ClientState>>,
     /// When it entered the got set; always absent for internal queries.
     pub patch_version: Option<CvrVersion>,
     /// Hash of the AST as executed (with permissions, or as the app's endpoint answered).

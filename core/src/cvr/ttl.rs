@@ -203,11 +203,11 @@ mod tests {
         for (client, inactivated, ttl_ms) in states {
             q.client_state.insert(
                 (*client).into(),
-                ClientState {
+                Box::new(ClientState {
                     inactivated_at: inactivated.map(TtlClock),
                     ttl_ms: *ttl_ms,
                     version: CvrVersion::empty(),
-                },
+                }),
             );
         }
         Arc::new(q)

@@ -11,6 +11,7 @@ use super::op::{
     StepResult, Task, Trigger, client_ids,
 };
 use super::poke::Frame;
+use super::shared::SharedQueries;
 use super::{ConnId, ServerUser};
 use crate::cvr::{
     ClientId, ClientSchema, ConfigUpdater, Cvr, DEFAULT_TTL_MS, DesiredPut, FlushTimes, QueryBody,
@@ -112,9 +113,7 @@ impl Group {
                     cx.info(format!("group {}: taken over from server {owner}", self.id));
                 }
                 self.clock = Some(TtlTimer::resume(loaded.cvr.ttl_clock, cx.now_ms));
-                if let Some(own) = loaded.cvr.client_schema.take() {
-                    loaded.cvr.client_schema = Some(cx.world.shared().schemas.share(own));
-                }
+                cx.world.shared().share_loaded(&mut loaded.cvr);
                 self.cvr = Some(loaded.cvr);
                 self.begin_loaded(trigger, task, cx)
             }
@@ -323,7 +322,8 @@ impl Group {
             }
         }
         for op in ops {
-            patches.extend(apply_op(&mut update, &client, op, &times)?);
+            let queries = &mut cx.world.shared().queries;
+            patches.extend(apply_op(&mut update, &client, op, &times, queries)?);
         }
         let mut deleted: BTreeSet<String> = BTreeSet::new();
         if let Some(active) = joins.as_ref().and_then(|j| j.active_clients.as_ref()) {
@@ -431,13 +431,14 @@ fn apply_op(
     client: &ClientId,
     op: QueryOp,
     times: &FlushTimes,
+    shared: &mut SharedQueries,
 ) -> Result<Vec<VersionedPatch>, Failure> {
     Ok(match op {
         QueryOp::Put(put) => {
             let query = QueryHash::from(put.hash.as_str());
             let body = match update.cvr().query(&query) {
                 Some(known) => known.body.clone(),
-                None => body_of(&put)?,
+                None => body_of(&put, &query, shared)?,
             };
             let ttl_ms = put.ttl.unwrap_or(DEFAULT_TTL_MS);
             update.put_desired(client, &[DesiredPut { query, body, ttl_ms }])?
@@ -449,7 +450,11 @@ fn apply_op(
     })
 }
 
-fn body_of(put: &QueryPut) -> Result<QueryBody, Failure> {
+fn body_of(
+    put: &QueryPut,
+    id: &QueryHash,
+    shared: &mut SharedQueries,
+) -> Result<QueryBody, Failure> {
     let refuse = |text: &str| Err(Box::new(ErrorBody::internal(text)).into());
     match (&put.ast, &put.name, &put.args) {
         (Some(ast), None, None) => {
@@ -457,7 +462,7 @@ fn body_of(put: &QueryPut) -> Result<QueryBody, Failure> {
                 let text = format!("TypeError: query {}: {e}", put.hash);
                 Failure::from(Box::new(ErrorBody::invalid_message(text)))
             })?;
-            Ok(QueryBody::Client { ast: Arc::new(ast) })
+            Ok(QueryBody::Client { ast: shared.share(id, Arc::new(ast)) })
         }
         (Some(_), ..) => refuse("Cannot provide name or args with ast"),
         (None, Some(name), Some(args)) => {

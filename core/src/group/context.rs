@@ -93,7 +93,8 @@ impl From<ValidatedUser> for ServerUser {
 #[derive(Debug, Default)]
 pub(super) struct Contexts {
     /// In order of registration: [`ConnId`]s rise.
-    by_conn: BTreeMap<ConnId, Context>,
+    /// Boxed: a node of the map has places for eleven, and most groups have one.
+    by_conn: BTreeMap<ConnId, Box<Context>>,
     pinned: Option<Option<Arc<str>>>,
     background: Option<ConnId>,
     pub(super) not_before_ms: f64,
@@ -116,10 +117,8 @@ impl Contexts {
             self.remove(old);
         }
         let conn = connection.conn;
-        self.by_conn.insert(
-            conn,
-            Context { connection, revision: 0, validated: false, revalidate_at_ms: None },
-        );
+        let context = Context { connection, revision: 0, validated: false, revalidate_at_ms: None };
+        self.by_conn.insert(conn, Box::new(context));
         old
     }
 
@@ -131,7 +130,7 @@ impl Contexts {
     }
 
     pub(super) fn get(&self, conn: ConnId) -> Option<&Context> {
-        self.by_conn.get(&conn)
+        self.by_conn.get(&conn).map(|context| &**context)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -32,7 +32,7 @@ pub struct Group {
     pub(super) settings: Arc<Settings>,
     pub(super) contexts: Contexts,
     /// Connections whose `initConnection` was accepted.
-    pub(super) clients: BTreeMap<ConnId, Client>,
+    pub(super) clients: BTreeMap<ConnId, Box<Client>>,
     pub(super) cvr: Option<Cvr>,
     pub(super) clock: Option<TtlTimer>,
     pub(super) pipelines: BTreeMap<QueryHash, Pipeline>,
@@ -368,7 +368,7 @@ impl Group {
             active: false,
             binary: connection.protocol >= crate::protocol::BINARY_POKES_SINCE,
         };
-        self.clients.insert(conn, client);
+        self.clients.insert(conn, Box::new(client));
         Ok(Task::Init { conn, init: Box::new(init) })
     }
 

@@ -2,8 +2,8 @@
 //! encoding and one read, and so that what they have in common is in memory once.
 //!
 //! Everything here is a cache: forgotten when it grows, and every few seconds
-//! ([`Shared::sweep`]); a group that comes later makes its own. Only client schemas stay while a
-//! group has them.
+//! ([`Shared::sweep`]); a group that comes later makes its own. Only client schemas and queries
+//! stay while a group has them.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::poke::{Frame, WirePatch};
 use crate::cvr::client_schema::InvalidClientSchema;
-use crate::cvr::{ClientSchema, RowIdentity};
+use crate::cvr::{Ast, ClientSchema, Cvr, QueryBody, QueryHash, RowIdentity};
 use crate::row::Row;
 use crate::version::{CvrVersion, StateVersion};
 
@@ -27,6 +27,8 @@ const MAX_ENTRIES: usize = 4_096;
 const MAX_ROWS: usize = 16_384;
 /// Client schemas that are shared: one per build of the app that is in use.
 const MAX_SCHEMAS: usize = 256;
+/// Queries that are shared: a group with one that is not has its own.
+const MAX_QUERIES: usize = 4_096;
 
 /// See the [module](self).
 #[derive(Debug, Default)]
@@ -37,6 +39,8 @@ pub struct Shared {
     pub rows: SharedRows,
     /// Client schemas.
     pub schemas: SharedSchemas,
+    /// Queries that clients sent.
+    pub queries: SharedQueries,
 }
 
 impl Shared {
@@ -45,6 +49,20 @@ impl Shared {
         self.frames.clear();
         self.rows.clear();
         self.schemas.sweep();
+        self.queries.sweep();
+    }
+
+    /// Replaces what a loaded CVR has in common with others.
+    pub(super) fn share_loaded(&mut self, cvr: &mut Cvr) {
+        if let Some(own) = cvr.client_schema.take() {
+            cvr.client_schema = Some(self.schemas.share(own));
+        }
+        for query in Arc::make_mut(&mut cvr.queries).values_mut() {
+            if let QueryBody::Client { ast } = &query.body {
+                let ast = self.queries.share(&query.id, ast.clone());
+                Arc::make_mut(query).body = QueryBody::Client { ast };
+            }
+        }
     }
 }
 
@@ -251,9 +269,54 @@ impl SharedSchemas {
     }
 }
 
+/// Queries as clients sent them, one of each.
+#[derive(Debug, Default)]
+pub struct SharedQueries {
+    by_hash: FxHashMap<QueryHash, Ast>,
+}
+
+impl SharedQueries {
+    /// This query, or the one that is the same. The hash is the client's: it only finds.
+    pub(super) fn share(&mut self, hash: &QueryHash, ast: Ast) -> Ast {
+        if let Some(known) = self.by_hash.get(hash) {
+            return if Arc::ptr_eq(known, &ast) || **known == *ast { known.clone() } else { ast };
+        }
+        if self.by_hash.len() < MAX_QUERIES {
+            self.by_hash.insert(hash.clone(), ast.clone());
+        }
+        ast
+    }
+
+    /// Forgets those that no group has any more.
+    fn sweep(&mut self) {
+        self.by_hash.retain(|_, ast| Arc::strong_count(ast) > 1);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_is_there_once_whatever_hash_a_client_claims() {
+        let ast = |table: &str| Arc::new(crate::zql::ast::Ast::table(table));
+        let mut shared = Shared::default();
+        let (hash, other_hash) = (QueryHash::from("h"), QueryHash::from("i"));
+        let one = shared.queries.share(&hash, ast("a"));
+        assert!(Arc::ptr_eq(&one, &shared.queries.share(&hash, ast("a"))));
+        let false_claim = shared.queries.share(&hash, ast("b"));
+        assert_eq!(false_claim, ast("b"), "a query stays what it is");
+        shared.queries.share(&other_hash, ast("a"));
+        shared.sweep();
+        assert_eq!(shared.queries.by_hash.len(), 1, "nobody has the other one");
+        let mut cvr = Cvr::empty("g".into());
+        let body = QueryBody::Client { ast: ast("a") };
+        let query = crate::cvr::Query::new(hash.clone(), body);
+        Arc::make_mut(&mut cvr.queries).insert(hash.clone(), Arc::new(query));
+        shared.share_loaded(&mut cvr);
+        let QueryBody::Client { ast } = &cvr.queries[&hash].body else { unreachable!() };
+        assert!(Arc::ptr_eq(&one, ast));
+    }
 
     fn schema_text(table: usize) -> String {
         format!(r#"{{"tables":{{"t{table}":{{"columns":{{"a":{{"type":"json"}}}}}}}}}}"#)
