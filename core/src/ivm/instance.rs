@@ -8,6 +8,7 @@ use rustc_hash::FxBuildHasher;
 use super::emit::Snapshot;
 use super::engine::InstanceId;
 use super::error::EngineError;
+use super::mutant::{self, Mutant};
 use super::partition::{Partition, Settled};
 use super::plan::Param;
 use super::rows::Rows;
@@ -46,15 +47,27 @@ impl NodeState {
         let Some(parents) = &mut self.parents else { return };
         for (edge, rows) in node.leaves.iter().zip(parents) {
             let Some(rows) = rows else { continue };
+            // A row that moved between partitions may enter the one before it leaves the other:
+            // the version tells which of the two is here.
             for row in &settled.left {
-                if let Ok(at) = rows.find(&edge.parent_order, row) {
+                if let Ok(at) = rows.find(&edge.parent_order, row)
+                    && (rows.at(at).version == row.version
+                        || mutant::is(Mutant::MovedParentForgotten))
+                {
                     rows.remove(at);
                 }
             }
             for row in &settled.entered {
-                if let Err(at) = rows.find(&edge.parent_order, row) {
-                    rows.insert(at, Arc::clone(row));
-                }
+                let at = match rows.find(&edge.parent_order, row) {
+                    Err(at) => at,
+                    Ok(_) if mutant::is(Mutant::MovedParentForgotten) => continue,
+                    Ok(at) => {
+                        rows.remove(at);
+                        let (Ok(at) | Err(at)) = rows.find(&edge.parent_order, row);
+                        at
+                    }
+                };
+                rows.insert(at, Arc::clone(row));
             }
         }
     }

@@ -32,6 +32,8 @@ pub(super) enum Mutant {
     WantedAnewForgotten,
     /// Hydrating instances rely on what is found for a whole group.
     HydratingLed,
+    /// A row that enters one partition before it leaves another falls out of the index of parents.
+    MovedParentForgotten,
 }
 
 /// Whether a wrong variant is switched on: never.

@@ -129,6 +129,11 @@ impl Rows {
         self.search(|r| compare_rows(order, r, row))
     }
 
+    /// The row that [`Rows::find`] found.
+    pub(super) fn at(&self, at: Place) -> &Arc<Row> {
+        &self.chunks()[at.chunk][at.index]
+    }
+
     /// How many rows are before a place.
     pub(super) fn rank(&self, at: Place) -> usize {
         self.chunks().iter().take(at.chunk).map(Vec::len).sum::<usize>() + at.index
