@@ -52,6 +52,9 @@ pub(crate) struct Meter {
     server: ThreadTimes,
     postgres: ThreadTimes,
     generator: ThreadTimes,
+    /// CPU seconds with those of processes that have ended: Postgres' are gone with their client.
+    server_total: f64,
+    postgres_total: f64,
 }
 
 impl Meter {
@@ -62,14 +65,18 @@ impl Meter {
             server: process::thread_times(parties.server),
             postgres: process::thread_times(parties.postgres),
             generator: process::own_thread_times(),
+            server_total: process::cpu_seconds(parties.server),
+            postgres_total: process::cpu_seconds(parties.postgres),
         }
     }
 
     /// What was used between `self` and `later`.
     pub(crate) fn until(&self, later: &Meter) -> Usage {
         let seconds = later.at.duration_since(self.at).as_secs_f64().max(0.001);
-        let (server, server_thread) = later.server.since(&self.server, seconds);
-        let (postgres, postgres_process) = later.postgres.since(&self.postgres, seconds);
+        let (_, server_thread) = later.server.since(&self.server, seconds);
+        let (_, postgres_process) = later.postgres.since(&self.postgres, seconds);
+        let server = (later.server_total - self.server_total) / seconds;
+        let postgres = (later.postgres_total - self.postgres_total) / seconds;
         let (generator, generator_thread) = later.generator.since(&self.generator, seconds);
         let machine = (later.machine - self.machine) / seconds;
         Usage {
