@@ -14,7 +14,7 @@ test: setup-test lint
 	$(CARGO) nextest run --workspace --locked --no-tests=fail
 
 # The original and ours side by side (A-B-B-A); writes docs/benchmarks/. It ends within
-# BENCH_MINUTES of measuring, whatever happens; on two cores it needs about 20.
+# BENCH_MINUTES of measuring, whatever happens; on two cores it took 15.
 # BENCH_SERVERS, BENCH_SCENARIOS and BENCH_FLAGS narrow or change it.
 BENCH_SCENARIOS ?= $(wildcard loadtest/scenarios/*.toml)
 BENCH_SERVERS ?= --server original --server zeroring
@@ -40,7 +40,7 @@ bench-all:
 	  BENCH_OUTPUT="docs/benchmarks/more-results.json docs/benchmarks/more-report.html"
 
 # Every fuzzer against its oracle, with new seeds, then a summary of what was compared: about
-# a quarter of an hour on two cores. FUZZ_SCALE=10 takes ten times as long (and all query shapes),
+# a quarter of an hour on two cores (an estimate). FUZZ_SCALE=10 takes ten times as long (and all query shapes),
 # FUZZ_SEED repeats a run, FUZZ_ONLY=engine leaves out what needs Postgres or sockets.
 fuzz: setup-test
 	scripts/fuzz.sh
