@@ -30,16 +30,17 @@ zeroring-loadtest: load, measure and compare sync servers.
       nothing else makes N writes a second of N pokes each.
 
 Options
-  --server zeroring[=BINARY]         default target/release/zeroring
+  --server zeroring[=BINARY]         default target/release/zeroring; client views in Postgres,
+                                     as the original's
+  --server zeroring-file[=BINARY]    the same with client views in a local file
   --server original[=NODE_MODULES]   default tests/client/node_modules
-  --abba                 two servers: run them in the order A B B A
+  --abba                 run the servers in the order A B B A; a third only once, at the end
   --minutes N            end within this time: runs that do not fit are left out, and named
   --no-pin               with four CPUs or more: do not share them out
   --json FILE            write the results
   --html FILE            write the report
   --set NAME=VALUE       a setting of both servers (repeatable)
   --set-zeroring NAME=VALUE, --set-original NAME=VALUE
-  --cvr file|postgres    where zeroring keeps client views; the original uses Postgres (file)
   --postgres NAME=VALUE  a setting of Postgres (repeatable)
   --workers N            threads of the load generator (1)
 ";
@@ -57,7 +58,6 @@ struct Arguments {
     set: Vec<String>,
     set_zeroring: Vec<String>,
     set_original: Vec<String>,
-    cvr_in_postgres: bool,
     postgres: Vec<String>,
     workers: Option<NonZeroUsize>,
     minutes: Option<f64>,
@@ -136,15 +136,6 @@ fn parse(arguments: &[String]) -> Result<Arguments, LoadError> {
             "--set-zeroring" => parsed.set_zeroring.push(value()?),
             "--set-original" => parsed.set_original.push(value()?),
             "--postgres" => parsed.postgres.push(value()?),
-            "--cvr" => {
-                parsed.cvr_in_postgres = match value()?.as_str() {
-                    "postgres" => true,
-                    "file" => false,
-                    other => {
-                        return Err(LoadError::Usage(format!("--cvr {other}: file, postgres")));
-                    }
-                }
-            }
             "--workers" => {
                 let text = value()?;
                 let wrong = |_| LoadError::Usage(format!("--workers {text}: a number from 1"));
@@ -173,10 +164,9 @@ impl Arguments {
         let mut settings = vec![format!("ZERO_NUM_SYNC_WORKERS={}", cpus.max(1))];
         settings.extend(self.set.iter().cloned());
         match kind {
-            ServerKind::Zeroring(_) => {
-                if !self.cvr_in_postgres {
-                    settings.push("ZERO_CVR_DB=file:{dir}/cvr.db".to_owned());
-                }
+            ServerKind::Zeroring(_) => settings.extend(self.set_zeroring.iter().cloned()),
+            ServerKind::ZeroringFile(_) => {
+                settings.push("ZERO_CVR_DB=file:{dir}/cvr.db".to_owned());
                 settings.extend(self.set_zeroring.iter().cloned());
             }
             ServerKind::Original(_) => settings.extend(self.set_original.iter().cloned()),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::result::{Distribution, Results, RunResult, Sample, StepResult};
 use crate::svg::{Chart, Scale, Series, escape};
-use crate::table::{FIGURES, Figure, Spread, advantage, number, scenarios, spread, valid};
+use crate::table::{FIGURES, Figure, Sides, Spread, number, scenarios, spread};
 
 const STYLE: &str = include_str!("report.css");
 /// A bar is full at a ratio of two to this power; its length is logarithmic.
@@ -22,7 +22,7 @@ const STAGES: [(&str, &str); 7] = [
     ("flush", "client views: from handing over to durable"),
 ];
 
-const SERVERS: [&str; 2] = ["original", "zeroring"];
+const SERVERS: [&str; 3] = ["original", "zeroring", "zeroring-file"];
 
 /// The page.
 pub(crate) fn html(results: &Results) -> String {
@@ -34,7 +34,8 @@ pub(crate) fn html(results: &Results) -> String {
          same machine, same Postgres settings, same clients. Only runs count in which the sampled \
          clients ended with exactly the rows of Postgres.</p>\
          <span class=\"key\"><i class=\"o\"></i>original</span>\
-         <span class=\"key\"><i class=\"z\"></i>zeroring</span>"
+         <span class=\"key\"><i class=\"z\"></i>zeroring</span>\
+         <span class=\"key\"><i class=\"f\"></i>zeroring, client views in a file</span>"
     );
     facts(&mut out, results);
     summary(&mut out, results);
@@ -95,18 +96,8 @@ fn cell(spread: Option<Spread>, unit: &str) -> String {
     format!("<td>{} {unit}{range}</td>", number(mean))
 }
 
-fn row(
-    out: &mut String,
-    label: &str,
-    a: Option<Spread>,
-    b: Option<Spread>,
-    f: (&str, Option<bool>),
-) {
-    if a.is_none() && b.is_none() {
-        return;
-    }
-    let ratio = a.zip(b).and_then(|(a, b)| advantage(a, b, f.1));
-    let ratio = ratio.map_or("<td></td>".to_owned(), |r| {
+fn ratio(advantage: Option<f64>) -> String {
+    advantage.map_or("<td></td>".to_owned(), |r| {
         let class = if r >= 1.0 { "win" } else { "lose" };
         let width = (r.log2().abs() / BAR_DOUBLINGS).min(1.0) * 100.0;
         format!(
@@ -114,46 +105,64 @@ fn row(
              </span></td>",
             number(r)
         )
-    });
-    let (a, b) = (cell(a, f.0), cell(b, f.0));
-    let _ = write!(out, "<tr><td>{}</td>{a}{b}{ratio}</tr>", escape(label));
+    })
+}
+
+fn row(out: &mut String, label: &str, sides: &Sides<Option<Spread>>, f: (&str, Option<bool>)) {
+    if sides.is_empty() {
+        return;
+    }
+    let (ours, file) = sides.advantages(f.1);
+    let _ = write!(
+        out,
+        "<tr><td>{}</td>{}{}{}{}{}</tr>",
+        escape(label),
+        cell(sides.original, f.0),
+        cell(sides.ours, f.0),
+        ratio(ours),
+        cell(sides.file, f.0),
+        ratio(file)
+    );
 }
 
 const HEAD: &str = "<div class=\"scroll\"><table><tr><th></th><th>original</th><th>zeroring</th>\
-                    <th>zeroring is better by</th></tr>";
+                    <th>zeroring is better by</th><th>zeroring, client views in a file</th>\
+                    <th>better by</th></tr>";
 
-fn start_rows(out: &mut String, label: &str, original: &[&RunResult], ours: &[&RunResult]) {
-    let start =
-        |runs: &[&RunResult]| Spread::of(&runs.iter().map(|r| r.start_seconds).collect::<Vec<_>>());
-    row(out, label, start(original), start(ours), ("s", Some(true)));
+fn start_row(out: &mut String, label: &str, sides: &Sides<Vec<&RunResult>>) {
+    row(out, label, &sides.start(), ("s", Some(true)));
+}
+
+fn figure_row(
+    out: &mut String,
+    label: &str,
+    sides: &Sides<Vec<&RunResult>>,
+    (step, figure): (usize, &Figure),
+) {
+    let sides = sides.spread(|runs| spread(runs, step, figure));
+    row(out, label, &sides, (figure.unit, figure.less_is_better));
 }
 
 fn summary(out: &mut String, results: &Results) {
     let _ = write!(out, "<section><h2>At a glance</h2>{HEAD}");
     for first in scenarios(results) {
-        let name = first.scenario.as_str();
-        let (original, ours) = (valid(results, name, "original"), valid(results, name, "zeroring"));
+        let sides = Sides::of(results, &first.scenario);
         if first.headline.as_deref() == Some("start") {
-            start_rows(out, &format!("{}: ready after", first.title), &original, &ours);
+            start_row(out, &format!("{}: ready after", first.title), &sides);
         }
-        let Some(longest) = longest(&original, &ours) else { continue };
+        let Some(longest) = sides.longest() else { continue };
         for (index, step) in longest.steps.iter().enumerate() {
             let Some(figure) = headline(longest, step) else { continue };
             let label = format!("{}: {}, {}", longest.title, step.label, figure.name);
-            let of = |runs: &[&RunResult]| spread(runs, index, figure);
-            row(out, &label, of(&original), of(&ours), (figure.unit, figure.less_is_better));
+            figure_row(out, &label, &sides, (index, figure));
         }
     }
     out.push_str("</table></div></section>");
 }
 
-fn longest<'a>(original: &[&'a RunResult], ours: &[&'a RunResult]) -> Option<&'a RunResult> {
-    original.iter().chain(ours).copied().max_by_key(|r| r.steps.len())
-}
-
 fn scenario(out: &mut String, results: &Results, first: &RunResult) {
     let name = first.scenario.as_str();
-    let (original, ours) = (valid(results, name, "original"), valid(results, name, "zeroring"));
+    let sides = Sides::of(results, name);
     let _ = write!(
         out,
         "<section id=\"{0}\"><h2>{1}</h2><p class=\"soft\">{2}</p>",
@@ -171,20 +180,19 @@ fn scenario(out: &mut String, results: &Results, first: &RunResult) {
             );
         }
     }
-    if let Some(longest) = longest(&original, &ours) {
+    if let Some(longest) = sides.longest() {
         out.push_str(HEAD);
-        start_rows(out, "start until a first client has its rows", &original, &ours);
+        start_row(out, "start until a first client has its rows", &sides);
         for (index, step) in longest.steps.iter().enumerate() {
             for figure in &FIGURES {
                 let label = format!("{}: {}", step.label, figure.name);
-                let of = |runs: &[&RunResult]| spread(runs, index, figure);
-                row(out, &label, of(&original), of(&ours), (figure.unit, figure.less_is_better));
+                figure_row(out, &label, &sides, (index, figure));
             }
         }
         out.push_str("</table></div>");
-        limits(out, &original, &ours);
-        stages(out, longest, &ours);
-        let runs: Vec<&RunResult> = original.iter().chain(&ours).copied().collect();
+        limits(out, &sides);
+        stages(out, longest, &sides.ours);
+        let runs: Vec<&RunResult> = sides.all().collect();
         for (index, step) in longest.steps.iter().enumerate() {
             charts(out, &runs, index, &step.label);
         }
@@ -193,9 +201,9 @@ fn scenario(out: &mut String, results: &Results, first: &RunResult) {
 }
 
 /// What kept each search from a higher rate.
-fn limits(out: &mut String, original: &[&RunResult], ours: &[&RunResult]) {
+fn limits(out: &mut String, sides: &Sides<Vec<&RunResult>>) {
     let mut lines = String::new();
-    for run in original.iter().chain(ours) {
+    for run in sides.all() {
         for step in &run.steps {
             let (Some(limit), Some(rate)) = (&step.limit, step.sustained_rate) else { continue };
             let next = step.trials.iter().filter(|t| !t.sustained).map(|t| t.rate);
@@ -266,12 +274,12 @@ fn series<'a>(
     points: impl Fn(&'a StepResult) -> Vec<(f64, f64)>,
 ) -> Vec<Series> {
     let mut all = Vec::new();
-    for (class, server) in [("original", "original"), ("zeroring", "zeroring")] {
-        for (nth, run) in runs.iter().filter(|r| r.server == server).enumerate() {
+    for class in SERVERS {
+        for (nth, run) in runs.iter().filter(|r| r.server == class).enumerate() {
             let Some(step) = run.steps.get(step) else { continue };
             let points = points(step);
             if !points.is_empty() {
-                let name = format!("{server}, run {}", nth + 1);
+                let name = format!("{class}, run {}", nth + 1);
                 all.push(Series { class, name, points, markers: None });
             }
         }
@@ -393,11 +401,13 @@ mod tests {
     fn the_page_compares_stands_alone_and_escapes() {
         let mut void = run("zeroring", 99.0);
         void.void = Some("diverged".to_owned());
-        let runs = vec![run("original", 8.0), run("zeroring", 2.0), void];
+        let file = run("zeroring-file", 1.0);
+        let runs = vec![run("original", 8.0), run("zeroring", 2.0), file, void];
         let left_out = vec!["x by y: no time".to_owned()];
         let results = Results { runs, left_out, ..Results::default() };
         let page = html(&results);
         assert!(page.contains("× 4.00"), "the void run must not count");
+        assert!(page.contains("× 8.00"), "the variant has its own ratio");
         assert!(page.contains("is void: diverged"));
         assert!(page.contains("<polyline"));
         assert!(page.contains("x by y: no time"));

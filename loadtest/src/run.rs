@@ -275,7 +275,7 @@ impl Stage<'_> {
     fn stages(&self) -> Vec<StageTime> {
         match self.kind {
             ServerKind::Original(_) => Vec::new(),
-            ServerKind::Zeroring(_) => {
+            ServerKind::Zeroring(_) | ServerKind::ZeroringFile(_) => {
                 self.server.statz().map(|s| StageTime::all(&s)).unwrap_or_default()
             }
         }

@@ -33,7 +33,7 @@ impl PerServer {
     pub(crate) fn of(self, server: &ServerKind) -> f64 {
         match server {
             ServerKind::Original(_) => self.original,
-            ServerKind::Zeroring(_) => self.zeroring,
+            ServerKind::Zeroring(_) | ServerKind::ZeroringFile(_) => self.zeroring,
         }
     }
 }

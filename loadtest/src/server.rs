@@ -20,21 +20,28 @@ const LOG_LINES: usize = 25;
 /// Which server, and where it is.
 #[derive(Debug, Clone)]
 pub(crate) enum ServerKind {
-    /// Our binary.
+    /// Our binary, client views in Postgres: the durability of the original.
     Zeroring(PathBuf),
+    /// Our binary, client views in a local file.
+    ZeroringFile(PathBuf),
     /// The original, below a `node_modules` directory.
     Original(PathBuf),
 }
 
 impl ServerKind {
-    /// `zeroring=PATH`, `original` or `original=NODE_MODULES`.
+    /// `zeroring`, `zeroring-file` (`=PATH`), `original` or `original=NODE_MODULES`.
     pub(crate) fn parse(text: &str) -> Result<ServerKind, LoadError> {
         let (name, path) = text.split_once('=').unwrap_or((text, ""));
         let or = |default: &str| PathBuf::from(if path.is_empty() { default } else { path });
         let (kind, file) = match name {
-            "zeroring" => {
+            "zeroring" | "zeroring-file" => {
                 let binary = or("target/release/zeroring");
-                (ServerKind::Zeroring(binary.clone()), binary)
+                let kind = if name == "zeroring" {
+                    ServerKind::Zeroring
+                } else {
+                    ServerKind::ZeroringFile
+                };
+                (kind(binary.clone()), binary)
             }
             "original" => {
                 let modules = or("tests/client/node_modules");
@@ -42,7 +49,7 @@ impl ServerKind {
             }
             _ => {
                 return Err(LoadError::Usage(format!(
-                    "unknown server {text:?}: use zeroring=PATH or original"
+                    "unknown server {text:?}: use zeroring, zeroring-file or original"
                 )));
             }
         };
@@ -55,6 +62,7 @@ impl ServerKind {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             ServerKind::Zeroring(_) => "zeroring",
+            ServerKind::ZeroringFile(_) => "zeroring-file",
             ServerKind::Original(_) => "original",
         }
     }
@@ -62,7 +70,7 @@ impl ServerKind {
     /// What it says about itself.
     pub(crate) fn version(&self) -> String {
         match self {
-            ServerKind::Zeroring(binary) => {
+            ServerKind::Zeroring(binary) | ServerKind::ZeroringFile(binary) => {
                 let output = Command::new(binary).arg("--version").output();
                 output.map_or_else(
                     |e| e.to_string(),
@@ -80,7 +88,7 @@ impl ServerKind {
 
     fn command(&self) -> Command {
         match self {
-            ServerKind::Zeroring(binary) => Command::new(binary),
+            ServerKind::Zeroring(binary) | ServerKind::ZeroringFile(binary) => Command::new(binary),
             ServerKind::Original(modules) => {
                 let absolute = std::path::absolute(modules).unwrap_or_else(|_| modules.clone());
                 let bin = absolute.join("node/bin");

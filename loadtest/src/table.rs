@@ -178,9 +178,71 @@ pub(crate) fn scenarios(results: &Results) -> Vec<&RunResult> {
 }
 
 /// Runs of a scenario by a server that count.
-pub(crate) fn valid<'a>(results: &'a Results, scenario: &str, server: &str) -> Vec<&'a RunResult> {
+fn valid<'a>(results: &'a Results, scenario: &str, server: &str) -> Vec<&'a RunResult> {
     let matches = |r: &&RunResult| r.scenario == scenario && r.server == server;
     results.runs.iter().filter(matches).filter(|r| r.void.is_none()).collect()
+}
+
+/// Something of each server that is compared.
+pub(crate) struct Sides<T> {
+    pub(crate) original: T,
+    pub(crate) ours: T,
+    /// Ours with client views in a local file.
+    pub(crate) file: T,
+}
+
+impl<'a> Sides<Vec<&'a RunResult>> {
+    /// The runs of a scenario that count.
+    pub(crate) fn of(results: &'a Results, scenario: &str) -> Self {
+        let runs = |server| valid(results, scenario, server);
+        Sides { original: runs("original"), ours: runs("zeroring"), file: runs("zeroring-file") }
+    }
+
+    /// A figure of each side.
+    pub(crate) fn spread(
+        &self,
+        figure: impl Fn(&[&RunResult]) -> Option<Spread>,
+    ) -> Sides<Option<Spread>> {
+        let Sides { original, ours, file } = self;
+        Sides { original: figure(original), ours: figure(ours), file: figure(file) }
+    }
+
+    /// All runs.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'a RunResult> {
+        self.original.iter().chain(&self.ours).chain(&self.file).copied()
+    }
+
+    /// The run that got furthest: it has all steps.
+    pub(crate) fn longest(&self) -> Option<&'a RunResult> {
+        self.all().max_by_key(|r| r.steps.len())
+    }
+
+    /// From the start of the process until a first client has its rows, seconds.
+    pub(crate) fn start(&self) -> Sides<Option<Spread>> {
+        self.spread(|runs| mean_of(runs, |r| r.start_seconds))
+    }
+
+    /// Memory before any client, MB.
+    pub(crate) fn idle(&self) -> Sides<Option<Spread>> {
+        self.spread(|runs| mean_of(runs, |r| r.idle_pss_bytes as f64 / 1e6))
+    }
+}
+
+fn mean_of(runs: &[&RunResult], figure: fn(&RunResult) -> f64) -> Option<Spread> {
+    Spread::of(&runs.iter().map(|r| figure(r)).collect::<Vec<_>>())
+}
+
+impl Sides<Option<Spread>> {
+    /// Whether no server has it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.original.is_none() && self.ours.is_none() && self.file.is_none()
+    }
+
+    /// How much better ours is than the original: with the same durability, and with a file.
+    pub(crate) fn advantages(&self, less_is_better: Option<bool>) -> (Option<f64>, Option<f64>) {
+        let of = |ours: Option<Spread>| advantage(self.original?, ours?, less_is_better);
+        (of(self.ours), of(self.file))
+    }
 }
 
 /// A figure over the runs of one server.
@@ -195,11 +257,7 @@ pub(crate) fn spread(runs: &[&RunResult], step: usize, figure: &Figure) -> Optio
 }
 
 /// original ÷ zeroring, or the reverse where more is better: above 1 = zeroring is better.
-pub(crate) fn advantage(
-    original: Spread,
-    ours: Spread,
-    less_is_better: Option<bool>,
-) -> Option<f64> {
+fn advantage(original: Spread, ours: Spread, less_is_better: Option<bool>) -> Option<f64> {
     let (over, under) =
         if less_is_better? { (original.mean, ours.mean) } else { (ours.mean, original.mean) };
     (under > 0.0 && over > 0.0).then(|| over / under)
@@ -211,32 +269,30 @@ pub(crate) fn text(results: &Results) -> String {
     for first in scenarios(results) {
         let name = first.scenario.as_str();
         let _ = writeln!(out, "\n{name}: {}", first.title);
-        let original = valid(results, name, "original");
-        let ours = valid(results, name, "zeroring");
-        let mut row = |label: &str, a: Option<Spread>, b: Option<Spread>, less: Option<bool>| {
-            if a.is_none() && b.is_none() {
+        let sides = Sides::of(results, name);
+        let mut row = |label: &str, sides: Sides<Option<Spread>>, less: Option<bool>| {
+            if sides.is_empty() {
                 return;
             }
-            let ratio = a.zip(b).and_then(|(a, b)| advantage(a, b, less));
-            let ratio = ratio.map(|r| format!("× {}", number(r))).unwrap_or_default();
+            let ratio = |r: Option<f64>| r.map(|r| format!("× {}", number(r))).unwrap_or_default();
             let cell = |s: Option<Spread>| s.map(Spread::text).unwrap_or_default();
-            let _ = writeln!(out, "  {label:<44} {:>26} {:>26} {ratio:>9}", cell(a), cell(b));
+            let (ours, file) = sides.advantages(less);
+            let line = format!(
+                "  {label:<44} {:>24} {:>24} {:>8} {:>14} {:>8}",
+                cell(sides.original),
+                cell(sides.ours),
+                ratio(ours),
+                cell(sides.file),
+                ratio(file)
+            );
+            let _ = writeln!(out, "{}", line.trim_end());
         };
-        let start = |runs: &[&RunResult]| {
-            Spread::of(&runs.iter().map(|r| r.start_seconds).collect::<Vec<_>>())
-        };
-        let idle = |runs: &[&RunResult]| {
-            let memory = runs.iter().map(|r| r.idle_pss_bytes as f64 / 1e6);
-            Spread::of(&memory.collect::<Vec<_>>())
-        };
-        row("start to ready, with initial sync, s", start(&original), start(&ours), Some(true));
-        row("memory at start, MB", idle(&original), idle(&ours), Some(true));
-        let longest = original.iter().chain(&ours).max_by_key(|r| r.steps.len());
-        for (index, step) in longest.iter().flat_map(|r| r.steps.iter().enumerate()) {
+        row("start to ready, with initial sync, s", sides.start(), Some(true));
+        row("memory at start, MB", sides.idle(), Some(true));
+        for (index, step) in sides.longest().iter().flat_map(|r| r.steps.iter().enumerate()) {
             for figure in &FIGURES {
                 let label = format!("{}: {}, {}", step.label, figure.name, figure.unit);
-                let of = |runs: &[&RunResult]| spread(runs, index, figure);
-                row(&label, of(&original), of(&ours), figure.less_is_better);
+                row(&label, sides.spread(|r| spread(r, index, figure)), figure.less_is_better);
             }
         }
         for run in results.runs.iter().filter(|r| r.scenario == name) {
@@ -255,7 +311,10 @@ pub(crate) fn text(results: &Results) -> String {
         let _ = writeln!(out, "  LEFT OUT {what}");
     }
     if !out.is_empty() {
-        let head = format!("{:<46} {:>26} {:>26} {:>9}", "", "original", "zeroring", "better");
+        let head = format!(
+            "{:<46} {:>24} {:>24} {:>8} {:>14} {:>8}",
+            "", "original", "zeroring", "better", "views in file", "better"
+        );
         out.insert_str(0, &head);
     }
     out
