@@ -94,12 +94,13 @@ impl Registry {
         total
     }
 
-    /// Sums over all executors; of a number whose name begins with `longest`, the largest.
+    /// Sums over all executors; of a number whose name begins with `longest` or `most`, the largest.
     pub fn total(&self) -> Numbers {
         let mut total = Numbers::new();
         for (name, n) in self.executors.iter().flat_map(|e| e.numbers()) {
             let all = total.entry(name).or_default();
-            *all = if name.starts_with("longest") { n.max(*all) } else { all.saturating_add(n) };
+            let is_maximum = name.starts_with("longest") || name.starts_with("most");
+            *all = if is_maximum { n.max(*all) } else { all.saturating_add(n) };
         }
         total
     }
@@ -113,9 +114,14 @@ mod tests {
     fn totals_are_sums_and_a_publication_replaces_the_former() {
         let registry = Registry::new(2);
         registry.executor(0).unwrap().publish([("a", 9), ("gone", 1)]);
-        registry.executor(0).unwrap().publish([("a", 1), ("longestB", 7)]);
-        registry.executor(1).unwrap().publish([("a", 2), ("b", u64::MAX), ("longestB", 5)]);
-        let total = Numbers::from([("a", 3), ("b", u64::MAX), ("longestB", 7)]);
+        registry.executor(0).unwrap().publish([("a", 1), ("longestB", 7), ("mostC", 4)]);
+        registry.executor(1).unwrap().publish([
+            ("a", 2),
+            ("b", u64::MAX),
+            ("longestB", 5),
+            ("mostC", 3),
+        ]);
+        let total = Numbers::from([("a", 3), ("b", u64::MAX), ("longestB", 7), ("mostC", 4)]);
         assert_eq!(registry.total(), total);
         assert!(registry.executor(2).is_none());
         let plans = |n| [("p".to_owned(), Numbers::from([("fills", n)]))].into_iter().collect();

@@ -145,7 +145,7 @@ impl Executor {
         let state = &mut *self.state.borrow_mut();
         let key = state.group_of(&group);
         state
-            .admit(key, request.user_id.as_deref())
+            .may_join(key, request.user_id.as_deref())
             .map_err(|error| (error, Some(CLOSE_UNAUTHORIZED)))?;
         let conn = state.connect(key, writer.clone());
         let connected = down::connected(&request.wsid, wall_ms().floor());

@@ -7,6 +7,9 @@ pub(super) struct Counters {
     pub(super) messages: u64,
     pub(super) frames: u64,
     pub(super) slow_clients: u64,
+    pub(super) large_pokes: u64,
+    /// The most bytes that waited for one socket.
+    pub(super) most_queued_bytes: u64,
     pub(super) flushes: u64,
     pub(super) flush_batches: u64,
     pub(super) advances: u64,

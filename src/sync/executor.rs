@@ -40,6 +40,8 @@ use crate::stages::Stage;
 const SLICE: u64 = 1_000;
 /// Events are handled for so long before sockets get a turn.
 const EVENT_SLICE: Duration = Duration::from_millis(1);
+/// Turns of events that an advance waits at most.
+const MAX_TURNS: u32 = 4;
 /// The commits up to a snapshot follow it within microseconds; after this long they are lost.
 const BUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often quiet connections are looked for, and numbers published.
@@ -123,11 +125,15 @@ impl Executor {
             stopper.work.notify_one();
         });
         let mut duties = Duties::new(now());
-        let mut draining = false;
+        let (mut draining, mut turns) = (false, 0);
         loop {
-            if self.state.borrow().inbox.is_empty() {
+            // Better after all events of the last one: then groups take several at once. But
+            // thousands of clients that connect must not keep the others from theirs.
+            if self.state.borrow().inbox.is_empty() || turns >= MAX_TURNS {
+                turns = 0;
                 self.follow(&mut inputs).await?;
             }
+            turns += 1;
             if self.ctx.is_stopping() && !draining {
                 draining = true;
                 self.state.borrow_mut().start_drain();
@@ -136,6 +142,7 @@ impl Executor {
             let time = now();
             if duties.sweep.is_due(time) {
                 self.state.borrow_mut().signs_of_life();
+                self.report_progress(time);
             }
             if duties.publish.is_due(time) {
                 self.publish();
@@ -165,6 +172,7 @@ impl Executor {
         }
         state.fire_timers();
         state.drain();
+        state.admit();
         let until = now() + EVENT_SLICE;
         let mut ended = begin;
         while let Some((key, event)) = state.inbox.pop_front() {
@@ -188,6 +196,10 @@ impl Executor {
         state.flush();
         if state.counters.flush_batches > batches {
             self.flush_began.set(now());
+        }
+        state.admit();
+        for conn in std::mem::take(&mut state.pumping) {
+            spawn(self.clone().pump(conn));
         }
         let transforms = std::mem::take(&mut state.transforms);
         let calls = std::mem::take(&mut state.calls);
@@ -407,6 +419,22 @@ impl Executor {
         sleep(Duration::from_millis(1)).await;
     }
 
+    /// Says how far those who come up are, while some of them wait.
+    fn report_progress(&self, time: Instant) {
+        let state = self.state.borrow();
+        let admission = &state.admission;
+        if admission.waiting() > 0 {
+            tracing::info!(
+                waiting = admission.waiting(),
+                comingUp = admission.inside(),
+                up = admission.counters.up,
+                hydrating = state.hydrations.len(),
+                longest_ms = admission.longest(time).as_secs_f64() * 1_000.0,
+                "many client groups connect: they are served in the order in which they came"
+            );
+        }
+    }
+
     fn publish(&self) {
         let state = self.state.borrow();
         let c = state.counters;
@@ -419,6 +447,14 @@ impl Executor {
             ("messages", c.messages),
             ("frames", c.frames),
             ("slowClients", c.slow_clients),
+            ("largePokes", c.large_pokes),
+            ("mostQueuedBytes", c.most_queued_bytes),
+            ("groupsWaiting", state.admission.waiting() as u64),
+            ("groupsComingUp", state.admission.inside() as u64),
+            ("mostGroupsComingUp", state.admission.counters.most),
+            ("groupsAdmitted", state.admission.counters.admitted),
+            ("groupsUp", state.admission.counters.up),
+            ("hydrating", state.hydrations.len() as u64),
             ("cvrFlushes", c.flushes),
             ("cvrFlushBatches", c.flush_batches),
             ("advances", c.advances),

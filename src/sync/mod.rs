@@ -12,6 +12,9 @@
 //! - [`executor`]: the loop: follow the replica, handle events, hydrate, flush.
 //! - [`groups`]: the table of client groups; carries out what the pure state machine
 //!   (`zeroring_core::group`) wants done; routes deltas to subscribers only.
+//! - [`sockets`]: messages that wait for their turn, frames that wait for a socket.
+//! - [`admission`], [`hydrations`]: who comes up when, and whose queries are executed when.
+//! - [`records`]: requests to the CVR store.
 //! - [`world`]: engine, snapshot, permissions.
 //! - [`answers`]: from the store's threads.
 //! - [`fanout`]: frames made once.
@@ -28,6 +31,7 @@
 //! to [`SyncExecutor::upgrade`], and [`SyncExecutor::run`] is awaited: it ends after the process
 //! was asked to stop and all groups have been drained.
 
+mod admission;
 mod answers;
 mod connection;
 mod counters;
@@ -35,8 +39,11 @@ mod drain;
 mod executor;
 mod fanout;
 mod groups;
+mod hydrations;
 mod pushes;
+mod records;
 mod slow;
+mod sockets;
 mod world;
 
 use std::cell::RefCell;
@@ -132,7 +139,7 @@ impl SyncConfig {
 }
 
 /// Sockets' limits. How much may wait for a socket is judged per poke, not per frame
-/// ([`groups::MAX_QUEUED_BYTES`]): a poke that is larger than the limit must get through.
+/// ([`sockets::MAX_QUEUED_BYTES`]): a poke that is larger than the limit must get through.
 pub fn websocket_config() -> WsConfig {
     WsConfig {
         max_queued_bytes: usize::MAX / 2,
@@ -300,3 +307,6 @@ impl SyncExecutor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

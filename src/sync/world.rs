@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use zeroring_core::auth::{self, Permissions};
 use zeroring_core::cvr::{self, ClientSchema, RowIdentity};
 use zeroring_core::group::{self, Credentials, Hydrate, Shared, Transformed, VisitRow};
-use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId};
+use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Status};
 use zeroring_core::ivm::plan::{Param, Plan};
 use zeroring_core::json::RawJson;
 use zeroring_core::row::Row;
@@ -146,6 +146,15 @@ impl World {
             if recipe.subscriptions == 0 {
                 self.recipes.remove(&id);
             }
+        }
+    }
+
+    /// Why an instance has failed, if it has.
+    pub(super) fn failure(&self, id: InstanceId) -> Option<String> {
+        match self.engine.status(id) {
+            Ok(Status::Failed(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+            Ok(_) => None,
         }
     }
 

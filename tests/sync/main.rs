@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod handshake;
+mod large;
 mod lifecycle;
+mod many;
 mod pokes;
 mod queries;
 mod replica;

@@ -57,6 +57,8 @@ pub struct Setup {
     /// Name of this server, and the view records that it shares with others; none: its own file.
     pub task: &'static str,
     pub records: Option<PostgresCvrConfig>,
+    /// A store of the test's own.
+    pub store: Option<Arc<dyn CvrStore>>,
 }
 
 impl Default for Setup {
@@ -69,6 +71,7 @@ impl Default for Setup {
             ring: MAX_COMMITS,
             task: "task-1",
             records: None,
+            store: None,
         }
     }
 }
@@ -84,6 +87,7 @@ pub struct Server {
     initial: u64,
     next: u64,
     replicas: u64,
+    registry: Registry,
     dir: tempfile::TempDir,
 }
 
@@ -211,9 +215,12 @@ impl Server {
         let options = WriterOptions::new("zero", table_ids.clone());
         let writer = ReplicaWriter::open(&replica_file, &options).unwrap();
         let (bus, receivers) = commit_bus_of(setup.executors, setup.ring).unwrap();
-        let store: Arc<dyn CvrStore> = match &setup.records {
-            Some(config) => Arc::new(PostgresCvrStore::connect(config, setup.task).unwrap()),
-            None => {
+        let store: Arc<dyn CvrStore> = match (&setup.store, &setup.records) {
+            (Some(store), _) => store.clone(),
+            (None, Some(config)) => {
+                Arc::new(PostgresCvrStore::connect(config, setup.task).unwrap())
+            }
+            (None, None) => {
                 Arc::new(EmbeddedCvrStore::open(&dir.path().join("cvr.db"), setup.task).unwrap())
             }
         };
@@ -243,7 +250,8 @@ impl Server {
             replica_version: version,
             table_ids: table_ids.clone(),
         };
-        let parts = service.prepare(receivers, &Registry::new(setup.executors)).unwrap();
+        let registry = Registry::new(setup.executors);
+        let parts = service.prepare(receivers, &registry).unwrap();
         let listeners = bind_group("127.0.0.1:0".parse().unwrap(), setup.executors).unwrap();
         let addr = listeners[0].local_addr();
         let config = RtConfig {
@@ -274,7 +282,19 @@ impl Server {
         let tables = published().tables;
         let executors = Some(executors);
         let (initial, next, replicas) = (INITIAL, 1, 1);
-        Server { addr, executors, writer, bus, table_ids, tables, initial, next, replicas, dir }
+        Server {
+            addr,
+            executors,
+            writer,
+            bus,
+            table_ids,
+            tables,
+            initial,
+            next,
+            replicas,
+            registry,
+            dir,
+        }
     }
 
     /// Another replica takes the place of this one, its version so much newer (or older), with
@@ -290,6 +310,11 @@ impl Server {
         let (replica_version, generation) = (version.clone(), self.replicas);
         self.bus.replica_replaced(&path, &ReplicaInfo { replica_version, generation });
         version
+    }
+
+    /// A number of `/statz`, as it was published last.
+    pub fn number(&self, name: &str) -> u64 {
+        self.registry.total().get(name).copied().unwrap_or_default()
     }
 
     /// Commits that an executor did not get because it was too slow.

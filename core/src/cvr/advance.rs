@@ -134,6 +134,17 @@ impl RowDeltas {
         }
     }
 
+    /// How many rows were added.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Makes room for so many rows more, so that nothing has to be moved on the way.
+    pub fn reserve(&mut self, rows: usize) {
+        self.rows.reserve(rows);
+        self.at.reserve(rows);
+    }
+
     /// Nothing was added.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()

@@ -142,6 +142,14 @@ impl QueryUpdater {
         })
     }
 
+    /// Makes room for so many rows, so that nothing has to be moved on the way.
+    pub fn reserve(&mut self, received: usize, advanced: usize) {
+        self.received.reserve(received);
+        self.sent.reserve(received);
+        self.rows.reserve(received);
+        self.unread.reserve(advanced);
+    }
+
     /// The snapshot as changed so far.
     pub fn cvr(&self) -> &Cvr {
         &self.cvr

@@ -17,7 +17,7 @@ use super::config::bug;
 use super::interface::{Effect, ResetReason};
 use super::machine::{Cx, Group, Pipeline};
 use super::op::{Failure, Flushing, Recipients, Stage, Step, StepResult, Sync, Trigger};
-use super::pending::{Pending, SharedDelta};
+use super::pending::{Pending, SharedDelta, Unmerged};
 use super::poke::{Encoder, Poke};
 use super::sync::failed_query;
 use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
@@ -31,7 +31,7 @@ use crate::schema::{Schema, TableSpec};
 use crate::version::{CvrVersion, StateVersion};
 
 /// Rows of one slice: about a millisecond. Few in tests, so that every step can be interrupted.
-const SLICE_ROWS: usize = if cfg!(test) { 3 } else { 1_000 };
+pub(super) const SLICE_ROWS: usize = if cfg!(test) { 3 } else { 1_000 };
 
 /// An update under way.
 #[derive(Debug)]
@@ -55,38 +55,46 @@ pub(super) struct Computing {
 #[derive(Debug)]
 enum Work {
     /// Rows get names, and one entry each.
-    Name { held: VecDeque<Held>, rows: Rows },
+    Gather(Gather),
+    /// What changed in the queries that go on joins the rows that will be compared with records.
+    Mix(Received, std::vec::IntoIter<AdvancedRow>),
     /// Rows are counted, with what the records say.
     Receive(std::vec::IntoIter<ReceivedRow>),
     /// Rows are counted, with what the instances say.
     Count(std::vec::IntoIter<AdvancedRow>),
+    /// The same, of one query that merely advances: nothing is gathered before.
+    CountOne(Unmerged),
 }
 
-/// A row of a query that comes or goes.
+/// Rows on their way to one entry each: deltas first, then whole queries.
+#[derive(Debug, Default)]
+struct Gather {
+    deltas: Unmerged,
+    merged: RowDeltas,
+    held: VecDeque<HeldQuery>,
+    rows: Rows,
+}
+
+/// The rows of a query that comes or goes.
 #[derive(Debug)]
-struct Held {
+struct HeldQuery {
     query: QueryHash,
     goes: bool,
-    table: Arc<TableSpec>,
-    row: Arc<Row>,
-    count: i64,
+    tables: Vec<Arc<TableSpec>>,
+    /// Index of the table, row, count.
+    rows: VecDeque<(usize, Arc<Row>, i64)>,
 }
 
-/// Named rows, one entry per row.
-#[derive(Debug)]
+/// Named rows of queries that come or go.
+#[derive(Debug, Default)]
 enum Rows {
-    /// To be compared with records; the deltas come last.
-    Received(Received, RowDeltas),
-    /// Changes from and to nothing.
-    Deltas(RowDeltas),
+    /// To be compared with records.
+    Received(Received),
+    /// Changes from and to nothing, among the deltas.
+    #[default]
+    Changes,
     /// Of one query that comes: each row is there once.
     Whole(Vec<AdvancedRow>),
-}
-
-impl Default for Rows {
-    fn default() -> Rows {
-        Rows::Whole(Vec::new())
-    }
 }
 
 /// Rows of several queries.
@@ -122,19 +130,16 @@ impl Group {
             instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
             return self.sync_read(trigger, sync, cx);
         }
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let update = QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?;
-        let held = self.held_rows(&sync, &instances, cx)?;
+        let (mut update, held) = match self.take(&sync, &instances, cx) {
+            Ok(taken) => taken,
+            Err(failure) => {
+                instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
+                return Err(failure);
+            }
+        };
         let missed = self.missed_patches(std::mem::take(&mut sync.missed), cx);
         let since = self.pending.since().clone();
-        let deltas = self.pending.take_deltas();
-        let rows = if sync.records_read {
-            Rows::Received(Received::default(), deltas)
-        } else if deltas.is_empty() && sync.removals.is_empty() && sync.additions.len() == 1 {
-            Rows::Whole(Vec::with_capacity(held.len()))
-        } else {
-            Rows::Deltas(deltas)
-        };
+        let work = self.work(&sync, held, &mut update);
         self.install(&sync, &instances, cx);
         self.pending = Pending::at(cx.world.version().clone());
         let signature = |p: &Pipeline| cx.world.signature(p.instance).ok();
@@ -148,10 +153,47 @@ impl Group {
             missed,
             undeliverable: BTreeSet::new(),
             patches: Vec::new(),
-            work: Work::Name { held, rows },
+            work,
             sync,
         };
         self.compute(Box::new(computing), cx)
+    }
+
+    fn take(
+        &self,
+        sync: &Sync,
+        instances: &BTreeMap<QueryHash, InstanceId>,
+        cx: &mut Cx<'_>,
+    ) -> Result<(QueryUpdater, VecDeque<HeldQuery>), Failure> {
+        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
+        let update = QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?;
+        Ok((update, self.held_rows(sync, instances, cx)?))
+    }
+
+    /// What is to be done with these rows, and with the deltas since the update before.
+    fn work(&mut self, sync: &Sync, held: VecDeque<HeldQuery>, update: &mut QueryUpdater) -> Work {
+        let (mut merged, deltas) = self.pending.take();
+        let whole: usize = held.iter().map(|of| of.rows.len()).sum();
+        let changed = merged.len() + deltas.len();
+        if sync.records_read {
+            update.reserve(whole + changed, 0);
+        } else {
+            update.reserve(0, whole + changed);
+        }
+        let rows = if sync.records_read {
+            merged.reserve(deltas.len());
+            let mut received = Received::default();
+            received.reserve(whole + changed);
+            Rows::Received(received)
+        } else if held.is_empty() && merged.is_empty() && deltas.is_one() {
+            return Work::CountOne(deltas);
+        } else if changed == 0 && sync.removals.is_empty() && sync.additions.len() == 1 {
+            Rows::Whole(Vec::with_capacity(whole))
+        } else {
+            merged.reserve(deltas.len() + whole);
+            Rows::Changes
+        };
+        Work::Gather(Gather { deltas, merged, held, rows })
     }
 
     /// Rows of the queries that come, and of those that go if the records do not tell.
@@ -160,22 +202,17 @@ impl Group {
         sync: &Sync,
         instances: &BTreeMap<QueryHash, InstanceId>,
         cx: &mut Cx<'_>,
-    ) -> Result<VecDeque<Held>, Failure> {
+    ) -> Result<VecDeque<HeldQuery>, Failure> {
         let coming = instances.iter().map(|(id, instance)| (id, *instance, false));
         let going = sync.removals.iter().filter(|_| !sync.records_read);
         let going = going.filter_map(|id| Some((id, self.pipelines.get(id)?.instance, true)));
         let mut held = VecDeque::new();
         for (query, instance, goes) in coming.chain(going) {
-            let read = cx.world.rows(instance, &mut |table, row, count| {
-                held.push_back(Held {
-                    query: query.clone(),
-                    goes,
-                    table: table.clone(),
-                    row: row.clone(),
-                    count: i64::try_from(count).unwrap_or(i64::MAX),
-                });
-            });
+            let mut of =
+                HeldQuery { query: query.clone(), goes, tables: Vec::new(), rows: VecDeque::new() };
+            let read = cx.world.rows(instance, &mut |table, row, count| of.add(table, row, count));
             read.map_err(|why| bug(&format!("query {query}: {why}")))?;
+            held.push_back(of);
         }
         Ok(held)
     }
@@ -211,15 +248,26 @@ impl Group {
         loop {
             let Computing { sync, update, since, patches, undeliverable, work, .. } = &mut *c;
             let done = match work {
-                Work::Name { held, rows } => {
-                    let now = held.len().min(budget);
-                    budget -= now;
-                    for held in held.drain(..now) {
-                        self.name(held, rows, sync, undeliverable, cx);
+                Work::Gather(gather) => {
+                    if self.gather(gather, &mut budget, sync, undeliverable, cx) {
+                        let gathered = std::mem::take(gather);
+                        *work = self.gathered(gathered, sync, undeliverable, update, patches)?;
                     }
-                    if held.is_empty() {
-                        let rows = std::mem::take(rows);
-                        *work = self.named(rows, sync, undeliverable, update, patches)?;
+                    false
+                }
+                Work::Mix(received, rows) => {
+                    let now = rows.len().min(budget);
+                    budget -= now;
+                    let touched: BTreeSet<&QueryHash> =
+                        sync.additions.iter().map(|(id, _)| id).chain(&sync.removals).collect();
+                    for row in rows.by_ref().take(now) {
+                        for c in row.counts.iter().filter(|c| !touched.contains(&c.query)) {
+                            let change = c.after - c.before;
+                            received.add(&row.id, row.row.as_ref(), &c.query, change);
+                        }
+                    }
+                    if rows.len() == 0 {
+                        *work = Work::Receive(std::mem::take(received).0.into_iter());
                     }
                     false
                 }
@@ -229,11 +277,20 @@ impl Group {
                     patches.extend(update.received(rows.by_ref().take(now), &sync.records)?);
                     rows.len() == 0
                 }
-                Work::Count(rows) => {
-                    let now = rows.len().min(budget);
-                    budget -= now;
-                    let mut slice: Vec<AdvancedRow> = rows.by_ref().take(now).collect();
-                    let done = rows.len() == 0;
+                Work::Count(_) | Work::CountOne(_) => {
+                    let mut slice = Vec::new();
+                    let done = match work {
+                        Work::Count(rows) => {
+                            slice.extend(rows.by_ref().take(budget));
+                            rows.len() == 0
+                        }
+                        Work::CountOne(rows) => {
+                            rows.take(budget, |query, row| slice.push(row.advanced(query)));
+                            rows.len() == 0
+                        }
+                        _ => true,
+                    };
+                    budget -= slice.len();
                     for row in slice.iter_mut().filter(|row| row.needs_others()) {
                         match self.referenced_elsewhere(row, cx) {
                             Ok(others) => row.others = others,
@@ -264,9 +321,46 @@ impl Group {
         Ok(Step::Done)
     }
 
+    /// Gathers for a slice; true when all is there.
+    fn gather(
+        &mut self,
+        gather: &mut Gather,
+        budget: &mut usize,
+        sync: &mut Sync,
+        undeliverable: &mut BTreeSet<QueryHash>,
+        cx: &mut Cx<'_>,
+    ) -> bool {
+        let Gather { deltas, merged, held, rows } = gather;
+        deltas.take(*budget, |query, row| {
+            *budget -= 1;
+            merged.add(&row.id, row.change_of(query), row.row.as_ref());
+        });
+        while *budget > 0
+            && let Some(of) = held.front_mut()
+        {
+            let Some((table, row, count)) = of.rows.pop_front() else {
+                held.pop_front();
+                continue;
+            };
+            *budget -= 1;
+            let table = of.tables[table].clone();
+            let (query, goes) = (of.query.clone(), of.goes);
+            self.name(
+                Held { query, goes, table, row, count },
+                merged,
+                rows,
+                sync,
+                undeliverable,
+                cx,
+            );
+        }
+        deltas.len() == 0 && held.is_empty()
+    }
+
     fn name(
         &mut self,
         held: Held,
+        merged: &mut RowDeltas,
         rows: &mut Rows,
         sync: &mut Sync,
         undeliverable: &mut BTreeSet<QueryHash>,
@@ -285,8 +379,8 @@ impl Group {
         let (before, after) = if goes { (count, 0) } else { (0, count) };
         let change = CountChange { query, before, after };
         match rows {
-            Rows::Received(rows, _) => rows.add(&id, Some(&row), &change.query, count),
-            Rows::Deltas(rows) => rows.add_whole(&id, change, &row),
+            Rows::Received(rows) => rows.add(&id, Some(&row), &change.query, count),
+            Rows::Changes => merged.add_whole(&id, change, &row),
             Rows::Whole(rows) => rows.push(AdvancedRow {
                 id,
                 row: Some(row),
@@ -312,9 +406,9 @@ impl Group {
     }
 
     /// All rows have names: the version is settled, and what becomes of the queries.
-    fn named(
+    fn gathered(
         &self,
-        rows: Rows,
+        gathered: Gather,
         sync: &Sync,
         undeliverable: &BTreeSet<QueryHash>,
         update: &mut QueryUpdater,
@@ -336,20 +430,13 @@ impl Group {
             row.counts.retain(|c| !undeliverable.contains(&c.query));
             !row.counts.is_empty()
         };
-        Ok(match rows {
-            Rows::Received(mut rows, deltas) => {
+        Ok(match gathered.rows {
+            Rows::Received(mut rows) => {
                 rows.forget(undeliverable);
-                let touched: BTreeSet<&QueryHash> =
-                    sync.additions.iter().map(|(id, _)| id).chain(&sync.removals).collect();
-                for row in deltas.into_rows() {
-                    for c in row.counts.iter().filter(|c| !touched.contains(&c.query)) {
-                        rows.add(&row.id, row.row.as_ref(), &c.query, c.after - c.before);
-                    }
-                }
-                Work::Receive(rows.0.into_iter())
+                Work::Mix(rows, gathered.merged.into_rows().into_iter())
             }
-            Rows::Deltas(rows) => {
-                let mut rows = rows.into_rows();
+            Rows::Changes => {
+                let mut rows = gathered.merged.into_rows();
                 if !undeliverable.is_empty() {
                     rows.retain_mut(delivered);
                 }
@@ -409,7 +496,34 @@ impl Group {
     }
 }
 
+/// A row of a query that comes or goes.
+struct Held {
+    query: QueryHash,
+    goes: bool,
+    table: Arc<TableSpec>,
+    row: Arc<Row>,
+    count: i64,
+}
+
+impl HeldQuery {
+    fn add(&mut self, table: &Arc<TableSpec>, row: &Arc<Row>, count: u64) {
+        // Few tables, and rows of one come together.
+        let known = self.tables.iter().rposition(|known| Arc::ptr_eq(known, table));
+        let table = known.unwrap_or_else(|| {
+            self.tables.push(table.clone());
+            self.tables.len() - 1
+        });
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.rows.push_back((table, row.clone(), count));
+    }
+}
+
 impl Received {
+    fn reserve(&mut self, rows: usize) {
+        self.0.reserve(rows);
+        self.1.reserve(rows);
+    }
+
     fn add(
         &mut self,
         id: &Arc<RowIdentity>,

@@ -41,17 +41,35 @@ struct Joins {
 }
 
 impl Group {
-    /// Begins a task; the CVR is loaded first.
+    /// Begins a task. A group that is not up asks for a place first.
     pub(super) fn begin(&mut self, trigger: Trigger, task: Task, cx: &mut Cx<'_>) -> StepResult {
         if self.is_overtaken(&task) {
             cx.info(format!("group {}: another server has had it meanwhile", self.id));
             self.forget_all(cx);
         }
-        if self.cvr.is_none() && trigger.conn().is_none_or(|c| self.contexts.get(c).is_some()) {
+        let comes_up = self.cvr.is_none() || matches!(task, Task::BringUp);
+        if comes_up && !self.admitted && self.is_wanted(trigger) {
+            cx.emit(Effect::Enter);
+            return Ok(Step::Wait(Stage::Entering(task)));
+        }
+        self.begin_admitted(trigger, task, cx)
+    }
+
+    /// Nobody has to wait any more; the CVR is loaded first.
+    fn begin_admitted(&mut self, trigger: Trigger, task: Task, cx: &mut Cx<'_>) -> StepResult {
+        if self.cvr.is_none() && self.is_wanted(trigger) {
             cx.emit(Effect::Load { connect_ms: self.last_connect_ms });
             return Ok(Step::Wait(Stage::Loading(task)));
         }
         self.begin_loaded(trigger, task, cx)
+    }
+
+    /// Whoever asked for it is still there.
+    fn is_wanted(&self, trigger: Trigger) -> bool {
+        match trigger.conn() {
+            Some(conn) => self.contexts.get(conn).is_some(),
+            None => self.clients.values().any(|client| client.active),
+        }
     }
 
     /// A client comes with a cookie that is ahead of the CVR in memory: it was at another server,
@@ -64,7 +82,7 @@ impl Group {
 
     /// The CVR is there.
     fn begin_loaded(&mut self, trigger: Trigger, task: Task, cx: &mut Cx<'_>) -> StepResult {
-        if trigger.conn().is_some_and(|conn| self.contexts.get(conn).is_none()) {
+        if !self.is_wanted(trigger) {
             return Ok(Step::Done);
         }
         match task {
@@ -107,6 +125,10 @@ impl Group {
         cx: &mut Cx<'_>,
     ) -> StepResult {
         match (stage, answer) {
+            (Stage::Entering(task), Event::Admitted) => {
+                self.admitted = true;
+                self.begin_admitted(trigger, task, cx)
+            }
             (Stage::Loading(task), Event::Loaded(loaded)) => {
                 let mut loaded = loaded?;
                 if let Some(owner) = &loaded.taken_over_from {
@@ -147,7 +169,6 @@ impl Group {
                 self.sync_hydrated(trigger, sync, results, cx)
             }
             (Stage::Computing(computing), Event::Continue) => self.compute(computing, cx),
-            (Stage::Poking(poking), Event::Continue) => self.poke_slice(poking, cx),
             (Stage::Encoding(encoding), Event::Continue) => self.encode_slice(encoding, cx),
             (Stage::Flushing(flushing), Event::Flushed(verdict)) => {
                 verdict?;

@@ -4,15 +4,12 @@
 use super::config::bug;
 use super::interface::{Effect, Missed, ResetReason};
 use super::machine::{Cx, Group};
-use super::op::{Failure, Poking, Recipients, Stage, Step, StepResult};
-use super::poke::{Encoder, Frame, Poke, SlicedPoke};
+use super::op::{Failure, Recipients};
+use super::poke::{Encoder, Frame, Poke};
 use crate::cvr::{Patch, QueryHash, VersionedPatch, catchup};
 use crate::protocol::custom_query::ErroredQuery;
 use crate::protocol::down;
 use crate::version::CvrVersion;
-
-/// Patches of a poke that are encoded at once; larger ones are sliced.
-pub(super) const SLICE_PATCHES: usize = if cfg!(test) { 8 } else { 2_000 };
 
 impl Group {
     /// What late clients missed, with rows as they are now.
@@ -71,6 +68,7 @@ impl Group {
         cx: &mut Cx<'_>,
     ) {
         let Some(version) = self.cvr.as_ref().map(|cvr| cvr.version.clone()) else { return };
+        let large = poke.is_large();
         let mut frames = poke.frames(&version);
         let shared = &mut cx.world.shared().frames;
         for (conn, client) in self.clients.iter_mut().filter(|(_, c)| c.active) {
@@ -80,56 +78,21 @@ impl Group {
                 // A new client counts as being at `00`.
                 Recipients::AtHead => (base.unwrap_or(&CvrVersion::empty()) == before, false),
             };
-            if !taken || base.is_some_and(|base| *base > version) {
+            let needs = base.is_none_or(|base| *base < version || (forced && *base == version));
+            if !taken || !needs {
                 continue;
             }
-            let Some(frames) = frames.of(base, client.binary, forced, shared) else { continue };
+            let effect = if large {
+                let poke = poke.large(base, &version, client.binary);
+                Effect::SendLarge(*conn, Box::new(poke))
+            } else {
+                let frames = frames.of(base, client.binary, shared);
+                Effect::Send(*conn, frames)
+            };
             client.base = Some(version.clone());
             client.ever_poked = true;
-            cx.out.push(Effect::Send(*conn, frames));
+            cx.out.push(effect);
         }
-    }
-
-    /// Starts to send a poke that is too large to be encoded at once. It ends at the CVR's
-    /// version, which is durable: nothing can fail any more.
-    pub(super) fn begin_poking(
-        &mut self,
-        poke: Poke,
-        ack: Option<Vec<String>>,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        let Some(version) = self.cvr.as_ref().map(|cvr| cvr.version.clone()) else {
-            return Ok(Step::Done);
-        };
-        let mut sliced = SlicedPoke::new(poke, &version);
-        for (conn, client) in self.clients.iter_mut().filter(|(_, c)| c.active) {
-            let at_head = client.base.as_ref() == Some(&version) && client.ever_poked;
-            if at_head || client.base.as_ref().is_some_and(|base| *base > version) {
-                continue;
-            }
-            let start = sliced.start(*conn, client.base.as_ref(), client.binary);
-            client.base = Some(version.clone());
-            client.ever_poked = true;
-            cx.out.push(Effect::Send(*conn, [start].into()));
-        }
-        self.poke_slice(Box::new(Poking { poke: sliced, ack }), cx)
-    }
-
-    /// Sends a slice of a large poke.
-    pub(super) fn poke_slice(&mut self, mut poking: Box<Poking>, cx: &mut Cx<'_>) -> StepResult {
-        let clients = &self.clients;
-        let more = poking.poke.step(SLICE_PATCHES, |conns, frames| {
-            // Who left meanwhile has thrown away what it got of this poke.
-            for conn in conns.iter().filter(|conn| clients.contains_key(conn)) {
-                cx.out.push(Effect::SendMore(*conn, frames.clone()));
-            }
-        });
-        if more {
-            cx.emit(Effect::Continue);
-            return Ok(Step::Wait(Stage::Poking(poking)));
-        }
-        self.acknowledge(poking.ack, cx);
-        Ok(Step::Done)
     }
 
     /// Tells the clients that have these queries why they failed.

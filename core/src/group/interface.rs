@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::ConnId;
 use super::context::{Connection, Credentials};
 use super::pending::SharedDelta;
-use super::poke::Frame;
+use super::poke::{Frame, LargePoke};
 use super::push::{OutgoingPush, Pushed};
 use super::shared::Shared;
 use crate::cvr::store::{CatchupRange, ConfigChange, CvrStoreError, Flushed, GroupFlush, Loaded};
@@ -20,7 +20,7 @@ use crate::row::Row;
 use crate::schema::{Schema, TableSpec};
 use crate::version::{CvrVersion, StateVersion};
 
-/// Something happened. The answers (`Loaded` … `Hydrated`) must come once per request, in any
+/// Something happened. The answers (`Admitted` … `Hydrated`) must come once per request, in any
 /// order with the rest.
 #[derive(Debug)]
 pub enum Event {
@@ -31,6 +31,8 @@ pub enum Event {
     Message(ConnId, Box<Upstream>),
     /// The socket is gone, whoever closed it.
     Disconnected(ConnId),
+    /// Answer to [`Effect::Enter`]: the group's turn to come up.
+    Admitted,
     /// Answer to [`Effect::Load`].
     Loaded(Result<Box<Loaded>, CvrStoreError>),
     /// Answer to [`Effect::ReadRows`]: every row record of the group that is no tombstone.
@@ -117,14 +119,23 @@ pub enum Timer {
 pub enum Effect {
     /// Send these frames, in order. A socket that is gone or too slow is the executor's business.
     Send(ConnId, Arc<[Frame]>),
-    /// Go on with a large poke: the frames belong to those sent before, however much waits.
-    SendMore(ConnId, Arc<[Frame]>),
+    /// Send this poke as the socket takes it, before everything that is sent later.
+    SendLarge(ConnId, Box<LargePoke>),
     /// Send the error, ahead of everything that still waits for this socket, then close it.
     Fail(ConnId, Box<ErrorBody>),
     /// Close the socket without an error; the reason is for the log.
     Close(ConnId, &'static str),
     /// The connection's message was handled: its next one may come.
     MessageDone(ConnId),
+    /// The group has to come up (its CVR to be loaded, its queries to be executed): send
+    /// [`Event::Admitted`] when there is a place for it, in the order of asking.
+    Enter,
+    /// The group gives its place to the next one.
+    Leave {
+        /// It serves its clients. Otherwise it waits for the app or a newer replica, or nobody is
+        /// there: it asks for another place when it goes on, as the one that it was.
+        up: bool,
+    },
     /// Load the group's CVR; `connect_ms` is the time of its latest connection.
     Load {
         /// See [`crate::cvr::store::FlushTimes::connect_ms`].

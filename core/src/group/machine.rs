@@ -50,6 +50,8 @@ pub struct Group {
     pub(super) compare_all: bool,
     pub(super) planned: Planned,
     pub(super) last_connect_ms: f64,
+    /// It has a place among the groups that come up.
+    pub(super) admitted: bool,
     keep_alive_until_ms: f64,
     op: Option<Op>,
     /// At most one message per connection.
@@ -140,6 +142,7 @@ impl Group {
             compare_all: false,
             planned: Planned::default(),
             last_connect_ms: now_ms,
+            admitted: false,
             keep_alive_until_ms: now_ms + KEEP_ALIVE_MS,
             op: None,
             queue: VecDeque::new(),
@@ -406,6 +409,7 @@ impl Group {
         self.pending.clear();
         self.cache = TransformCache::default();
         self.synced = false;
+        self.behind = false;
     }
 
     /// Nothing in memory is trusted any more.
@@ -525,6 +529,15 @@ impl Group {
 
     /// Starts what comes next until something is in flight or nothing is left.
     fn run(&mut self, cx: &mut Cx<'_>) {
+        self.run_on(cx);
+        let comes_up = |op: &Op| !self.synced && !op.stage.waits_for_app();
+        if self.admitted && !self.stopped && !self.op.as_ref().is_some_and(comes_up) {
+            self.admitted = false;
+            cx.emit(Effect::Leave { up: self.synced });
+        }
+    }
+
+    fn run_on(&mut self, cx: &mut Cx<'_>) {
         while self.op.is_none() && !self.stopped {
             if self.draining {
                 self.stop(None, "the server is draining", cx);

@@ -57,7 +57,7 @@ pub use interface::{
 };
 pub use machine::{Group, KEEP_ALIVE_MS};
 pub use pending::{SharedDelta, SharedRow};
-pub use poke::Frame;
+pub use poke::{Frame, LargePoke};
 pub use push::{OutgoingPush, Pushed};
 pub use shared::{Shared, SharedFrames, SharedRows};
 

@@ -6,7 +6,7 @@ use super::ConnId;
 use super::compute::{Computing, Encoding};
 use super::context::Credentials;
 use super::interface::{Missed, Transformed};
-use super::poke::{Poke, SlicedPoke};
+use super::poke::Poke;
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{ClientId, Cvr, QueryHash, RowRecords, UpdateError};
 use crate::protocol::custom_query::ErroredQuery;
@@ -60,6 +60,8 @@ pub(super) struct Op {
 /// What for.
 #[derive(Debug)]
 pub(super) enum Stage {
+    /// A place among the groups that come up; then the task begins.
+    Entering(Task),
     /// The CVR; then the task begins.
     Loading(Task),
     /// The endpoint's opinion about credentials.
@@ -84,8 +86,18 @@ pub(super) enum Stage {
     Encoding(Box<Encoding>),
     /// The store, for results.
     Flushing(Box<Flushing>),
-    /// Its next turn, to send on.
-    Poking(Box<Poking>),
+}
+
+impl Stage {
+    /// The app's endpoint takes as long as it likes.
+    pub(super) fn waits_for_app(&self) -> bool {
+        matches!(
+            self,
+            Stage::Validating { .. }
+                | Stage::TransformingUnchanged { .. }
+                | Stage::Transforming { .. }
+        )
+    }
 }
 
 /// What comes after credentials were found good.
@@ -147,6 +159,7 @@ pub(super) struct Sync {
     pub(super) records_read: bool,
     /// Ends the bring-up of the group.
     pub(super) bring_up: bool,
+    pub(super) recipients: Recipients,
 }
 
 #[derive(Debug)]
@@ -157,13 +170,6 @@ pub(super) struct Flushing {
     pub(super) recipients: Recipients,
     pub(super) ack: Option<Vec<String>>,
     pub(super) bring_up: bool,
-}
-
-/// A large poke on its way.
-#[derive(Debug)]
-pub(super) struct Poking {
-    pub(super) poke: SlicedPoke,
-    pub(super) ack: Option<Vec<String>>,
 }
 
 /// Who gets a poke.
@@ -226,7 +232,14 @@ impl From<UpdateError> for Failure {
             UpdateError::ClientSchema(_) => ErrorKind::InvalidConnectionRequest,
             _ => ErrorKind::Internal,
         };
-        Failure { error: Box::new(ErrorBody::basic(kind, text)), distrust: false }
+        // Queries that were just made the running ones may be none that the CVR knows of.
+        let distrust = matches!(
+            error,
+            UpdateError::VersionNotBumped { .. }
+                | UpdateError::UnknownQuery(_)
+                | UpdateError::RowWithoutContents(_)
+        );
+        Failure { error: Box::new(ErrorBody::basic(kind, text)), distrust }
     }
 }
 

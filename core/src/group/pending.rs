@@ -4,10 +4,12 @@
 //! However many advances pass while an operation is in flight, they become one update: per row
 //! the counts before the first and after the last.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use smallvec::{SmallVec, smallvec};
 
+use super::compute::SLICE_ROWS;
 use super::config::bug;
 use super::interface::{Effect, Missed};
 use super::machine::{Cx, Group};
@@ -126,25 +128,26 @@ impl Pending {
         }
     }
 
+    /// Everything, one entry per row.
     pub(super) fn take_rows(&mut self) -> Vec<AdvancedRow> {
         if let ([(query, delta)], true) = (&*self.deltas, self.rows.is_empty()) {
-            let rows = delta.rows.iter().map(|row| AdvancedRow {
-                id: row.id.clone(),
-                row: row.row.clone(),
-                counts: smallvec![row.change_of(query)],
-                others: false,
-                by_advance: true,
-            });
-            let rows = rows.collect();
+            let rows = delta.rows.iter().map(|row| row.advanced(query)).collect();
             self.deltas.clear();
             return rows;
         }
-        self.take_deltas().into_rows()
+        self.merge();
+        std::mem::take(&mut self.rows).into_rows()
     }
 
-    pub(super) fn take_deltas(&mut self) -> RowDeltas {
-        self.merge();
-        std::mem::take(&mut self.rows)
+    /// Everything: what is merged per row, and what is still to be.
+    pub(super) fn take(&mut self) -> (RowDeltas, Unmerged) {
+        let deltas = std::mem::take(&mut self.deltas).into_iter().collect();
+        (std::mem::take(&mut self.rows), Unmerged { deltas, at: 0 })
+    }
+
+    /// About how many rows have changed.
+    pub(super) fn len(&self) -> usize {
+        self.rows.len() + self.deltas.iter().map(|(_, delta)| delta.rows.len()).sum::<usize>()
     }
 
     /// The version up to which the group has everything.
@@ -172,8 +175,56 @@ impl Pending {
     }
 }
 
+/// Deltas in the order of their advances, on their way to be merged per row.
+#[derive(Debug, Default)]
+pub(super) struct Unmerged {
+    deltas: VecDeque<(QueryHash, Arc<SharedDelta>)>,
+    /// Rows of the first one that were taken.
+    at: usize,
+}
+
+impl Unmerged {
+    /// Rows that are left.
+    pub(super) fn len(&self) -> usize {
+        self.deltas.iter().map(|(_, delta)| delta.rows.len()).sum::<usize>() - self.at
+    }
+
+    /// Each row is there once: it needs no merging.
+    pub(super) fn is_one(&self) -> bool {
+        self.deltas.len() == 1
+    }
+
+    /// The next `count` rows at most, each with its query.
+    pub(super) fn take(&mut self, count: usize, mut take: impl FnMut(&QueryHash, &SharedRow)) {
+        let mut left = count;
+        while left > 0
+            && let Some((query, delta)) = self.deltas.front()
+        {
+            let rest = &delta.rows[self.at..];
+            let now = rest.len().min(left);
+            rest[..now].iter().for_each(|row| take(query, row));
+            (self.at, left) = (self.at + now, left - now);
+            if self.at == delta.rows.len() {
+                self.deltas.pop_front();
+                self.at = 0;
+            }
+        }
+    }
+}
+
 impl SharedRow {
-    fn change_of(&self, query: &QueryHash) -> CountChange {
+    /// The row as a change of this query alone.
+    pub(super) fn advanced(&self, query: &QueryHash) -> AdvancedRow {
+        AdvancedRow {
+            id: self.id.clone(),
+            row: self.row.clone(),
+            counts: smallvec![self.change_of(query)],
+            others: false,
+            by_advance: true,
+        }
+    }
+
+    pub(super) fn change_of(&self, query: &QueryHash) -> CountChange {
         CountChange { query: query.clone(), before: self.before, after: self.after }
     }
 }
@@ -216,6 +267,10 @@ impl Group {
             let sync = self.empty_sync();
             return self.sync_read(Trigger::Shared, Box::new(sync), cx);
         }
+        if self.pending.len() > SLICE_ROWS {
+            let sync = Sync { recipients: Recipients::AtHead, ..self.empty_sync() };
+            return self.sync_compute(Trigger::Shared, Box::new(sync), BTreeMap::new(), cx);
+        }
         self.advance_unread(cx)
     }
 
@@ -247,10 +302,11 @@ impl Group {
             records: RowRecords::default(),
             records_read: false,
             bring_up: !self.synced,
+            recipients: Recipients::All,
         }
     }
 
-    /// The common advance: from deltas and instances alone.
+    /// The common advance, at once: from deltas and instances alone.
     fn advance_unread(&mut self, cx: &mut Cx<'_>) -> StepResult {
         let times = self.flush_times(cx.now_ms);
         let mut rows = self.pending.take_rows();

@@ -4,14 +4,15 @@
 //! nothing can fail once the update is durable. [`Poke::frames`] then encodes a poke once per
 //! distinct set of patches, not once per client or group: clients at the same base share every
 //! frame, and clients at different bases that miss the same patches share all parts. What groups
-//! share is kept in [`SharedFrames`] for a while.
+//! share is kept in [`SharedFrames`] for a while. A poke that is too large for that is a
+//! [`LargePoke`] per client.
 
+use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::ConnId;
 use super::shared::SharedFrames;
 use crate::cvr::internal::ShardTables;
 use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch};
@@ -22,6 +23,18 @@ use crate::row::Row;
 use crate::schema::Schema;
 use crate::value::Value;
 use crate::version::CvrVersion;
+
+/// Patches of a poke that is encoded at once, for all clients of its kind; larger ones are
+/// [`LargePoke`]s. Few in tests, so that there are such.
+const MAX_PATCHES_AT_ONCE: usize = if cfg!(test) { 8 } else { 2_000 };
+/// And bytes of its rows.
+const MAX_BYTES_AT_ONCE: usize = 2 << 20;
+/// Patches of a large poke that are encoded at a time.
+const MAX_STEP_PATCHES: usize = if cfg!(test) { 3 } else { 1_000 };
+/// Bytes of a large poke that are made at a time; one part or row may exceed it.
+const MAX_STEP_BYTES: usize = 256 << 10;
+/// Of a patch without contents.
+const SMALL_PATCH_BYTES: usize = 64;
 
 /// One WebSocket message, shared by all connections that get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,10 +170,16 @@ fn integer(value: Option<&Value>) -> Option<i64> {
     }
 }
 
-/// The patches of one poke, in order.
+/// Patches that were made together.
+type Slice = Arc<[(CvrVersion, WirePatch)]>;
+
+/// The patches of one poke, in order; in slices, because there may be a million.
 #[derive(Debug, Default)]
 pub(super) struct Poke {
-    patches: Vec<(CvrVersion, WirePatch)>,
+    slices: Vec<Slice>,
+    patches: usize,
+    /// Of their contents.
+    bytes: usize,
 }
 
 impl Poke {
@@ -170,23 +189,49 @@ impl Poke {
         encoder: &Encoder<'_>,
         patches: &[VersionedPatch],
     ) -> Result<(), EncodeError> {
-        self.patches.reserve(patches.len());
+        let mut slice = Vec::with_capacity(patches.len());
         for VersionedPatch { patch, to_version } in patches {
             if let Some(wire) = encoder.encode(patch)? {
-                self.patches.push((to_version.clone(), wire));
+                self.bytes += wire.bytes();
+                slice.push((to_version.clone(), wire));
             }
+        }
+        if !slice.is_empty() {
+            self.patches += slice.len();
+            self.slices.push(slice.into());
         }
         Ok(())
     }
 
-    /// Number of patches.
-    pub(super) fn len(&self) -> usize {
-        self.patches.len()
+    /// Too large to be encoded at once, or to wait for a socket as a whole.
+    pub(super) fn is_large(&self) -> bool {
+        self.patches > MAX_PATCHES_AT_ONCE || self.bytes > MAX_BYTES_AT_ONCE
     }
 
     /// Starts to hand out the frames of this poke, which ends at `last`.
     pub(super) fn frames(&self, last: &CvrVersion) -> PokeFrames<'_> {
         PokeFrames { poke: self, cookie: last.cookie(), last: last.clone(), made: SmallVec::new() }
+    }
+
+    /// This poke, which ends at `last`, for one client at `base`.
+    pub(super) fn large(
+        &self,
+        base: Option<&CvrVersion>,
+        last: &CvrVersion,
+        binary: bool,
+    ) -> LargePoke {
+        LargePoke {
+            slices: self.slices.iter().cloned().collect(),
+            at: 0,
+            base: base.cloned(),
+            last: last.clone(),
+            parts: Some(PartWriter::new(&last.cookie(), binary)),
+            started: false,
+        }
+    }
+
+    fn patches(&self) -> impl Iterator<Item = &(CvrVersion, WirePatch)> {
+        self.slices.iter().flat_map(|slice| slice.iter())
     }
 }
 
@@ -213,30 +258,22 @@ struct Made {
 type Whole = (Option<CvrVersion>, Arc<[Frame]>);
 
 impl PokeFrames<'_> {
-    /// The frames for a client at `base`; `None` if it needs no poke. `forced`: it gets one even
-    /// if nothing applies and it is at the poke's version already.
+    /// The frames for a client at `base`, which is not beyond the poke's version.
     pub(super) fn of(
         &mut self,
         base: Option<&CvrVersion>,
         binary: bool,
-        forced: bool,
         shared: &mut SharedFrames,
-    ) -> Option<Arc<[Frame]>> {
+    ) -> Arc<[Frame]> {
         // A patch above the poke's version belongs to an update that turned out to change nothing.
-        let patches = &self.poke.patches;
-        let applies: Vec<bool> = patches
-            .iter()
+        let patches = || self.poke.patches();
+        let applies: Vec<bool> = patches()
             .map(|(to, _)| base.is_none_or(|base| to > base) && *to <= self.last)
             .collect();
-        let at_head = base == Some(&self.last);
-        debug_assert!(!at_head || !applies.contains(&true), "{base:?} {}", self.cookie);
-        if at_head && !forced {
-            return None;
-        }
         let known = self.made.iter().position(|m| m.binary == binary && m.applies == applies);
         let at = known.unwrap_or_else(|| {
             let applying: Vec<&WirePatch> =
-                patches.iter().zip(&applies).filter(|(_, a)| **a).map(|((_, p), _)| p).collect();
+                patches().zip(&applies).filter(|(_, a)| **a).map(|((_, p), _)| p).collect();
             let encode = || encode(&self.cookie, &applying, binary).into();
             let parts = shared.parts(&self.cookie, &applying, binary, encode);
             self.made.push(Made { applies, binary, parts, pokes: SmallVec::new() });
@@ -244,7 +281,7 @@ impl PokeFrames<'_> {
         });
         let made = &mut self.made[at];
         if let Some((_, poke)) = made.pokes.iter().find(|(of, _)| of.as_ref() == base) {
-            return Some(poke.clone());
+            return poke.clone();
         }
         let frames = shared.poke(&self.cookie, base, &made.parts, || {
             let base_cookie = base.map(CvrVersion::cookie);
@@ -255,7 +292,7 @@ impl PokeFrames<'_> {
             frames.into()
         });
         made.pokes.push((base.cloned(), frames.clone()));
-        Some(frames)
+        frames
     }
 }
 
@@ -266,77 +303,73 @@ fn encode(cookie: &str, patches: &[&WirePatch], binary: bool) -> Vec<Frame> {
     out.finish()
 }
 
-/// A poke that is too large to be encoded at once: slice by slice, for all who get it.
+/// A large poke for one client: it is encoded bit by bit, as the client's socket takes it, so that
+/// what waits is bounded however much there is to send and however slow the client is. All that
+/// get the poke share its patches; those that everybody has got are forgotten.
 #[derive(Debug)]
-pub(super) struct SlicedPoke {
-    patches: std::vec::IntoIter<(CvrVersion, WirePatch)>,
-    cookie: String,
-    last: CvrVersion,
-    readers: Vec<Readers>,
-}
-
-/// Clients that are alike.
-#[derive(Debug)]
-struct Readers {
+pub struct LargePoke {
+    slices: VecDeque<Slice>,
+    /// Patches of the first slice that are encoded.
+    at: usize,
     base: Option<CvrVersion>,
-    binary: bool,
-    conns: Vec<ConnId>,
-    parts: PartWriter,
+    last: CvrVersion,
+    /// `None`: the end is out.
+    parts: Option<PartWriter>,
+    started: bool,
 }
 
-impl SlicedPoke {
-    /// The poke to `last`, for nobody yet.
-    pub(super) fn new(poke: Poke, last: &CvrVersion) -> SlicedPoke {
-        let patches = poke.patches.into_iter();
-        SlicedPoke { patches, cookie: last.cookie(), last: last.clone(), readers: Vec::new() }
-    }
-
-    /// Adds a client; its first frame.
-    pub(super) fn start(&mut self, conn: ConnId, base: Option<&CvrVersion>, binary: bool) -> Frame {
-        match self.readers.iter_mut().find(|r| r.base.as_ref() == base && r.binary == binary) {
-            Some(readers) => readers.conns.push(conn),
-            None => self.readers.push(Readers {
-                base: base.cloned(),
-                binary,
-                conns: vec![conn],
-                parts: PartWriter::new(&self.cookie, binary),
-            }),
+impl LargePoke {
+    /// The next frames: [`MAX_STEP_BYTES`] or [`MAX_STEP_PATCHES`], whichever comes first, so
+    /// about a millisecond of work; there may be none yet. `None`: that was all.
+    pub fn next_frames(&mut self) -> Option<Arc<[Frame]>> {
+        let parts = self.parts.as_mut()?;
+        let cookie = self.last.cookie();
+        let mut frames = Vec::new();
+        if !std::mem::replace(&mut self.started, true) {
+            let base = self.base.as_ref().map(CvrVersion::cookie);
+            frames.push(Frame::text(poke::start(&cookie, base.as_deref())));
         }
-        Frame::text(poke::start(&self.cookie, base.map(CvrVersion::cookie).as_deref()))
-    }
-
-    /// Encodes `count` patches more; what is ready goes to `send`. False at the end of the poke.
-    pub(super) fn step(
-        &mut self,
-        count: usize,
-        mut send: impl FnMut(&[ConnId], Arc<[Frame]>),
-    ) -> bool {
-        for (to, patch) in self.patches.by_ref().take(count) {
-            // As in [`PokeFrames::of`].
-            let wanted = |r: &&mut Readers| r.base.as_ref().is_none_or(|base| to > *base);
-            if to <= self.last {
-                self.readers.iter_mut().filter(wanted).for_each(|r| r.parts.add(&patch));
-            }
-        }
-        let more = self.patches.len() > 0;
-        for readers in &mut self.readers {
-            if more {
-                let frames = std::mem::take(&mut readers.parts.frames);
-                if !frames.is_empty() {
-                    send(&readers.conns, frames.into());
-                }
+        let mut patches = 0;
+        while patches < MAX_STEP_PATCHES && parts.ready_bytes() < MAX_STEP_BYTES {
+            let Some(slice) = self.slices.front() else {
+                let parts = self.parts.take()?;
+                frames.extend(parts.finish());
+                frames.push(Frame::text(poke::end(&cookie, &cookie)));
+                return Some(frames.into());
+            };
+            let Some((to, patch)) = slice.get(self.at) else {
+                self.slices.pop_front();
+                self.at = 0;
                 continue;
+            };
+            // As in [`PokeFrames::of`].
+            if self.base.as_ref().is_none_or(|base| to > base) && *to <= self.last {
+                parts.add(patch);
             }
-            let parts = std::mem::replace(&mut readers.parts, PartWriter::new("", false));
-            let mut frames = parts.finish();
-            frames.push(Frame::text(poke::end(&self.cookie, &self.cookie)));
-            send(&readers.conns, frames.into());
+            self.at += 1;
+            patches += 1;
         }
-        more
+        frames.append(&mut parts.frames);
+        Some(frames.into())
     }
 }
 
 impl WirePatch {
+    /// About how long it is on the wire.
+    fn bytes(&self) -> usize {
+        match self {
+            WirePatch::RowPut(table, row) => {
+                table.len() + row.wire_json.get().map_or(0, |j| j.len())
+            }
+            WirePatch::RowDel(id) => id.text().len(),
+            WirePatch::MutationPut(id, result) => id.client_id.len() + result.as_str().len(),
+            WirePatch::Desired(..)
+            | WirePatch::Got(..)
+            | WirePatch::LastMutationId(..)
+            | WirePatch::MutationDel(_) => SMALL_PATCH_BYTES,
+        }
+    }
+
     /// Equal patches have equal fingerprints.
     pub(super) fn fingerprint(&self, hasher: &mut impl Hasher) {
         std::mem::discriminant(self).hash(hasher);
@@ -384,6 +417,11 @@ impl PartWriter {
             chunks: binary.then(|| Chunks::new(cookie)),
             frames: Vec::new(),
         }
+    }
+
+    /// Length of the frames that are ready.
+    fn ready_bytes(&self) -> usize {
+        self.frames.iter().map(|frame| frame.payload.len()).sum()
     }
 
     fn add(&mut self, patch: &WirePatch) {

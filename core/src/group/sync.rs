@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::config::bug;
-use super::deliver::SLICE_PATCHES;
 use super::interface::{Effect, Hydrate, Transformed};
 use super::machine::{Cx, Group, no_auth_state};
 use super::op::{
@@ -241,7 +240,8 @@ impl Group {
     /// reads nothing.)
     pub(super) fn needs_update(&self, sync: &Sync) -> bool {
         let late = || self.cvr.as_ref().is_some_and(|cvr| self.late_clients(cvr).is_some());
-        !sync.additions.is_empty()
+        sync.recipients == Recipients::AtHead
+            || !sync.additions.is_empty()
             || !sync.removals.is_empty()
             || (!self.pending.is_empty() && (sync.records_read || late()))
     }
@@ -308,6 +308,7 @@ impl Group {
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
         let mut instances = BTreeMap::new();
         let mut failed = Vec::new();
+        let mut cannot_serve = None;
         for (id, result) in results {
             match result {
                 Ok(instance) => {
@@ -315,12 +316,16 @@ impl Group {
                 }
                 Err(why) => match cvr.query(&id) {
                     Some(query) if query.is_internal() => {
-                        return Err(bug(&format!("query {id}: {why}")));
+                        cannot_serve = Some(bug(&format!("query {id}: {why}")));
                     }
                     Some(query) => failed.push(failed_query(query, why)),
                     None => {}
                 },
             }
+        }
+        if let Some(failure) = cannot_serve {
+            instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
+            return Err(failure);
         }
         sync.additions.retain(|(id, _)| instances.contains_key(id));
         sync.removals.extend(failed.iter().map(|e| QueryHash::from(e.id.as_str())));
@@ -333,8 +338,7 @@ impl Group {
         let mut poke = Poke::default();
         let missed = self.missed_patches(std::mem::take(&mut sync.missed), cx);
         poke.extend(&self.encoder(cx), &missed).map_err(|e| bug(&e.to_string()))?;
-        let Sync { ack, bring_up, .. } = *sync;
-        let recipients = Recipients::All;
+        let Sync { ack, bring_up, recipients, .. } = *sync;
         self.results_flushed(Flushing { cvr: None, poke, recipients, ack, bring_up }, cx)
     }
 
@@ -349,9 +353,6 @@ impl Group {
             self.synced = true;
             self.compare_all = false;
             self.contexts.retransform_at_ms = Some(cx.now_ms + self.settings.retransform_ms);
-        }
-        if recipients == Recipients::All && poke.len() > SLICE_PATCHES {
-            return self.begin_poking(poke, ack, cx);
         }
         self.poke(&poke, &before, recipients, cx);
         self.acknowledge(ack, cx);

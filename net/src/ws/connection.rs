@@ -372,6 +372,17 @@ impl WsWriter {
         self.inner.stream.peer_addr()
     }
 
+    /// Completes when no more than `bytes` wait, or the connection is closing or gone.
+    pub async fn drained(&self, bytes: usize) {
+        loop {
+            let progress = self.inner.progress.notified();
+            if !self.is_open() || self.queued_bytes() <= bytes {
+                return;
+            }
+            progress.await;
+        }
+    }
+
     /// Completes when everything queued was handed to the kernel, or the socket is gone.
     pub async fn flushed(&self) {
         loop {

@@ -20,11 +20,13 @@ use crate::protocol::custom_query::{
 use crate::protocol::error::{ApiFailure, ErrorBody};
 use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{self, Upstream};
+use crate::version::CvrVersion;
 
 /// A question of a group that waits for its answer.
 pub enum Question {
+    Enter,
     Load,
-    Rows,
+    Rows(CvrVersion),
     CatchUp(Box<crate::cvr::store::CatchupRange>, Vec<QueryHash>),
     /// Durable already; the verdict is under way.
     Flushed(Result<crate::cvr::store::Flushed, CvrStoreError>),
@@ -49,6 +51,8 @@ pub struct Socket {
 pub struct GroupSlot {
     pub group: Group,
     pub questions: VecDeque<Question>,
+    /// It has a place among those that come up.
+    pub admitted: bool,
     pub timers: BTreeMap<Timer, f64>,
 }
 
@@ -79,10 +83,17 @@ pub struct Harness {
     /// How often a group read its row records.
     pub row_reads: usize,
     pub notes: Vec<Note>,
+    /// How often a group was loaded.
+    pub loads: usize,
     /// The next flushes get these verdicts and are not carried out.
     pub flush_faults: VecDeque<CvrStoreError>,
+    /// The next loads, and the next reads of rows or patches, get these answers.
+    pub load_faults: VecDeque<CvrStoreError>,
+    pub read_faults: VecDeque<CvrStoreError>,
     /// So many flushes are carried out, but the verdict is lost.
     pub unknown_outcomes: usize,
+    /// Groups that gave their place back because they serve their clients.
+    pub came_up: usize,
     /// Print everything that goes in and out.
     pub trace: bool,
     next_conn: u64,
@@ -119,8 +130,12 @@ impl Harness {
             clean_ups: Vec::new(),
             row_reads: 0,
             notes: Vec::new(),
+            loads: 0,
             flush_faults: VecDeque::new(),
+            load_faults: VecDeque::new(),
+            read_faults: VecDeque::new(),
             unknown_outcomes: 0,
+            came_up: 0,
             trace: std::env::var_os("ZERORING_SIM_TRACE").is_some(),
             next_conn: 0,
         }
@@ -144,7 +159,12 @@ impl Harness {
             eprintln!("    {id} -> {}", shown(&effect));
         }
         match effect {
-            Effect::Send(conn, frames) | Effect::SendMore(conn, frames) => {
+            Effect::SendLarge(conn, mut poke) => {
+                while let Some(frames) = poke.next_frames() {
+                    self.carry_out(id, Effect::Send(conn, frames));
+                }
+            }
+            Effect::Send(conn, frames) => {
                 let durable = self.store.version(id).cookie();
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
                 for frame in frames.iter().cloned() {
@@ -172,10 +192,18 @@ impl Harness {
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
                 assert!(std::mem::take(&mut socket.busy), "one answer per message");
             }
+            Effect::Enter => {
+                assert!(!slot.admitted, "{id} asks twice");
+                slot.questions.push_back(Question::Enter);
+            }
+            Effect::Leave { up } => {
+                assert!(std::mem::take(&mut slot.admitted), "{id} has no place");
+                self.came_up += usize::from(up);
+            }
             Effect::Load { .. } => slot.questions.push_back(Question::Load),
-            Effect::ReadRows { .. } => {
+            Effect::ReadRows { current, .. } => {
                 self.row_reads += 1;
-                slot.questions.push_back(Question::Rows);
+                slot.questions.push_back(Question::Rows(current));
             }
             Effect::CatchUp { range, except } => {
                 slot.questions.push_back(Question::CatchUp(Box::new(range), except));
@@ -227,10 +255,23 @@ impl Harness {
         let Some(slot) = self.groups.get_mut(group) else { return false };
         let Some(question) = slot.questions.pop_front() else { return false };
         let event = match question {
-            Question::Load => Event::Loaded(Ok(Box::new(self.store.load(group)))),
-            Question::Rows => Event::Rows(Ok(self.store.rows(group))),
+            Question::Enter => {
+                slot.admitted = true;
+                Event::Admitted
+            }
+            Question::Load => {
+                self.loads += 1;
+                let fault = self.load_faults.pop_front();
+                Event::Loaded(fault.map_or_else(|| Ok(Box::new(self.store.load(group))), Err))
+            }
+            Question::Rows(current) => {
+                let fault = self.read_faults.pop_front();
+                Event::Rows(fault.map_or_else(|| self.store.rows_at(group, &current), Err))
+            }
             Question::CatchUp(range, except) => {
-                Event::CaughtUp(self.store.catch_up(&range, &except))
+                let fault = self.read_faults.pop_front();
+                let read = || self.store.catch_up(&range, &except);
+                Event::CaughtUp(fault.map_or_else(read, Err))
             }
             Question::Flushed(verdict) => Event::Flushed(verdict),
             Question::Continue => Event::Continue,
@@ -290,6 +331,7 @@ impl Harness {
         let slot = self.groups.entry(id.clone()).or_insert_with(|| GroupSlot {
             group: Group::new(id.clone(), self.settings.clone(), self.now_ms),
             questions: VecDeque::new(),
+            admitted: false,
             timers: BTreeMap::new(),
         });
         slot.group.admit(user)?;
@@ -453,7 +495,7 @@ impl Harness {
 /// An effect for the trace, frames as text.
 fn shown(effect: &Effect) -> String {
     match effect {
-        Effect::Send(conn, frames) | Effect::SendMore(conn, frames) => {
+        Effect::Send(conn, frames) => {
             let text: Vec<_> =
                 frames.iter().map(|f| String::from_utf8_lossy(&f.payload).into_owned()).collect();
             format!("Send({conn:?}) {}", text.join(" "))

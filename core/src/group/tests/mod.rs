@@ -32,9 +32,11 @@
 mod checklist;
 mod client;
 mod harness;
+mod places;
 mod pushes;
 mod scenarios;
 mod shared;
 mod simulation;
 mod store;
+mod takeover;
 mod world;

@@ -150,6 +150,27 @@ impl MemStore {
             .collect()
     }
 
+    /// The live records, if the group is at this version.
+    pub fn rows_at(
+        &self,
+        group: &ClientGroupId,
+        current: &CvrVersion,
+    ) -> Result<Vec<RowRecord>, CvrStoreError> {
+        let actual = self.version(group);
+        if actual != *current {
+            return Err(CvrStoreError::ConcurrentModification {
+                expected: current.cookie(),
+                actual: actual.cookie(),
+            });
+        }
+        Ok(self.rows(group))
+    }
+
+    /// Groups that were written.
+    pub fn knows(&self, group: &ClientGroupId) -> bool {
+        self.groups.get(group).is_some_and(|g| g.instance.is_some())
+    }
+
     /// A record that nothing in the replica stands behind.
     pub fn invent_row(&mut self, group: &ClientGroupId, record: RowRecord) {
         self.groups.entry(group.clone()).or_default().rows.insert(record.id.clone(), record);

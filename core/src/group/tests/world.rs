@@ -132,6 +132,10 @@ impl SimWorld {
         self.instances.len()
     }
 
+    pub fn subscriptions(&self) -> usize {
+        self.instances.values().map(|instance| instance.subscribers).sum()
+    }
+
     /// Subscribes and hydrates at once.
     pub fn hydrate(&mut self, wanted: &Hydrate) -> Result<InstanceId, String> {
         let key = wanted.transformed.hash.to_string();
