@@ -19,6 +19,7 @@ use zeroring_net::ws::{SendError, WsWriter};
 
 use super::executor::Executor;
 use super::fanout;
+use super::farewell::farewell;
 use super::groups::{GroupKey, State};
 
 /// Messages of one connection that wait for their turn. Real clients send a handful; beyond this
@@ -47,6 +48,8 @@ const CLOSE_TRY_AGAIN: u16 = 1013;
 pub(super) struct Conn {
     pub(super) group: GroupKey,
     pub(super) writer: WsWriter,
+    /// When it was told `connected`.
+    since: Instant,
     last_sent: Instant,
     /// A message is being handled; the next ones wait here.
     busy: bool,
@@ -90,10 +93,11 @@ impl State {
         self.next_conn += 1;
         self.counters.connections_total += 1;
         let conn = ConnId(self.next_conn);
-        let last_sent = now();
+        let since = now();
         let backlog = VecDeque::new();
         let (busy, backlog_bytes, behind) = (false, 0, None);
-        let entry = Conn { group, writer, last_sent, busy, backlog, backlog_bytes, behind };
+        let last_sent = since;
+        let entry = Conn { group, writer, since, last_sent, busy, backlog, backlog_bytes, behind };
         self.conns.insert(conn, entry);
         conn
     }
@@ -144,13 +148,7 @@ impl State {
     pub(super) fn close_with(&mut self, conn: ConnId, error: &ErrorBody) {
         let Some(entry) = self.conns.remove(&conn) else { return };
         tracing::debug!(conn = conn.0, "closing with error: {error}");
-        // If even this does not fit, the close says enough: the client comes back.
-        let frame = fanout::wire(&down::error(error), false, false);
-        if entry.writer.send(&frame).is_ok() {
-            entry.writer.close(None);
-        } else {
-            entry.writer.close_now(None);
-        }
+        farewell(entry.writer.clone(), error, entry.since);
         self.remember_closing(entry.writer);
     }
 
