@@ -27,14 +27,15 @@ use super::groups::{GroupKey, State};
 pub(super) const MAX_BACKLOG: usize = 256;
 /// And so many bytes of them: a client that re-pushes what it did offline while the app is slow.
 const MAX_BACKLOG_BYTES: usize = 16 << 20;
-/// Bytes that may wait for a socket when a poke is to be sent to it. A client that has not read
-/// this much has been away for longer than a reconnect costs.
+/// Bytes that may wait for a socket when a poke is to be sent to it, beside the large one that is
+/// on its way: who takes long to read its first rows must not lose them to the next small change,
+/// again and again. A client that has not read this much has been away for longer than a reconnect
+/// costs.
 pub(super) const MAX_QUEUED_BYTES: usize = 16 << 20;
 /// A large poke goes on when no more than this waits for the socket: enough that the kernel's
 /// buffer does not run dry.
 const LOW_BYTES: usize = 256 << 10;
-/// Large pokes that may wait for one socket, and other pokes behind them.
-const MAX_LARGE: usize = 4;
+/// Pokes that may wait behind a large one.
 const MAX_BEHIND: usize = 4_096;
 /// A client that reads nothing for so long while a large poke waits for it is gone.
 const STALLED: Duration = Duration::from_secs(120);
@@ -62,8 +63,9 @@ pub(super) struct Conn {
 
 /// A large poke, and what comes after it.
 struct Behind {
+    /// The first one is on its way.
     queue: VecDeque<Waiting>,
-    /// Of the frames that are made.
+    /// Of those behind the first one.
     bytes: usize,
     /// What the socket had taken when it was last seen to take something, and when that was.
     taken: (u64, Instant),
@@ -72,6 +74,38 @@ struct Behind {
 enum Waiting {
     Large(Box<LargePoke>),
     Frames(Arc<[Frame]>),
+}
+
+impl Waiting {
+    fn bytes(&self) -> usize {
+        match self {
+            Waiting::Large(poke) => poke.bytes(),
+            Waiting::Frames(frames) => length(frames),
+        }
+    }
+}
+
+impl Behind {
+    /// Adds what comes next; the reason why the client is too slow for it.
+    fn push(&mut self, next: Waiting) -> Result<(), String> {
+        if self.bytes > MAX_QUEUED_BYTES || self.queue.len() > MAX_BEHIND {
+            let (pokes, bytes) = (self.queue.len(), self.bytes);
+            return Err(format!("{pokes} pokes, {bytes} bytes wait behind a large one"));
+        }
+        if !self.queue.is_empty() {
+            self.bytes += next.bytes();
+        }
+        self.queue.push_back(next);
+        Ok(())
+    }
+
+    /// The first one is out.
+    fn pop(&mut self) {
+        self.queue.pop_front();
+        if let Some(next) = self.queue.front() {
+            self.bytes -= next.bytes();
+        }
+    }
 }
 
 /// What becomes of a large poke.
@@ -208,20 +242,19 @@ impl State {
     /// Sends frames that belong together, behind a large poke if one is on its way.
     pub(super) fn send(&mut self, conn: ConnId, list: &Arc<[Frame]>) {
         let Some(entry) = self.conns.get_mut(&conn) else { return };
-        let waiting = match &mut entry.behind {
+        match &mut entry.behind {
             Some(behind) => {
-                behind.bytes += length(list);
-                behind.queue.push_back(Waiting::Frames(list.clone()));
-                behind.bytes
+                if let Err(why) = behind.push(Waiting::Frames(list.clone())) {
+                    self.too_slow(conn, &why);
+                }
             }
-            None => entry.writer.queued_bytes(),
-        };
-        let frames = entry.behind.as_ref().map_or(0, |behind| behind.queue.len());
-        if waiting > MAX_QUEUED_BYTES || frames > MAX_BEHIND {
-            return self.too_slow(conn, &format!("{waiting} bytes wait for it"));
-        }
-        if frames == 0 {
-            self.write(conn, list);
+            None => {
+                let waiting = entry.writer.queued_bytes();
+                if waiting > MAX_QUEUED_BYTES {
+                    return self.too_slow(conn, &format!("{waiting} bytes wait for it"));
+                }
+                self.write(conn, list);
+            }
         }
     }
 
@@ -234,10 +267,8 @@ impl State {
             let taken = (entry.writer.bytes_sent(), now());
             Box::new(Behind { queue: VecDeque::new(), bytes: 0, taken })
         });
-        behind.queue.push_back(Waiting::Large(poke));
-        let large = behind.queue.iter().filter(|w| matches!(w, Waiting::Large(_))).count();
-        if large > MAX_LARGE {
-            self.too_slow(conn, "several large changes wait for it");
+        if let Err(why) = behind.push(Waiting::Large(poke)) {
+            self.too_slow(conn, &why);
         }
     }
 
@@ -269,8 +300,7 @@ impl State {
             Some(Waiting::Large(poke)) if entry.writer.is_open() => poke.next_frames(),
             Some(Waiting::Frames(list)) if entry.writer.is_open() => {
                 let list = list.clone();
-                behind.bytes -= length(&list);
-                behind.queue.pop_front();
+                behind.pop();
                 Some(list)
             }
             _ => {
@@ -280,7 +310,7 @@ impl State {
         };
         match frames {
             Some(frames) => self.write(conn, &frames),
-            None => drop(behind.queue.pop_front()),
+            None => behind.pop(),
         }
         Pumped::More
     }

@@ -227,6 +227,7 @@ impl Poke {
             last: last.clone(),
             parts: Some(PartWriter::new(&last.cookie(), binary)),
             started: false,
+            bytes: self.bytes,
         }
     }
 
@@ -316,9 +317,15 @@ pub struct LargePoke {
     /// `None`: the end is out.
     parts: Option<PartWriter>,
     started: bool,
+    bytes: usize,
 }
 
 impl LargePoke {
+    /// About how long it is, in bytes: what it keeps in memory while it waits.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The next frames: [`MAX_STEP_BYTES`] or [`MAX_STEP_PATCHES`], whichever comes first, so
     /// about a millisecond of work; there may be none yet. `None`: that was all.
     pub fn next_frames(&mut self) -> Option<Arc<[Frame]>> {
