@@ -13,6 +13,7 @@ use super::op::{
 use super::poke::Frame;
 use super::shared::SharedQueries;
 use super::{ConnId, ServerUser};
+use crate::cvr::store::CvrStoreError;
 use crate::cvr::{
     ClientId, ClientSchema, ConfigUpdater, Cvr, DEFAULT_TTL_MS, DesiredPut, FlushTimes, QueryBody,
     QueryHash, TtlTimer, VersionedPatch,
@@ -25,7 +26,8 @@ use crate::protocol::up::{InitConnection, QueryOp, QueryPut};
 use crate::version::CvrVersion;
 
 /// What a message wants of the configuration.
-struct ConfigChange {
+#[derive(Debug)]
+pub(super) struct ConfigChange {
     conn: ConnId,
     ops: Vec<QueryOp>,
     /// From `initConnection`.
@@ -33,8 +35,11 @@ struct ConfigChange {
     /// Clients to delete, as asked for.
     deletes: Vec<String>,
     mode: Mode,
+    /// Once it was made for a CVR that another server had written to.
+    made_again: bool,
 }
 
+#[derive(Debug)]
 struct Joins {
     client_schema: Option<Arc<ClientSchema>>,
     active_clients: Option<Vec<String>>,
@@ -76,6 +81,7 @@ impl Group {
                     joins: None,
                     deletes: Vec::new(),
                     mode: Mode::Missing,
+                    made_again: false,
                 };
                 self.change_config(change, cx)
             }
@@ -86,8 +92,15 @@ impl Group {
                     joins: None,
                     deletes: clients,
                     mode: Mode::Missing,
+                    made_again: false,
                 };
                 self.change_config(change, cx)
+            }
+            Task::ChangeAgain(change) => {
+                if let Some(joins) = &change.joins {
+                    self.check_joining(change.conn, joins.client_schema.is_some())?;
+                }
+                self.change_config(*change, cx)
             }
             Task::UpdateAuth { conn, token } => self.begin_update_auth(trigger, conn, &token, cx),
             Task::BringUp => self.begin_bring_up(cx),
@@ -122,10 +135,16 @@ impl Group {
                 self.check_answer(conn, revision, &result, &[], cx)?;
                 self.validated(trigger, conn, then, cx)
             }
-            (Stage::FlushingConfig(flushing), Event::Flushed(verdict)) => {
-                verdict?;
-                self.config_flushed(trigger, *flushing, cx)
-            }
+            (Stage::FlushingConfig(flushing), Event::Flushed(verdict)) => match verdict {
+                Err(CvrStoreError::ConcurrentModification { .. })
+                    if !flushing.change.made_again =>
+                {
+                    self.change_again(trigger, flushing.change, cx)
+                }
+                // What the client wants is not written: it has to say it again.
+                Err(error) => Err(Failure { overtaken: false, ..error.into() }),
+                Ok(_) => self.config_flushed(trigger, *flushing, cx),
+            },
             (Stage::TransformingUnchanged { asked }, Event::Transformed(result)) => {
                 self.unchanged_transformed(asked, result, cx)
             }
@@ -168,15 +187,21 @@ impl Group {
         init: Box<InitConnection>,
         cx: &mut Cx<'_>,
     ) -> StepResult {
+        self.check_joining(conn, init.client_schema.is_some())?;
+        self.validate(trigger, conn, AfterValidation::Init(init), cx)
+    }
+
+    /// Whether a client may join as it is.
+    fn check_joining(&self, conn: ConnId, brings_schema: bool) -> Result<(), Failure> {
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
         let client = self.clients.get(&conn).ok_or_else(no_auth_state)?;
         check_cookie(cvr, client.base.as_ref())?;
-        if cvr.client_schema.is_none() && init.client_schema.is_none() {
+        if cvr.client_schema.is_none() && !brings_schema {
             return Err(invalid_request(
                 "The initConnection message for a new client group must include client schema.",
             ));
         }
-        self.validate(trigger, conn, AfterValidation::Init(init), cx)
+        Ok(())
     }
 
     fn begin_update_auth(
@@ -266,6 +291,7 @@ impl Group {
                     joins: Some(Joins { client_schema, active_clients: init.active_clients }),
                     deletes: init.deleted.and_then(|d| d.client_ids).unwrap_or_default(),
                     mode: Mode::All,
+                    made_again: false,
                 };
                 self.change_config(change, cx)
             }
@@ -303,7 +329,8 @@ impl Group {
     // ---- configuration --------------------------------------------------------------------------
 
     fn change_config(&mut self, change: ConfigChange, cx: &mut Cx<'_>) -> StepResult {
-        let ConfigChange { conn, ops, joins, deletes, mode } = change;
+        let ConfigChange { conn, ops, joins, deletes, mode, .. } = &change;
+        let (conn, mode) = (*conn, *mode);
         let now_ms = cx.now_ms;
         let times = self.flush_times(now_ms);
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
@@ -311,7 +338,7 @@ impl Group {
         let mut update = ConfigUpdater::new(cvr);
         let mut patches = Vec::new();
         update.ensure_client(&client, &self.settings.tables);
-        if let Some(joins) = &joins {
+        if let Some(joins) = joins {
             if let Some(schema) = &joins.client_schema {
                 update.set_client_schema(schema)?;
             }
@@ -349,8 +376,24 @@ impl Group {
         };
         let poke = self.encode(&patches, cx)?;
         cx.emit(Effect::Flush(Box::new(prepared.flush)));
-        let flushing = FlushingConfig { cvr: prepared.cvr, poke, then };
+        let flushing = FlushingConfig { cvr: prepared.cvr, poke, then, change };
         Ok(Step::Wait(Stage::FlushingConfig(Box::new(flushing))))
+    }
+
+    /// Another server had the group since the CVR was loaded here: nothing was written and nobody
+    /// was told anything, so the change is made anew for the CVR as it is. To send the client away
+    /// would be right as well, but it has just come, and real clients that hear of an error while
+    /// they digest `connected` never come back.
+    fn change_again(
+        &mut self,
+        trigger: Trigger,
+        change: ConfigChange,
+        cx: &mut Cx<'_>,
+    ) -> StepResult {
+        cx.info(format!("group {}: another server has had it meanwhile", self.id));
+        self.forget_all(cx);
+        let change = ConfigChange { made_again: true, ..change };
+        self.begin(trigger, Task::ChangeAgain(Box::new(change)), cx)
     }
 
     fn config_flushed(
@@ -359,7 +402,7 @@ impl Group {
         flushing: FlushingConfig,
         cx: &mut Cx<'_>,
     ) -> StepResult {
-        let FlushingConfig { cvr, poke, then } = flushing;
+        let FlushingConfig { cvr, poke, then, .. } = flushing;
         let before = self.adopt(cvr, cx);
         if let Some(conn) = trigger.conn() {
             self.activate(conn);
@@ -429,7 +472,7 @@ impl Group {
 fn apply_op(
     update: &mut ConfigUpdater,
     client: &ClientId,
-    op: QueryOp,
+    op: &QueryOp,
     times: &FlushTimes,
     shared: &mut SharedQueries,
 ) -> Result<Vec<VersionedPatch>, Failure> {
@@ -438,13 +481,13 @@ fn apply_op(
             let query = QueryHash::from(put.hash.as_str());
             let body = match update.cvr().query(&query) {
                 Some(known) => known.body.clone(),
-                None => body_of(&put, &query, shared)?,
+                None => body_of(put, &query, shared)?,
             };
             let ttl_ms = put.ttl.unwrap_or(DEFAULT_TTL_MS);
             update.put_desired(client, &[DesiredPut { query, body, ttl_ms }])?
         }
         QueryOp::Del { hash } => {
-            update.inactivate_desired(client, &[QueryHash::from(hash)], times.ttl_clock)
+            update.inactivate_desired(client, &[QueryHash::from(hash.as_str())], times.ttl_clock)
         }
         QueryOp::Clear => update.clear_desired(client),
     })
@@ -497,5 +540,5 @@ fn unauthorized(text: &str) -> Failure {
 
 /// Something that cannot happen did. The group starts anew rather than go on.
 pub(super) fn bug(text: &str) -> Failure {
-    Failure { error: Box::new(ErrorBody::internal(text)), distrust: true }
+    Failure { distrust: true, ..Box::new(ErrorBody::internal(text)).into() }
 }

@@ -393,8 +393,9 @@ impl Group {
                     cx.emit(Effect::SetTimer(Timer::TtlClock, Some(TTL_CLOCK_INTERVAL_MS)));
                 }
             }
-            // Looked at in `run`, when nothing is in flight.
-            Timer::Idle => {}
+            // Looked at in `run`, when nothing is in flight. The timer is right even if the wall
+            // clock was set back meanwhile.
+            Timer::Idle => self.keep_alive_until_ms = self.keep_alive_until_ms.min(cx.now_ms),
         }
     }
 
@@ -495,11 +496,18 @@ impl Group {
     }
 
     fn op_failed(&mut self, trigger: Trigger, failure: Failure, cx: &mut Cx<'_>) {
-        let Failure { error, distrust } = failure;
+        let Failure { error, distrust, overtaken } = failure;
         if distrust {
             self.forget_all(cx);
         }
         match trigger {
+            // What it asked for is written, or was nothing: the bring-up that follows does the rest.
+            Trigger::Message(conn)
+                if overtaken && self.clients.get(&conn).is_some_and(|c| c.active) =>
+            {
+                cx.info(format!("group {}: another server has had it meanwhile", self.id));
+                self.op_done(trigger, cx);
+            }
             Trigger::Message(conn) => self.fail_connection(conn, error, cx),
             Trigger::Revalidate(conn) | Trigger::Retransform(conn) => {
                 match (is_auth_failure(&error), &*error) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::ConnId;
 use super::compute::{Computing, Encoding};
+use super::config::ConfigChange;
 use super::context::Credentials;
 use super::interface::{Missed, Transformed};
 use super::poke::{Poke, SlicedPoke};
@@ -39,14 +40,30 @@ impl Trigger {
 /// What is to be done.
 #[derive(Debug)]
 pub(super) enum Task {
-    Init { conn: ConnId, init: Box<InitConnection> },
-    Change { conn: ConnId, ops: Vec<QueryOp> },
-    Delete { conn: ConnId, clients: Vec<String> },
-    UpdateAuth { conn: ConnId, token: String },
+    Init {
+        conn: ConnId,
+        init: Box<InitConnection>,
+    },
+    Change {
+        conn: ConnId,
+        ops: Vec<QueryOp>,
+    },
+    Delete {
+        conn: ConnId,
+        clients: Vec<String>,
+    },
+    /// A change of configuration that met a CVR that another server had written to.
+    ChangeAgain(Box<ConfigChange>),
+    UpdateAuth {
+        conn: ConnId,
+        token: String,
+    },
     BringUp,
     Advance,
     Evict,
-    Revalidate { conn: ConnId },
+    Revalidate {
+        conn: ConnId,
+    },
     Retransform,
 }
 
@@ -112,6 +129,7 @@ pub(super) struct FlushingConfig {
     pub(super) cvr: Cvr,
     pub(super) poke: Poke,
     pub(super) then: AfterConfig,
+    pub(super) change: ConfigChange,
 }
 
 /// What a configuration change is followed by.
@@ -188,19 +206,22 @@ pub(super) struct Failure {
     pub(super) error: Box<ErrorBody>,
     /// Memory and store may disagree: load and compare anew.
     pub(super) distrust: bool,
+    /// Another server wrote to the CVR since it was loaded here.
+    pub(super) overtaken: bool,
 }
 
 pub(super) type StepResult = Result<Step, Failure>;
 
 impl From<Box<ErrorBody>> for Failure {
     fn from(error: Box<ErrorBody>) -> Failure {
-        Failure { error, distrust: false }
+        Failure { error, distrust: false, overtaken: false }
     }
 }
 
 impl From<CvrStoreError> for Failure {
     fn from(error: CvrStoreError) -> Failure {
         let text = error.to_string();
+        let overtaken = matches!(error, CvrStoreError::ConcurrentModification { .. });
         let error = match error {
             CvrStoreError::ClientNotFound(_) => ErrorBody::basic(ErrorKind::ClientNotFound, text),
             CvrStoreError::Ownership { .. } => ErrorBody::rehome_now(text),
@@ -214,7 +235,7 @@ impl From<CvrStoreError> for Failure {
             | CvrStoreError::Overloaded(_)
             | CvrStoreError::Closed => ErrorBody::rehome(text),
         };
-        Failure { error: Box::new(error), distrust: true }
+        Failure { error: Box::new(error), distrust: true, overtaken }
     }
 }
 
@@ -226,7 +247,7 @@ impl From<UpdateError> for Failure {
             UpdateError::ClientSchema(_) => ErrorKind::InvalidConnectionRequest,
             _ => ErrorKind::Internal,
         };
-        Failure { error: Box::new(ErrorBody::basic(kind, text)), distrust: false }
+        Box::new(ErrorBody::basic(kind, text)).into()
     }
 }
 

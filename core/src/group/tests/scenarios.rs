@@ -1,6 +1,6 @@
 //! Scenarios of the spec's conformance checklists.
 
-use super::super::ConnId;
+use super::super::{ConnId, Event, Timer};
 use super::client::Persisted;
 use super::harness::{Answer, CLIENT_SCHEMA, Harness};
 use crate::cvr::store::CvrStoreError;
@@ -454,10 +454,7 @@ fn a_failed_flush_of_a_message_fails_its_client_only() {
     let mut h = Harness::new(false);
     let a = joined(&mut h, "a", &put("q", ALL_ISSUES));
     let b = joined(&mut h, "b", "");
-    h.flush_faults.push_back(CvrStoreError::ConcurrentModification {
-        expected: "00".into(),
-        actual: "01".into(),
-    });
+    h.flush_faults.push_back(CvrStoreError::Storage("disk full".into()));
     h.say(b, &change(&put("p", COMMENTED)));
     h.settle();
     assert_eq!(h.error_kind(b), Some("Rehome"));
@@ -466,6 +463,72 @@ fn a_failed_flush_of_a_message_fails_its_client_only() {
     h.commit(vec![new]);
     h.settle();
     assert_eq!(h.state(a).rows.len(), 1);
+}
+
+/// A server remembers a group from before another one had it; then somebody comes who was never
+/// here. Real clients that are refused while they digest `connected` do not come back.
+#[test]
+fn a_change_of_a_group_that_another_server_had_is_made_anew() {
+    let mut h = Harness::new(false);
+    let stays = joined(&mut h, "a", &put("q", ALL_ISSUES));
+    let cookie = h.store.moved_on(&"g".into()).cookie();
+    let late = h.connect("g", "b", None, Persisted::default(), 51).expect("admitted");
+    h.say(late, &init(&put("p", COMMENTED)));
+    h.settle();
+    assert_eq!((h.error_kind(late), h.error_kind(stays)), (None, None));
+    assert!(h.state(late).cookie > Some(cookie.clone()), "{cookie}");
+    assert!(h.state(late).got.contains("p"));
+    let cookie = h.store.moved_on(&"g".into()).cookie();
+    h.say(stays, &change(r#"{"op":"del","hash":"q"}"#));
+    h.settle();
+    assert!(h.state(stays).cookie > Some(cookie));
+    assert_eq!(h.store.desired(&"g".into(), &"a".into()), []);
+    let new = issue(&h, "i", 1.0);
+    h.commit(vec![new]);
+    h.settle();
+    assert_eq!((h.state(stays).rows.len(), h.state(late).rows.len()), (1, 1));
+    // Not again and again: whoever writes so fast has the group.
+    for _ in 0..2 {
+        h.flush_faults.push_back(CvrStoreError::ConcurrentModification {
+            expected: "00".into(),
+            actual: "01".into(),
+        });
+    }
+    h.say(late, &change(r#"{"op":"del","hash":"p"}"#));
+    h.settle();
+    assert_eq!((h.error_kind(late), h.error_kind(stays)), (Some("Rehome"), None));
+}
+
+/// It wants nothing new, so nothing is written: what it missed cannot be read at the version that
+/// is remembered.
+#[test]
+fn a_late_client_of_a_group_that_another_server_had_is_caught_up() {
+    let mut h = Harness::new(false);
+    let early = joined(&mut h, "b", &put("q", ALL_ISSUES));
+    let early = h.disconnect(early);
+    let stays = joined(&mut h, "a", &put("q", ALL_ISSUES));
+    let new = issue(&h, "i", 1.0);
+    h.commit(vec![new]);
+    h.settle();
+    let cookie = h.store.moved_on(&"g".into()).cookie();
+    let late = rejoin(&mut h, "b", early);
+    assert_eq!((h.error_kind(late), h.error_kind(stays)), (None, None));
+    assert!(h.state(late).cookie >= Some(cookie));
+    assert_eq!(h.state(late).rows, h.state(stays).rows);
+    assert_eq!(h.state(late).cookie, h.state(stays).cookie);
+    h.say(late, &change(&put("p", COMMENTED)));
+    h.settle();
+    assert!(h.state(late).got.contains("p"), "its next message is taken");
+}
+
+#[test]
+fn a_group_that_nobody_needs_ends_even_if_the_clock_was_set_back() {
+    let mut h = Harness::new(false);
+    let conn = joined(&mut h, "a", "");
+    h.disconnect(conn);
+    h.now_ms -= 3_600_000.0;
+    h.feed(&"g".into(), Event::Timer(Timer::Idle));
+    assert!(h.groups.is_empty());
 }
 
 // ---- custom queries ---------------------------------------------------------------------------
