@@ -170,7 +170,10 @@ impl Executor {
             base_cookie: request.base_cookie.map(Arc::from),
             credentials: Arc::new(credentials),
         };
-        state.inbox.push_back((key, Event::Connected(Box::new(connection))));
+        // Before everything that waits: a group that was about to end, since nobody was there, must
+        // hear of it while it lives. What comes for one that ended is lost, and so would the client
+        // be: it is told nothing more, but for the answers to its pings.
+        state.inbox.push_front((key, Event::Connected(Box::new(connection))));
         self.work.notify_one();
         Ok(conn)
     }

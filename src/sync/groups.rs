@@ -28,6 +28,7 @@ use super::answers::{FlushLane, Mailbox, StoreAnswer};
 use super::counters::Counters;
 use super::drain::Draining;
 use super::fanout::{self, WireFrames};
+use super::farewell::farewell;
 use super::pushes::MutateCall;
 use super::world::World;
 
@@ -82,6 +83,8 @@ struct Scan {
 pub(super) struct Conn {
     group: GroupKey,
     writer: WsWriter,
+    /// When it was told `connected`.
+    since: Instant,
     last_sent: Instant,
     /// Bytes that may wait: more than usual while a large poke is on its way.
     may_wait_bytes: usize,
@@ -267,13 +270,14 @@ impl State {
         self.next_conn += 1;
         self.counters.connections_total += 1;
         let conn = ConnId(self.next_conn);
-        let last_sent = now();
+        let since = now();
         let may_wait_bytes = MAX_QUEUED_BYTES;
         let backlog = VecDeque::new();
         let entry = Conn {
             group,
             writer,
-            last_sent,
+            since,
+            last_sent: since,
             may_wait_bytes,
             busy: false,
             backlog,
@@ -329,13 +333,7 @@ impl State {
     fn close_with(&mut self, conn: ConnId, error: &ErrorBody) {
         let Some(entry) = self.conns.remove(&conn) else { return };
         tracing::debug!(conn = conn.0, "closing with error: {error}");
-        // If even this does not fit, the close says enough: the client comes back.
-        let frame = fanout::wire(&down::error(error), false, false);
-        if entry.writer.send(&frame).is_ok() {
-            entry.writer.close(None);
-        } else {
-            entry.writer.close_now(None);
-        }
+        farewell(entry.writer.clone(), error, entry.since);
         self.remember_closing(entry.writer);
     }
 

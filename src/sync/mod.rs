@@ -15,6 +15,7 @@
 //! - [`world`]: engine, snapshot, permissions.
 //! - [`answers`]: from the store's threads.
 //! - [`fanout`]: frames made once.
+//! - [`farewell`]: errors that end a connection.
 //! - [`pushes`]: mutations to the app's endpoint.
 //! - [`slow`]: slow hydrations and missing indexes, numbers of the engine.
 //! - [`drain`]: the pace of an orderly end.
@@ -34,6 +35,7 @@ mod counters;
 mod drain;
 mod executor;
 mod fanout;
+mod farewell;
 mod groups;
 mod pushes;
 mod slow;
