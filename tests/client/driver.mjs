@@ -104,7 +104,7 @@ const commands = {
       storageKey,
       kvStore: 'mem',
       logLevel: 'warn',
-      logSinks: [log],
+      logSink: log,
       hiddenTabDisconnectDelay: 3_600_000,
       ...(custom ? {mutators} : {}),
     });

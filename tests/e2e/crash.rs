@@ -89,3 +89,37 @@ fn comes_back(env: &[(&str, &str)]) {
         .collect();
     assert!(broken.is_empty(), "a client was reset: {broken:#?}");
 }
+
+/// Data, replication and client view records are all in the Postgres that crashes.
+#[test]
+fn clients_notice_nothing_of_a_crash_of_postgres_but_that_it_takes_time() {
+    let crashes = std::env::var("ZERORING_CRASHES").ok().and_then(|s| s.parse().ok());
+    let mut rng = crate::interop::seed();
+    let mut db = Database::start(DDL, TABLES);
+    let server = Server::start(&db.url(), &[CVR_IN_POSTGRES]);
+    let mut clients = Clients::start();
+    let queries = queries();
+    for client in ["a", "b"] {
+        clients.open(client, &server.url(), client, &schema());
+        watch_all(&mut clients, client, &queries);
+        expect_all(&mut clients, client, &queries, &mut db);
+    }
+    for _ in 0..crashes.unwrap_or(CRASHES) {
+        for _ in 0..rng.random_range(1..60) {
+            write(&mut db, &mut rng);
+        }
+        // With commits on their way, and flushes.
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..20)));
+        db.crash();
+        for _ in 0..rng.random_range(1..20) {
+            write(&mut db, &mut rng);
+        }
+        for client in ["a", "b"] {
+            expect_all(&mut clients, client, &queries, &mut db);
+        }
+    }
+    let noticed: Vec<&String> =
+        clients.complaints.iter().filter(|c| !c.contains("Slow query materialization")).collect();
+    assert!(noticed.is_empty(), "{noticed:#?}");
+    crate::interop::expect_sound_records(&mut db, 2);
+}

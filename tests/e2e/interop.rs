@@ -33,30 +33,19 @@ const RESETS: [&str; 6] = [
     "Internal",
 ];
 
-/// Everything of the CVR schema that a dump would show, from the catalogs.
-const DESCRIBE: &str = r#"
-SELECT line FROM (
-  SELECT c.relname || '.' || row_number() OVER (PARTITION BY c.oid ORDER BY a.attnum) || ' '
-    || a.attname || ' ' || format_type(a.atttypid, a.atttypmod) || ' ' || a.attnotnull
-    || ' ' || coalesce(pg_get_expr(d.adbin, d.adrelid), '-') AS line
-  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-    LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-  WHERE c.relnamespace = '"zero_0/cvr"'::regnamespace AND c.relkind = 'r' AND a.attnum > 0
-    AND NOT a.attisdropped
-  UNION ALL
-  SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid)
-  FROM pg_constraint WHERE connamespace = '"zero_0/cvr"'::regnamespace
-  UNION ALL
-  SELECT pg_get_indexdef(i.indexrelid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-  WHERE c.relnamespace = '"zero_0/cvr"'::regnamespace
-  UNION ALL
-  SELECT 'versions ' || "dataVersion" || ' ' || "schemaVersion" || ' ' || "minSafeVersion"
-  FROM "zero_0/cvr"."versionHistory"
-) x ORDER BY 1"#;
+/// Everything of a schema that a dump would show, from the catalogs: as the store's own tests ask.
+const DESCRIBE: &str = include_str!("../../storage/tests/cvr_store/postgres/catalog.sql");
+
+/// What the CVR schema says of its version.
+const VERSIONS: &str = r#"
+SELECT 'versions ' || "dataVersion" || ' ' || "schemaVersion" || ' ' || "minSafeVersion"
+FROM "zero_0/cvr"."versionHistory""#;
 
 fn describe(db: &mut Database) -> Vec<String> {
-    let lines: Vec<String> =
-        db.sql.query(DESCRIBE, &[]).unwrap().iter().map(|row| row.get(0)).collect();
+    let catalog = DESCRIBE.replace("NAME", "\"zero_0/cvr\"");
+    let mut ask = |sql: &str| db.sql.query(sql, &[]).unwrap();
+    let rows = [ask(&catalog), ask(VERSIONS)].concat();
+    let lines: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert!(lines.len() > 50, "{lines:?}");
     assert!(lines.contains(&"versions 17 17 1".to_owned()), "{lines:?}");
     lines
@@ -107,7 +96,7 @@ fn expect_everybody(clients: &mut Clients, watching: &[Watching], db: &mut Datab
     }
 }
 
-fn expect_no_reset(clients: &Clients) {
+pub fn expect_no_reset(clients: &Clients) {
     let resets: Vec<&String> =
         clients.complaints.iter().filter(|c| RESETS.iter().any(|r| c.contains(r))).collect();
     assert!(resets.is_empty(), "a client was reset: {resets:#?}");
@@ -115,7 +104,7 @@ fn expect_no_reset(clients: &Clients) {
 
 /// What the records say is what is there: metadata and rows of one version, live rows that exist,
 /// and tombstones for the others.
-fn expect_sound_records(db: &mut Database, groups: i64) {
+pub fn expect_sound_records(db: &mut Database, groups: i64) {
     let behind = r#"SELECT count(*) FILTER (WHERE v."version" = i."version"), count(*)
         FROM "zero_0/cvr"."instances" i LEFT JOIN "zero_0/cvr"."rowsVersion" v
         USING ("clientGroupID")"#;
@@ -184,7 +173,7 @@ fn wait_until_it_let_go(original: &Server, db: &mut Database) {
     });
 }
 
-fn seed() -> StdRng {
+pub fn seed() -> StdRng {
     let seed = std::env::var("ZERORING_FUZZ_SEED").ok().and_then(|s| s.parse().ok());
     let seed: u64 = seed.unwrap_or_else(rand::random);
     println!("seed: ZERORING_FUZZ_SEED={seed}");

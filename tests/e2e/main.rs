@@ -11,6 +11,7 @@ mod support;
 
 mod crash;
 mod demo;
+mod fleet;
 mod fuzz;
 mod generate;
 mod groups;

@@ -25,6 +25,13 @@ impl Database {
         self.server.url("postgres")
     }
 
+    /// The server crashes and comes back.
+    pub fn crash(&mut self) {
+        self.server.kill();
+        self.server.restart().unwrap();
+        self.sql = Client::connect(&self.url(), NoTls).unwrap();
+    }
+
     /// What `zero-deploy-permissions` would do for rules that allow every read.
     /// Spec: replication §1.3, operations §6.2.
     fn deploy_permissions(&mut self, tables: &[&str]) {

@@ -87,8 +87,20 @@ impl Server {
 
     /// SIGTERM, and the exit code.
     pub fn terminate(&mut self) -> Option<i32> {
+        self.ask_to_terminate();
+        self.terminated()
+    }
+
+    /// SIGTERM.
+    pub fn ask_to_terminate(&mut self) {
+        if let Some(child) = &self.child {
+            let _ = Command::new("kill").arg(child.id().to_string()).status();
+        }
+    }
+
+    /// The exit code, as soon as the process has ended.
+    pub fn terminated(&mut self) -> Option<i32> {
         let mut child = self.child.take()?;
-        let _ = Command::new("kill").arg(child.id().to_string()).status();
         let mut waiting = || child.try_wait().unwrap().ok_or("still running".to_owned());
         let status = eventually("the server stops on SIGTERM", &mut waiting);
         status.code()
