@@ -1,6 +1,7 @@
 //! The sync service over real sockets, as the conformance checklist of the protocol asks for it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod fairness;
 mod handshake;
 mod lifecycle;
 mod pokes;

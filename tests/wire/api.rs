@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::socket::PATIENCE;
+use crate::socket::{Connect, PATIENCE};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -23,11 +23,41 @@ impl Request {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// These headers have these values, or are not there.
+    #[track_caller]
+    pub fn expect_headers(&self, headers: &[(&str, Option<&str>)]) {
+        for (name, value) in headers {
+            assert_eq!(self.header(name), *value, "{name}");
+        }
+    }
+
+    /// What an endpoint is told of a connection [`with_headers`] and the token `tok-é`, if it has
+    /// the API key `key-1`, gets cookies, and allows the request header `x-trace`.
+    #[track_caller]
+    pub fn expect_what_was_brought(&self) {
+        self.expect_headers(&[
+            ("content-type", Some("application/json")),
+            ("x-api-key", Some("key-1")),
+            ("cookie", Some("session=1; other=2")),
+            ("origin", Some("https://site.example")),
+            ("authorization", Some("Bearer tok-é")),
+            ("x-trace", Some("t1")),
+            ("x-unlisted", None),
+        ]);
+    }
+
     /// The queries that are asked for.
     pub fn queries(&self) -> Vec<Value> {
         assert_eq!(self.body[0], "transform");
         self.body[1].as_array().unwrap().clone()
     }
+}
+
+/// An upgrade request with headers of all kinds.
+pub fn with_headers(connect: Connect) -> Connect {
+    let connect = connect.header("Cookie", "session=1; other=2");
+    let connect = connect.header("Origin", "https://site.example");
+    connect.header("X-Trace", "t1").header("X-Unlisted", "u")
 }
 
 type Handler = dyn FnMut(&Request) -> (u16, String) + Send;

@@ -25,6 +25,8 @@ mod lifecycle;
 mod messages;
 mod mutation_ids;
 mod named_queries;
+mod order;
+mod other_servers;
 mod pokes;
 mod push;
 mod ttl;
