@@ -159,3 +159,45 @@ fn nothing_names_a_machine() {
     }
     assert_none("machine paths or registry hosts", found);
 }
+
+/// `docs/conformance.md` names a test for every item of the checklists: `file::function`.
+#[test]
+fn tests_that_the_conformance_page_names_exist() {
+    let sources = files("", "rs");
+    let page = fs::read_to_string(root().join("docs/conformance.md")).unwrap();
+    let names: Vec<&str> = page.split('`').filter(|word| word.contains("::")).collect();
+    assert!(names.len() > 150, "{} names", names.len());
+    let exists = |name: &str| {
+        let (module, function) = name.rsplit_once("::").unwrap();
+        let definition = format!("fn {function}(");
+        let mut of_module = sources.iter().filter(|(file, _)| {
+            let file = file.trim_end_matches(".rs").trim_end_matches("/mod");
+            file.rsplit('/').next() == Some(module)
+        });
+        of_module.any(|(_, text)| text.contains(&definition))
+    };
+    let missing = names.into_iter().filter(|name| *name != "file::test" && *name != "module::test");
+    let missing = missing.filter(|name| !exists(name)).map(str::to_owned).collect();
+    assert_none("docs/conformance.md names tests that do not exist", missing);
+}
+
+/// Every item of the two checklists has its line.
+#[test]
+fn the_conformance_page_has_every_item() {
+    let page = fs::read_to_string(root().join("docs/conformance.md")).unwrap();
+    for (part, items) in [("## Sync protocol\n", 58), ("## View syncer", 63)] {
+        let table = page.split(part).nth(1).unwrap().split("\nIts traps").next().unwrap();
+        let mut listed = Vec::new();
+        for line in table.lines().filter(|line| line.starts_with("| ")) {
+            for item in line.split('|').nth(1).unwrap().split(',') {
+                let ends: Vec<u32> =
+                    item.split('–').filter_map(|end| end.trim().parse().ok()).collect();
+                if let (Some(first), Some(last)) = (ends.first(), ends.last()) {
+                    listed.extend(*first..=*last);
+                }
+            }
+        }
+        let missing = (1..=items).filter(|item| !listed.contains(item));
+        assert_none(part, missing.map(|item| format!("item {item} is missing")).collect());
+    }
+}

@@ -180,3 +180,28 @@ fn pushes_that_nobody_takes() {
         socket.fails("InvalidPush", text);
     }
 }
+
+#[test]
+fn nobody_is_authenticated_to_inspect() {
+    if is_original() {
+        // It tells a client that has the password what it wants to know.
+        return;
+    }
+    let world = World::new(&[]);
+    let mut socket = world.connect("g", "c").init(init(&[])).connected();
+    socket.poke();
+    for op in [
+        json!({"op": "version"}),
+        json!({"op": "metrics"}),
+        json!({"op": "queries"}),
+        json!({"op": "analyze-query", "ast": items()}),
+        json!({"op": "authenticate", "value": "secret"}),
+    ] {
+        let mut request = op;
+        request["id"] = json!("i7");
+        socket.send(&json!(["inspect", request]));
+        let answer = json!(["inspect", {"op": "authenticated", "id": "i7", "value": false}]);
+        assert_eq!(socket.take_aside("inspect"), answer);
+    }
+    socket.ping();
+}

@@ -187,3 +187,23 @@ fn every_shape_of_query_is_delivered_with_its_related_rows() {
         "start": {"row": {"id": "i1"}, "exclusive": true}, "limit": 1});
     assert_eq!(ids(&one(&start, "g3"), "item", "id"), r#""i2""#);
 }
+
+#[test]
+fn versions_that_were_passed_in_silence_come_with_the_next_results() {
+    let mut world = World::new(&[("ZERO_NUM_SYNC_WORKERS", "1")]);
+    let mut socket = world.connect("g", "c").init(init(&[put("q", &items())])).connected();
+    let before = socket.until_got("q").cookie;
+    let mut other = world.connect("h", "d").init(init(&[put("r", &others())])).connected();
+    other.until_got("r");
+    // Nothing for the first one.
+    world.sql("UPDATE other SET v = 'two'");
+    let now = other.poke().cookie;
+    assert!(now > before && socket.ping().is_empty());
+    // Configuration stays at the version of the results; new results are of the new one.
+    socket.send(&change(&[put("r", &others())]));
+    assert_eq!(socket.poke().cookie, format!("{before}:01"));
+    let poke = socket.poke();
+    assert_eq!(poke.got, ["+r"]);
+    assert_eq!(poke.puts("other"), [json!({"a": 1, "b": "x", "v": "two"})]);
+    assert_eq!(poke.cookie, now);
+}
