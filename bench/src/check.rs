@@ -70,6 +70,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// Does something whose allocations do not count.
+pub(crate) fn uncounted<T>(work: impl FnOnce() -> T) -> T {
+    let counting = ON.swap(false, Ordering::SeqCst);
+    let result = work();
+    ON.store(counting, Ordering::SeqCst);
+    result
+}
+
 /// What one unit of a bench's work counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Counts {

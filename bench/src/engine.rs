@@ -215,10 +215,13 @@ fn replay(
 
 /// Commits of one row each, in turn over items spread by `stride`.
 fn commits(world: World, rows: usize, ranks: usize, reach: bool) -> Batch {
-    let writes: Vec<_> =
-        (1..2000).map(|n| vec![(n * 61 % rows, (n * 7919 % ranks) as i32)]).collect();
-    let (cycle, table) = (world.writes(&writes), world.items.clone());
+    let (cycle, table) = (world.writes(&single_writes(rows, ranks)), world.items.clone());
     replay(world, table, cycle, 100, Reads::Nothing, reach)
+}
+
+/// Item and new rank of each commit.
+pub(crate) fn single_writes(rows: usize, ranks: usize) -> Vec<Vec<(usize, i32)>> {
+    (1..2000).map(|n| vec![(n * 61 % rows, (n * 7919 % ranks) as i32)]).collect()
 }
 
 /// What the other benches of commits cost without an engine's work: no query.
@@ -229,6 +232,12 @@ pub(crate) fn idle() -> Result<Batch, Failure> {
 /// 10,000 queries that differ in one literal; a commit concerns one of them.
 pub(crate) fn route() -> Result<Batch, Failure> {
     let queries: Vec<Json> = (0..10_000).map(of_project).collect();
+    Ok(commits(World::new(20_000).with(&queries)?, 20_000, 100_000, true))
+}
+
+/// The same with 1,000 queries.
+pub(crate) fn route_1k() -> Result<Batch, Failure> {
+    let queries: Vec<Json> = (0..1000).map(of_project).collect();
     Ok(commits(World::new(20_000).with(&queries)?, 20_000, 100_000, true))
 }
 
@@ -257,15 +266,17 @@ fn plans(of: impl Fn(usize) -> Json) -> Vec<Json> {
 
 /// A commit under 1,000 plans, each of which has ten instances: one plan is concerned.
 pub(crate) fn route_plans() -> Result<Batch, Failure> {
-    let mut world = World::new(0);
-    for k in 0..10 {
-        let queries = plans(|i| match i % 2 {
+    Ok(commits(World::new(0).with(&of_shapes())?, 20_000, 100_000, true))
+}
+
+pub(crate) fn of_shapes() -> Vec<Json> {
+    let of = |k: usize| {
+        plans(move |i| match i % 2 {
             0 => simple("project_id", "=", json!(format!("p{}", (i + k * 1000) / 2))),
             _ => simple("rank", ">", json!(10_000_000 + i + k)),
-        });
-        world = world.with(&queries)?;
-    }
-    Ok(commits(world, 20_000, 100_000, true))
+        })
+    };
+    (0..10).flat_map(of).collect()
 }
 
 /// A commit that touches nothing, under 1,000 plans; per plan.
@@ -289,17 +300,22 @@ pub(crate) fn shared() -> Result<Batch, Failure> {
 /// The first 100 of 100,000 rows by what changes: half of the commits move rows of the window,
 /// which leave it and come back.
 fn churn(queries: &[Json], reach: bool) -> Result<Batch, Failure> {
-    const ROWS: usize = 100_000;
-    let world = World::sorted(ROWS, &[(2, Direction::Desc), (0, Direction::Asc)]);
+    let world = World::sorted(WINDOW_ROWS, &[(2, Direction::Desc), (0, Direction::Asc)]);
     let world = world.with(queries)?;
-    // The highest 200 change places among themselves; others far below.
-    let write = |n: usize| match n % 2 {
-        0 => (ROWS - 1 - n * 31 % 200, (ROWS - n * 7919 % 400) as i32),
-        _ => (n * 61 % (ROWS - 200), (n * 7919 % (ROWS - 400)) as i32),
-    };
-    let writes: Vec<_> = (1..2000).map(|n| vec![write(n)]).collect();
-    let (cycle, table) = (world.writes(&writes), world.items.clone());
+    let (cycle, table) = (world.writes(&window_writes()), world.items.clone());
     Ok(replay(world, table, cycle, 100, Reads::Rows, reach))
+}
+
+/// Rows of the table with a window.
+pub(crate) const WINDOW_ROWS: usize = 100_000;
+
+/// The highest 200 change places among themselves; others far below.
+pub(crate) fn window_writes() -> Vec<Vec<(usize, i32)>> {
+    let write = |n: usize| match n % 2 {
+        0 => (WINDOW_ROWS - 1 - n * 31 % 200, (WINDOW_ROWS - n * 7919 % 400) as i32),
+        _ => (n * 61 % (WINDOW_ROWS - 200), (n * 7919 % (WINDOW_ROWS - 400)) as i32),
+    };
+    (1..2000).map(|n| vec![write(n)]).collect()
 }
 
 pub(crate) fn window() -> Result<Batch, Failure> {
@@ -348,10 +364,12 @@ pub(crate) fn transaction() -> Result<Batch, Failure> {
     const QUERIES: usize = 1000;
     let queries: Vec<Json> = (0..QUERIES).map(of_project).collect();
     let world = World::new(QUERIES * ITEMS).with(&queries)?;
-    let write = |n: i32| (0..10_000).map(|i| (i * 5, n)).collect();
-    let writes: Vec<_> = (1..3).map(write).collect();
-    let (cycle, table) = (world.writes(&writes), world.items.clone());
+    let (cycle, table) = (world.writes(&transaction_writes()), world.items.clone());
     Ok(replay(world, table, cycle, 1, Reads::Nothing, true))
+}
+
+pub(crate) fn transaction_writes() -> Vec<Vec<(usize, i32)>> {
+    (1..3).map(|n| (0..10_000).map(|i| (i * 5, n)).collect()).collect()
 }
 
 /// A second subscriber of a query of 10,000 rows, which reads all of them.

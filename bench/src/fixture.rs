@@ -107,3 +107,14 @@ pub(crate) fn published() -> PublishedSchema {
     let indexes = vec![index("item_pkey", true, "id"), index("item_project", false, "project_id")];
     PublishedSchema { tables: vec![table], indexes }
 }
+
+/// The same with an index for windows: the highest ranks first.
+pub(crate) fn published_by_rank() -> PublishedSchema {
+    let mut schema = published();
+    let mut index = schema.indexes[1].clone();
+    index.name = "item_rank".to_owned();
+    index.columns =
+        [("rank".to_owned(), json!("DESC")), ("id".to_owned(), json!("ASC"))].into_iter().collect();
+    schema.indexes.push(index);
+    schema
+}

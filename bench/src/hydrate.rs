@@ -1,7 +1,9 @@
 //! Hydration: a query of three levels over a replica file, and a second subscriber of it.
 //!
-//! 100 projects with 9 items each, 10 comments per item: 10,000 rows in 1,001 partitions.
+//! 100 projects with 9 items each, 10 comments per item: 10,000 rows in 1,001 partitions. And what
+//! each parent costs of which only some children are read.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
@@ -28,9 +30,17 @@ const COMMENTS: usize = 9_000;
 /// Rows of the query; the replica holds as many again that it does not reach.
 const ROWS: u64 = (PROJECTS + ITEMS + COMMENTS) as u64;
 
-/// Table, number of rows that the query reaches, column that names the parent.
-const TABLES: [(&str, usize, &str); 3] =
+/// Table, number of rows that queries reach (it has as many others), column that names the parent.
+type Table = (&'static str, usize, &'static str);
+
+/// Of the query of three levels.
+pub(crate) const TREE: [Table; 3] =
     [("project", PROJECTS, "org"), ("item", ITEMS, "project"), ("comment", COMMENTS, "item")];
+
+/// Parents with 30 children each.
+pub(crate) const FAMILIES: [Table; 2] =
+    [("item", PARENTS, "project"), ("comment", PARENTS * 30, "item")];
+const PARENTS: usize = 1_000;
 
 /// (name, Postgres type); the second column names the parent.
 const COLUMNS: [(&str, &str); 7] = [
@@ -43,9 +53,9 @@ const COLUMNS: [(&str, &str); 7] = [
     ("body", "text"),
 ];
 
-fn published() -> PublishedSchema {
+fn published(tables: &[Table]) -> PublishedSchema {
     let mut schema = PublishedSchema { tables: vec![], indexes: vec![] };
-    for (i, (name, _, parent)) in TABLES.iter().enumerate() {
+    for (i, (name, _, parent)) in tables.iter().enumerate() {
         let columns = COLUMNS.iter().enumerate().map(|(pos, (column, data_type))| {
             let spec = PublishedColumn {
                 pos: pos as i32 + 1,
@@ -100,10 +110,16 @@ fn cells(table: &str, n: usize, parents: usize) -> [LiteValue; COLUMNS.len()] {
     ]
 }
 
-fn replica() -> Result<(TempDir, std::path::PathBuf), Failure> {
+fn replica(tables: &[Table]) -> Result<(TempDir, PathBuf), Failure> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("replica.db");
-    let schema = published();
+    write_replica(&path, tables)?;
+    Ok((dir, path))
+}
+
+/// A new replica with these tables.
+pub(crate) fn write_replica(path: &Path, tables: &[Table]) -> Result<(), Failure> {
+    let schema = published(tables);
     let version = StateVersion::from_lsn(22_020_400_000);
     let publications = ["_zero_metadata_0".to_owned(), "_zero_public_0".to_owned()];
     let spec = InitialSpec {
@@ -112,9 +128,9 @@ fn replica() -> Result<(TempDir, std::path::PathBuf), Failure> {
         publications: &publications,
         context_json: "{}",
     };
-    let mut sync = InitialSync::create(&path, &spec)?;
+    let mut sync = InitialSync::create(path, &spec)?;
     let mut above: Vec<LiteValue> = vec![];
-    for (i, (table, reached, _)) in TABLES.iter().enumerate() {
+    for (i, (table, reached, _)) in tables.iter().enumerate() {
         let mut batch = RowBatch::new();
         let mut ids = Vec::new();
         for n in 0..reached * 2 {
@@ -132,7 +148,7 @@ fn replica() -> Result<(TempDir, std::path::PathBuf), Failure> {
     }
     sync.create_indexes(&mut |_| {})?;
     sync.finish()?;
-    Ok((dir, path))
+    Ok(())
 }
 
 fn query() -> Json {
@@ -153,8 +169,9 @@ fn subscribe(
     engine: &mut Engine,
     source: &mut ReplicaSource,
     schema: &Schema,
+    query: &Json,
 ) -> Result<InstanceId, Failure> {
-    let ast = serde_json::from_value(query())?;
+    let ast = serde_json::from_value(query.clone())?;
     let (plan, params) = compile(&ast, schema, &IdentityKeys::default())?;
     let id = engine.subscribe(&Arc::new(plan), params.into())?;
     // In slices, as an executor does it.
@@ -168,7 +185,7 @@ struct World {
     schema: Arc<Schema>,
 }
 
-fn open(path: &std::path::Path, ids: &TableIds) -> Result<World, Failure> {
+fn open(path: &Path, ids: &TableIds) -> Result<World, Failure> {
     let mut source = ReplicaSource::new(ReplicaReader::open(path, &ReaderOptions::default())?)?;
     source.refresh()?;
     let schema = visible_schema(source.reader(), ids)?;
@@ -183,30 +200,76 @@ fn check(rows: usize) -> Result<u64, Failure> {
 /// With a connection, statements and an engine of its own each time. (The file is in the page
 /// cache of the operating system.)
 pub(crate) fn cold() -> Result<Batch, Failure> {
-    let (dir, path) = replica()?;
+    let (dir, path) = replica(&TREE)?;
     let ids = TableIds::default();
     Ok(Box::new(move || {
         let _keep = &dir;
         let World { mut engine, mut source, schema } = open(&path, &ids)?;
-        let id = subscribe(&mut engine, &mut source, &schema)?;
+        let id = subscribe(&mut engine, &mut source, &schema, &query())?;
         check(engine.stats().resident_rows).inspect(|_| engine.unsubscribe(id))
     }))
 }
 
 /// The rows of an instance that is there already: no statement is run.
 pub(crate) fn second() -> Result<Batch, Failure> {
-    let (dir, path) = replica()?;
+    let (dir, path) = replica(&TREE)?;
     let World { mut engine, mut source, schema } = open(&path, &TableIds::default())?;
-    subscribe(&mut engine, &mut source, &schema)?;
+    subscribe(&mut engine, &mut source, &schema, &query())?;
     let statements = source.statements();
     Ok(Box::new(move || {
         let _keep = &dir;
-        let id = subscribe(&mut engine, &mut source, &schema)?;
+        let id = subscribe(&mut engine, &mut source, &schema, &query())?;
         let rows = engine.rows(id)?.map(|held| usize::from(held.count == 1)).sum();
         engine.unsubscribe(id);
         if source.statements() != statements {
             return Err("a second subscriber ran a statement".into());
         }
         check(rows)
+    }))
+}
+
+fn comments(limit: Option<u32>) -> Json {
+    let mut query = json!({"table": "comment", "alias": "comments"});
+    if let Some(limit) = limit {
+        query["limit"] = limit.into();
+        query["orderBy"] = json!([["created", "desc"]]);
+    }
+    json!({"correlation": {"parentField": ["id"], "childField": ["item"]}, "subquery": query})
+}
+
+/// 1,000 parents, of each the newest 3 of 30 children; with the statements of a connection that
+/// has run the query before.
+pub(crate) fn limited() -> Result<Batch, Failure> {
+    parents(json!({"related": [comments(Some(3))]}))
+}
+
+/// 1,000 parents for which a child exists, with up to three rows of evidence each.
+pub(crate) fn evidence() -> Result<Batch, Failure> {
+    parents(json!({"where": {"type": "and", "conditions": [project(), {
+        "type": "correlatedSubquery", "op": "EXISTS", "related": comments(None)}]}}))
+}
+
+/// Every parent that has children.
+fn project() -> Json {
+    json!({"type": "simple", "op": "=", "left": {"type": "column", "name": "project"},
+        "right": {"type": "literal", "value": "0"}})
+}
+
+fn parents(of: Json) -> Result<Batch, Failure> {
+    let (dir, path) = replica(&FAMILIES)?;
+    let World { mut engine, mut source, schema } = open(&path, &TableIds::default())?;
+    let mut query = json!({"table": "item", "orderBy": [["id", "asc"]], "where": project()});
+    for (name, value) in of.as_object().into_iter().flatten() {
+        query[name] = value.clone();
+    }
+    Ok(Box::new(move || {
+        let _keep = &dir;
+        let id = subscribe(&mut engine, &mut source, &schema, &query)?;
+        let rows = engine.rows(id)?.filter(|held| held.count == 1).count();
+        engine.unsubscribe(id);
+        match rows == PARENTS * 4 {
+            true => Ok(PARENTS as u64),
+            false => Err(format!("{rows} rows of {PARENTS} parents").into()),
+        }
     }))
 }

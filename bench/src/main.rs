@@ -5,6 +5,9 @@
 //! zeroring-bench --count NAME N       exactly N batches of one bench, and no clock
 //! zeroring-bench --check [FILTER]     counts, against committed figures: see `check`
 //! zeroring-bench --check-instructions [FILTER]
+//! zeroring-bench --json NAME...       every round of these benches, a line of JSON each
+//! zeroring-bench --compare NODE_MODULES DIRECTORY
+//!                                     against the original's engine: see `compare`
 //! ```
 //!
 //! The second form is for tools that count instead of timing, because instruction counts do not
@@ -15,15 +18,20 @@
 //! Every bench checks that its work had an effect: a bench of nothing is an error.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 mod check;
+mod clock;
+mod compare;
 mod engine;
 mod fixture;
 mod hydrate;
+mod live;
 mod storage;
 mod store;
 mod wire;
+
+use clock::Watch;
 
 #[global_allocator]
 static ALLOCATOR: check::Counting = check::Counting;
@@ -43,8 +51,9 @@ struct Bench {
     make: fn() -> Result<Batch, Failure>,
 }
 
-const BENCHES: [Bench; 23] = [
+const BENCHES: [Bench; 32] = [
     Bench { name: "engine/idle", unit: "commit", steady: true, make: engine::idle },
+    Bench { name: "engine/route-1k", unit: "commit", steady: true, make: engine::route_1k },
     Bench { name: "engine/route-10k", unit: "commit", steady: true, make: engine::route },
     Bench { name: "engine/ranges-10k", unit: "commit", steady: true, make: engine::ranges },
     Bench { name: "engine/plans-1k", unit: "commit", steady: true, make: engine::route_plans },
@@ -68,6 +77,14 @@ const BENCHES: [Bench; 23] = [
     Bench { name: "engine/attach", unit: "row", steady: true, make: engine::attach },
     Bench { name: "hydrate/cold", unit: "row", steady: true, make: hydrate::cold },
     Bench { name: "hydrate/second", unit: "row", steady: true, make: hydrate::second },
+    Bench { name: "hydrate/limited", unit: "parent", steady: true, make: hydrate::limited },
+    Bench { name: "hydrate/evidence", unit: "parent", steady: true, make: hydrate::evidence },
+    Bench { name: "live/idle", unit: "commit", steady: false, make: live::idle },
+    Bench { name: "live/route-1k", unit: "commit", steady: true, make: live::route_1k },
+    Bench { name: "live/route-10k", unit: "commit", steady: false, make: live::route },
+    Bench { name: "live/plans-1k", unit: "commit", steady: false, make: live::route_plans },
+    Bench { name: "live/window-100k", unit: "commit", steady: false, make: live::window },
+    Bench { name: "live/transaction", unit: "10,000 rows", steady: false, make: live::transaction },
     Bench { name: "json/row", unit: "row", steady: true, make: wire::row_json },
     Bench { name: "poke/part", unit: "row", steady: true, make: wire::poke_part },
     Bench { name: "ws/frame", unit: "frame", steady: true, make: wire::frame },
@@ -103,9 +120,12 @@ fn main() -> ExitCode {
         ["--check", filter] => check::check(filter, false),
         ["--check-instructions"] => check::check("", true),
         ["--check-instructions", filter] => check::check(filter, true),
+        ["--json", names @ ..] => names.iter().try_for_each(|name| print_rounds(name)),
+        ["--compare", modules, directory] => compare::run(modules.as_ref(), directory.as_ref()),
         [option, ..] if option.starts_with('-') => {
             let usage = "usage: zeroring-bench [FILTER] | --count NAME BATCHES | \
-                         --check [FILTER] | --check-instructions [FILTER]";
+                         --check [FILTER] | --check-instructions [FILTER] | --json NAME... | \
+                         --compare NODE_MODULES DIRECTORY";
             Err(usage.into())
         }
         [filter, ..] => time_all(filter),
@@ -126,17 +146,7 @@ fn time_all(filter: &str) -> Result<(), Failure> {
     }
     println!("{:<20} {:>12} {:>12}", "", "best", "median");
     for bench in chosen {
-        let mut batch = (bench.make)().map_err(|e| format!("{}: {e}", bench.name))?;
-        run(bench, &mut batch)?; // warms up
-        let mut rounds = Vec::new();
-        for _ in 0..ROUNDS {
-            let begin = Instant::now();
-            let mut units = 0;
-            while begin.elapsed() < ROUND {
-                units += run(bench, &mut batch)?;
-            }
-            rounds.push(begin.elapsed().as_nanos() as f64 / units as f64);
-        }
+        let mut rounds: Vec<f64> = rounds(bench)?.iter().map(|r| r.wall_ns).collect();
         rounds.sort_by(f64::total_cmp);
         println!(
             "{:<20} {:>12} {:>12}  per {}",
@@ -149,6 +159,52 @@ fn time_all(filter: &str) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Nanoseconds per unit of work, in one round.
+struct Round {
+    wall_ns: f64,
+    /// Of the thread that does the work.
+    cpu_ns: f64,
+}
+
+fn rounds(bench: &Bench) -> Result<Vec<Round>, Failure> {
+    let mut batch = (bench.make)().map_err(|e| format!("{}: {e}", bench.name))?;
+    run(bench, &mut batch)?; // warms up
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let watch = Watch::start();
+        let mut units = 0;
+        let spent = loop {
+            units += run(bench, &mut batch)?;
+            let spent = watch.spent();
+            if spent.wall >= ROUND {
+                break spent;
+            }
+        };
+        let per_unit = |time: Duration| time.as_nanos() as f64 / units as f64;
+        rounds.push(Round { wall_ns: per_unit(spent.wall), cpu_ns: per_unit(spent.cpu) });
+    }
+    Ok(rounds)
+}
+
+fn print_rounds(name: &str) -> Result<(), Failure> {
+    let bench = find(name)?;
+    let rounds = rounds(bench)?;
+    let of = |time: fn(&Round) -> f64| rounds.iter().map(time).collect::<Vec<_>>();
+    let line = serde_json::json!({
+        "name": name,
+        "unit": bench.unit,
+        "wall_ns": of(|r| r.wall_ns),
+        "cpu_ns": of(|r| r.cpu_ns),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+fn find(name: &str) -> Result<&'static Bench, Failure> {
+    let bench = BENCHES.iter().find(|b| b.name == name);
+    bench.ok_or_else(|| format!("there is no bench {name:?}").into())
+}
+
 fn run(bench: &Bench, batch: &mut Batch) -> Result<u64, Failure> {
     match batch() {
         Ok(0) => Err(format!("{}: did nothing", bench.name).into()),
@@ -158,8 +214,7 @@ fn run(bench: &Bench, batch: &mut Batch) -> Result<u64, Failure> {
 }
 
 fn count(name: &str, batches: &str) -> Result<(), Failure> {
-    let bench = BENCHES.iter().find(|b| b.name == name);
-    let bench = bench.ok_or_else(|| format!("there is no bench {name:?}"))?;
+    let bench = find(name)?;
     let batches: u64 = batches.parse()?;
     let mut batch = (bench.make)()?;
     let mut units = 0;

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use zeroring_core::change::message::{
     ChangeMessage, Relation, RelationColumn, ReplicaIdentity, TupleValue,
 };
+use zeroring_core::change::published::PublishedSchema;
 use zeroring_core::cvr::store::{InstanceWrite, QueryWrite, RowChange, RowWrite};
 use zeroring_core::cvr::{GroupFlush, Query, QueryBody, RefCounts, RowIdentity};
 use zeroring_core::value::Value;
@@ -25,22 +26,31 @@ use crate::fixture::{self, COLUMNS};
 use crate::{Batch, Failure};
 
 const ROWS: usize = 10_000;
-const FIRST_LSN: u64 = 22_020_400_000;
+/// Of a new replica.
+pub(crate) const FIRST_LSN: u64 = 22_020_400_000;
 
 /// A new replica with so many items, and the directory that it goes away with.
-pub(crate) fn replica(rows: usize) -> Result<(TempDir, PathBuf), Failure> {
+pub(crate) fn replica(
+    rows: usize,
+    schema: &PublishedSchema,
+) -> Result<(TempDir, PathBuf), Failure> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("replica.db");
-    let schema = fixture::published();
+    write_replica(&path, rows, schema)?;
+    Ok((dir, path))
+}
+
+/// A new replica at `path` with so many items.
+pub(crate) fn write_replica(
+    path: &Path,
+    rows: usize,
+    schema: &PublishedSchema,
+) -> Result<(), Failure> {
     let version = StateVersion::from_lsn(FIRST_LSN);
     let publications = ["_zero_metadata_0".to_owned(), "_zero_public_0".to_owned()];
-    let spec = InitialSpec {
-        schema: &schema,
-        version: &version,
-        publications: &publications,
-        context_json: "{}",
-    };
-    let mut sync = InitialSync::create(&path, &spec)?;
+    let spec =
+        InitialSpec { schema, version: &version, publications: &publications, context_json: "{}" };
+    let mut sync = InitialSync::create(path, &spec)?;
     let mut batch = RowBatch::new();
     for n in 0..rows {
         fixture::cells(n, n as i32).iter().for_each(|cell| batch.push(cell));
@@ -48,10 +58,11 @@ pub(crate) fn replica(rows: usize) -> Result<(TempDir, PathBuf), Failure> {
     sync.insert(0, &batch)?;
     sync.create_indexes(&mut |_| {})?;
     sync.finish()?;
-    Ok((dir, path))
+    Ok(())
 }
 
-fn relation() -> Arc<Relation> {
+/// What the stream says of the table.
+pub(crate) fn relation() -> Arc<Relation> {
     Arc::new(Relation {
         oid: 16_384,
         schema: "public".to_owned(),
@@ -74,7 +85,7 @@ fn open(path: &Path) -> Result<ReplicaWriter, Failure> {
 
 /// Transactions of `size` updates; units are transactions or rows.
 fn apply(size: usize, per_row: bool) -> Result<Batch, Failure> {
-    let (dir, path) = replica(ROWS)?;
+    let (dir, path) = replica(ROWS, &fixture::published())?;
     let mut writer = open(&path)?;
     let relation = relation();
     let mut lsn = FIRST_LSN;
