@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 use zeroring_core::version::StateVersion;
 use zeroring_net::pg::{Backoff, Client};
+use zeroring_storage::replica::analyze::Analyzer;
 use zeroring_storage::replica::checkpoint::Checkpointer;
 use zeroring_storage::replica::initial::delete_replica;
 use zeroring_storage::replica::startup::{self, Found};
@@ -42,6 +43,7 @@ struct Replica {
     version: StateVersion,
     writer: ReplicaWriter,
     checkpointer: Checkpointer,
+    analyzer: Analyzer,
 }
 
 /// The core.
@@ -196,7 +198,12 @@ impl<'c> Core<'c> {
             self.sink.replica_replaced(path, &info);
         }
         self.status.set_replica(info, writer.version().clone());
-        self.replica = Some(Replica { version, writer, checkpointer: Checkpointer::default() });
+        self.replica = Some(Replica {
+            version,
+            writer,
+            checkpointer: Checkpointer::default(),
+            analyzer: Analyzer::default(),
+        });
         Ok(())
     }
 
@@ -258,6 +265,7 @@ impl<'c> Core<'c> {
             status: self.status,
             writer: &mut replica.writer,
             checkpointer: &mut replica.checkpointer,
+            analyzer: &mut replica.analyzer,
             sink: &mut *self.sink,
             replica: &row,
             shard: &shard_config,

@@ -16,6 +16,7 @@ use zeroring_core::change::message::{ChangeMessage, Relation};
 use zeroring_core::change::published::PublishedSchema;
 use zeroring_net::pg::replication::format_lsn;
 use zeroring_net::pg::{Client, PgError, ReplicationStream, SqlState, StreamEvent, quote_ident};
+use zeroring_storage::replica::analyze::Analyzer;
 use zeroring_storage::replica::checkpoint::{Checkpointer, WalState};
 use zeroring_storage::replica::writer::{Applied, ReplicaWriter};
 
@@ -68,6 +69,8 @@ pub struct SessionParts<'c> {
     pub writer: &'c mut ReplicaWriter,
     /// Its checkpoints.
     pub checkpointer: &'c mut Checkpointer,
+    /// Its statistics.
+    pub analyzer: &'c mut Analyzer,
     /// Where commits go.
     pub sink: &'c mut dyn CommitSink,
     /// The replica's row upstream.
@@ -191,7 +194,7 @@ impl Session<'_> {
                     self.heard(before);
                     self.on_keepalive(wal_end, reply_requested)?;
                 }
-                StreamEvent::Idle | StreamEvent::Woken => {}
+                StreamEvent::Idle | StreamEvent::Woken => self.analyze(true)?,
             }
         }
     }
@@ -301,7 +304,16 @@ impl Session<'_> {
         }
         // Also a known transaction is acknowledged again.
         self.ack_due.get_or_insert_with(|| Instant::now() + ACK_INTERVAL);
+        self.analyze(false)?;
         self.checkpoint()
+    }
+
+    /// Gathers statistics if they are due. `quiet`: nothing was received for a while.
+    fn analyze(&mut self, quiet: bool) -> Result<(), ReplicationError> {
+        if !self.in_transaction() {
+            self.parts.analyzer.maintain(self.parts.writer, quiet)?;
+        }
+        Ok(())
     }
 
     fn publish(&mut self, commit: Arc<Commit>) {
@@ -313,8 +325,9 @@ impl Session<'_> {
         status.last_commit_ms.store(ms, Ordering::Relaxed);
         status.set_watermark(commit.version.clone());
         let begin = Instant::now();
-        self.parts.sink.commit(commit);
+        self.parts.sink.commit(commit.clone());
         status.stages.add(Stage::Publish, begin.elapsed());
+        self.parts.analyzer.note(&commit, self.parts.writer);
         self.progress += 1;
     }
 

@@ -5,8 +5,9 @@
 //! cheaper by orders of magnitude: `issue where exists (label where name = 'bug')`. Only the text
 //! differs (`column IN (SELECT …)`), never the answer.
 //!
-//! `ANALYZE` runs when a replica is made. A table that came later has no statistics: defaults
-//! stand in, under which a child is begun with only if an equality finds it by an index.
+//! `ANALYZE` runs when a replica is made, and again for a table that has changed much
+//! ([`super::analyze`]). A table that was empty then has no statistics: defaults stand in, under
+//! which a child is begun with only if an equality finds it by an index.
 
 use hashbrown::HashMap;
 use rusqlite::Connection;

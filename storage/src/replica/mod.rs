@@ -9,6 +9,7 @@
 //! - [`reader`], [`snapshot`]: one read-only connection per executor, always on one version;
 //! - [`source`], [`sql`]: what the engine reads, as SQL; [`estimate`]: with which side of an EXISTS
 //!   it begins; [`scans`]: which indexes are missing;
+//! - [`analyze`]: keeps SQLite's statistics true while tables grow;
 //! - [`checkpoint`]: keeps the WAL small although readers always hold a snapshot;
 //! - [`startup`]: is there a usable replica, and if not, why not.
 //!
@@ -23,6 +24,7 @@
 //!
 //! [`Commit`]: zeroring_core::change::Commit
 
+pub mod analyze;
 mod apply;
 pub mod checkpoint;
 mod column;

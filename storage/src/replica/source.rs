@@ -28,8 +28,10 @@ pub struct ReplicaSource {
     version: StateVersion,
     statements: u64,
     scans: ScanWatch,
-    /// Read when a statement first has a choice; `None` before.
-    statistics: Option<Rc<Statistics>>,
+    /// Read when a statement first has a choice, with the schema version that they are of.
+    statistics: Option<(i64, Rc<Statistics>)>,
+    /// The statistics were compared with the file's since the snapshot was opened.
+    statistics_checked: bool,
     /// Instead of what the statistics say.
     always: Option<ExistsSide<'static>>,
     versions: VersionCache,
@@ -49,6 +51,7 @@ impl ReplicaSource {
             statements: 0,
             scans: ScanWatch::default(),
             statistics: None,
+            statistics_checked: false,
             always: None,
             versions: VersionCache::default(),
         })
@@ -59,6 +62,7 @@ impl ReplicaSource {
     /// # Errors
     /// [`ReplicaError`]; then no snapshot is open, and every fetch fails.
     pub fn refresh(&mut self) -> Result<&StateVersion, ReplicaError> {
+        self.statistics_checked = false;
         self.version = self.reader.refresh()?.clone();
         Ok(&self.version)
     }
@@ -86,9 +90,25 @@ impl ReplicaSource {
         self.always = Some(side);
     }
 
+    /// The statistics of the snapshot: [`super::analyze`] raises the schema's version when they
+    /// change.
     fn statistics(&mut self) -> Rc<Statistics> {
-        let read = || Rc::new(Statistics::read(self.reader.connection()));
-        self.statistics.get_or_insert_with(read).clone()
+        let known = match &self.statistics {
+            Some((_, known)) if self.statistics_checked => return known.clone(),
+            other => other,
+        };
+        let connection = self.reader.connection();
+        let now = connection
+            .prepare_cached("PRAGMA schema_version")
+            .and_then(|mut s| s.query_row([], |r| r.get(0)))
+            .unwrap_or(0);
+        let fresh = match known {
+            Some((version, known)) if *version == now => known.clone(),
+            _ => Rc::new(Statistics::read(connection)),
+        };
+        self.statistics = Some((now, fresh.clone()));
+        self.statistics_checked = true;
+        fresh
     }
 
     /// What was scanned so far.
@@ -107,8 +127,15 @@ impl ReplicaSource {
         keys: Option<&[Key]>,
         visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
     ) -> Result<ControlFlow<()>, SourceError> {
-        let statistics = self.statistics();
-        let side = self.always.unwrap_or(ExistsSide::Cheaper(&statistics));
+        let statistics;
+        let side = match self.always {
+            Some(side) => side,
+            None if sql::has_bodies(fetch) => {
+                statistics = self.statistics();
+                ExistsSide::Cheaper(&statistics)
+            }
+            None => ExistsSide::Parent,
+        };
         let sql = sql::compile(fetch, keys, Select::Rows, side)?;
         self.statements += 1;
         let mut statement = prepare(&self.reader, &sql)?;

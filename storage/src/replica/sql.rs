@@ -127,6 +127,18 @@ pub(super) fn bodies(plan: &Plan, node: NodeId, filter: Filter) -> Vec<NodeId> {
     out
 }
 
+/// Whether a fetch has an EXISTS in its statement.
+pub(super) fn has_bodies(fetch: &Fetch<'_>) -> bool {
+    fn any(condition: &Condition) -> bool {
+        match condition {
+            Condition::And(all) | Condition::Or(all) => all.iter().any(any),
+            Condition::Exists(_) => true,
+            Condition::Const(_) | Condition::Simple(_) => false,
+        }
+    }
+    fetch.filter == Filter::Whole && any(&fetch.plan.node(fetch.node).condition)
+}
+
 /// Compiles a fetch. `keys` replaces the fetch's own keys (a part of them); `side` decides with
 /// which side of an EXISTS to begin where both are possible.
 ///

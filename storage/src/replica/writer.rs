@@ -402,7 +402,7 @@ impl ReplicaWriter {
         }
     }
 
-    /// The connection, for checkpoints between transactions.
+    /// The connection, for checkpoints and statistics between transactions.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }
