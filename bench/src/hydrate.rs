@@ -98,7 +98,8 @@ fn published(tables: &[Table]) -> PublishedSchema {
 /// Every other row belongs to nothing that the query reaches.
 fn cells(table: &str, n: usize, parents: usize) -> [LiteValue; COLUMNS.len()] {
     let text = |text: String| LiteValue::Text(text.into());
-    let parent = if n.is_multiple_of(2) { format!("{}", n / 2 % parents) } else { format!("x{n}") };
+    let parent = if n.is_multiple_of(2) { "" } else { "x" };
+    let parent = format!("{parent}{}", n / 2 % parents);
     [
         text(format!("{table}-{n:08}-{:012x}", n * 2_654_435_761)),
         text(parent),

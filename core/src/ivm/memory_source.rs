@@ -99,6 +99,11 @@ impl Source for MemorySource {
         &self.version
     }
 
+    /// Now so, now so: it must not matter.
+    fn few_per_key(&mut self, _table: &TableSpec, _columns: &[usize], most: usize) -> bool {
+        (self.fetches + most as u64).is_multiple_of(2)
+    }
+
     fn fetch(
         &mut self,
         f: &Fetch<'_>,

@@ -23,8 +23,8 @@ use super::stats::Counters;
 use crate::row::{Key, Row};
 use crate::zql::order::position;
 
-/// Keys read by one statement when many partitions without a limit are new. Bounds the length of
-/// the statement's key list.
+/// Keys read by one statement when many partitions are new. Bounds the length of the statement's
+/// key list.
 const FILL_BATCH: usize = 128;
 
 /// What working on one instance needs of the engine.
@@ -69,7 +69,7 @@ impl Instance {
     /// Reads what partitions of a node are short of.
     fn fill(&mut self, node: &NodeShape, w: &mut Work<'_>) -> Result<bool, EngineError> {
         let n = usize::from(node.id.0);
-        let mut worked = false;
+        let (mut worked, mut together) = (false, true);
         while let Some(key) = self.nodes[n].unfilled.pop() {
             if !self.needs_rows(node, &key) {
                 continue;
@@ -79,7 +79,7 @@ impl Instance {
                 return Ok(false);
             }
             worked = true;
-            let batch = self.take_batch(node, key);
+            let batch = if together { self.take_batch(node, key, w) } else { vec![key] };
             match &*batch {
                 [key] => {
                     if !self.fill_one(node, key, w)? {
@@ -87,7 +87,7 @@ impl Instance {
                         return Ok(false);
                     }
                 }
-                _ => self.fill_batch(node, &batch, w)?,
+                _ => together = self.fill_batch(node, &batch, w)?,
             }
         }
         self.nodes[n].unfilled = Vec::new();
@@ -102,14 +102,13 @@ impl Instance {
     }
 
     /// `first`, with further unread partitions if they can be read together.
-    fn take_batch(&mut self, node: &NodeShape, first: Key) -> Vec<Key> {
+    fn take_batch(&mut self, node: &NodeShape, first: Key, w: &mut Work<'_>) -> Vec<Key> {
         let state = &mut self.nodes[usize::from(node.id.0)];
         let unread = |key: &Key, state: &super::instance::NodeState| {
             state.partitions.get(key).is_some_and(|p| p.wanted > 0 && p.bound == Bound::Start)
         };
-        let together = node.kind == Kind::Related && node.window.limit.is_none();
         let mut batch = vec![first];
-        if !together || !unread(&batch[0], state) {
+        if node.kind == Kind::Root || !unread(&batch[0], state) || !reads_together(node, w) {
             return batch;
         }
         while batch.len() < FILL_BATCH
@@ -137,7 +136,11 @@ impl Instance {
     ) -> Result<bool, EngineError> {
         let state = &mut self.nodes[usize::from(node.id.0)];
         let Some(partition) = state.partitions.get_mut(key) else { return Ok(true) };
-        let room = node.window.capacity().map(|c| c.saturating_sub(partition.rows().len()));
+        let most = match partition.bound {
+            Bound::Start => first_rows(node),
+            Bound::At(_) | Bound::End => node.window.capacity(),
+        };
+        let room = most.map(|c| c.saturating_sub(partition.rows().len()));
         let keys = [key.clone()];
         let from = match &partition.bound {
             Bound::At(position) => Some(source::Bound { position, inclusive: true }),
@@ -182,14 +185,15 @@ impl Instance {
         Ok(!cut_short || !partition.is_short(node.window))
     }
 
-    /// Reads many unread partitions without a limit by one statement. If it turns out to be too
-    /// much for the budget, they are left unread, to be read one by one.
+    /// Reads many unread partitions by one statement, all rows of each. If it turns out to be too
+    /// much for the budget, they are left unread, to be read one by one. False if so much was read
+    /// in vain that others like these are better read one by one.
     fn fill_batch(
         &mut self,
         node: &NodeShape,
         keys: &[Key],
         w: &mut Work<'_>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let state = &mut self.nodes[usize::from(node.id.0)];
         let fetch = Fetch {
             plan: &w.shape.plan,
@@ -216,29 +220,38 @@ impl Instance {
             groups.push(w.interner.intern(&node.table, row));
             ControlFlow::Continue(())
         })?;
-        w.budget.spend(groups.rows.len() as u64);
+        let read = groups.rows.len();
+        w.budget.spend(read as u64);
         if too_many {
             for key in keys {
                 // One at a time: not in a row with another unread key.
                 self.fill_one_fully(node, key, w)?;
             }
-            return Ok(());
+            return Ok(first_rows(node).is_none());
         }
         let mut groups = groups.sorted(&node.order);
         for (key, number) in keys.iter().zip(0..) {
             let count = groups.as_slice().partition_point(|(group, _)| *group == number);
+            let kept = first_rows(node).map_or(count, |most| most.min(count));
             // Exactly as long as it has to be: it is kept.
-            let mut rows = Vec::with_capacity(count);
-            rows.extend(groups.by_ref().take(count).map(|(_, row)| row));
+            let mut rows = Vec::with_capacity(kept);
+            rows.extend(groups.by_ref().take(kept).map(|(_, row)| row));
+            let mut bound = Bound::End;
+            for (_, row) in groups.by_ref().take(count - kept) {
+                if bound == Bound::End {
+                    bound = Bound::At(position(&node.order, &row).into_iter().collect());
+                }
+                w.interner.release(node.table.id, row);
+            }
             let Some(partition) = state.partitions.get_mut(key) else { continue };
             if partition.touch() {
                 state.touched.push(key.clone());
             }
-            if !partition.append(&node.order, rows, Bound::End) {
+            if !partition.append(&node.order, rows, bound) {
                 return Err(EngineError::Invariant("an unread partition had rows"));
             }
         }
-        Ok(())
+        Ok(first_rows(node).is_none_or(|most| read <= keys.len() * (2 * most + 8)))
     }
 
     fn fill_one_fully(
@@ -313,6 +326,17 @@ impl Instance {
         state.touched = Vec::new();
         Ok(true)
     }
+}
+
+/// Most rows that an unread partition is filled with. Those of a parent begin without an overshoot:
+/// many never lose a row. One that does is refilled with it.
+fn first_rows(node: &NodeShape) -> Option<usize> {
+    if node.kind == Kind::Root { node.window.capacity() } else { node.window.limit }
+}
+
+/// Whether unread partitions of a node are read many at a time.
+fn reads_together(node: &NodeShape, w: &mut Work<'_>) -> bool {
+    first_rows(node).is_none_or(|most| w.source.few_per_key(&node.table, &node.join, most + 1))
 }
 
 /// Rows that one statement read for many keys, told apart by their key.

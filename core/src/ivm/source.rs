@@ -125,6 +125,13 @@ pub trait Source {
         visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
     ) -> Result<(), SourceError>;
 
+    /// Whether all rows of several keys over `columns` are read faster by one fetch than `most`
+    /// rows of each key by one fetch per key. It decides how partitions are read, not what is in
+    /// them.
+    fn few_per_key(&mut self, _table: &TableSpec, _columns: &[usize], _most: usize) -> bool {
+        false
+    }
+
     /// Whether any row of the body `fetch.node` satisfies `fetch` (a point query).
     ///
     /// # Errors

@@ -26,6 +26,9 @@ const ADVANTAGE: f64 = 4.0;
 /// Child-first reads all qualifying children in one piece, whatever the slice: about 50 ms.
 const MAX_CHILDREN: f64 = 50_000.0;
 
+/// Rows that are read in the time that a statement takes without reading any.
+const STATEMENT_ROWS: f64 = 6.0;
+
 /// Who decides with which side of an EXISTS a statement begins. It never changes the answer.
 #[derive(Debug, Clone, Copy)]
 pub enum ExistsSide<'a> {
@@ -76,6 +79,14 @@ impl Statistics {
             self.rows.insert(table.into(), rows);
         }
         Ok(())
+    }
+
+    /// Whether it is faster to read all rows of several keys in one statement than the first
+    /// `most` of each key in one of its own.
+    pub(super) fn few_per_key(&self, table: &TableSpec, columns: &[usize], most: usize) -> bool {
+        let best = columns.iter().filter_map(|&c| self.per_value(table, c)).min_by(f64::total_cmp);
+        // Without an index each statement reads the whole table.
+        best.is_none_or(|rows| rows <= most as f64 + STATEMENT_ROWS)
     }
 
     fn rows(&self, table: &TableSpec) -> f64 {

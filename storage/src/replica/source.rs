@@ -217,6 +217,10 @@ impl Source for ReplicaSource {
         }
     }
 
+    fn few_per_key(&mut self, table: &TableSpec, columns: &[usize], most: usize) -> bool {
+        self.statistics().few_per_key(table, columns, most)
+    }
+
     fn exists(&mut self, fetch: &Fetch<'_>) -> Result<bool, SourceError> {
         let keys = fetch.keys.map_or(&[][..], |k| k.keys);
         if fetch.limit == Some(0) || fetch.keys.is_some() && keys.is_empty() {

@@ -155,6 +155,8 @@ pub fn compile<'a>(
         params: fetch.params,
         side,
         limit: fetch.limit,
+        // What is read key by key, or on from a position, is run often with other values.
+        peek: fetch.keys.is_none() && fetch.from.is_none() && fetch.before.is_none(),
         // Keys lead to few rows: nothing is gained by finding them from the other end.
         conjunct: fetch.keys.is_none() || matches!(side, ExistsSide::Child),
         statement: Statement { text: String::with_capacity(512), binds: vec![], owned: vec![] },
@@ -170,6 +172,10 @@ struct Builder<'a> {
     side: ExistsSide<'a>,
     /// Of the node being compiled.
     limit: Option<usize>,
+    /// Whether SQLite may look at values that are compared to choose a plan (by its samples of
+    /// skewed columns). It then prepares the statement anew for each run with other values, so
+    /// this is for statements that read much. An operand `+?` has no value to it.
+    peek: bool,
     /// What is being compiled is a conjunct of rows that are searched, not of a test of one row.
     conjunct: bool,
     statement: Statement<'a>,
@@ -199,9 +205,19 @@ impl<'a> Builder<'a> {
         self.statement.binds.push(bind);
     }
 
-    fn bind_owned(&mut self, text: String) {
+    /// The operand of a comparison.
+    fn operand(&mut self, value: &'a Value) {
+        if !self.peek {
+            self.push("+");
+        }
+        self.bind(Bind::Value(value));
+    }
+
+    /// The same, of a text that is made here.
+    fn operand_owned(&mut self, text: String) {
         self.statement.owned.push((self.statement.binds.len(), text));
-        self.bind(Bind::Integer(0));
+        self.push(if self.peek { "?" } else { "+?" });
+        self.statement.binds.push(Bind::Integer(0));
     }
 
     fn statement(
@@ -321,12 +337,12 @@ impl<'a> Builder<'a> {
         self.push("(");
         self.put(c.stored());
         self.push("=");
-        self.bind(Bind::Value(value));
+        self.operand(value);
         if !c.is_kept() {
             self.push(" AND ");
             self.put(c.read());
             self.push("=");
-            self.bind(Bind::Value(value));
+            self.operand(value);
         }
         self.push(")");
     }
@@ -392,7 +408,7 @@ impl<'a> Builder<'a> {
         {
             self.put(c.read());
             self.push(if ascending { ">=" } else { "<=" });
-            self.bind(Bind::Value(v));
+            self.operand(v);
             self.push(" AND ");
         }
         self.push("(");
@@ -428,17 +444,17 @@ impl<'a> Builder<'a> {
             (false, true) => {
                 self.put(column);
                 self.push(">");
-                self.bind(Bind::Value(value));
+                self.operand(value);
             }
             (false, false) if c.nullable() => {
                 let _ = write!(self.statement.text, "({column} IS NULL OR {column}<");
-                self.bind(Bind::Value(value));
+                self.operand(value);
                 self.push(")");
             }
             (false, false) => {
                 self.put(column);
                 self.push("<");
-                self.bind(Bind::Value(value));
+                self.operand(value);
             }
         }
     }
@@ -620,7 +636,7 @@ impl<'a> Builder<'a> {
         let value = self.value(s.param)?;
         self.put(c.read());
         self.push(operator);
-        self.bind(Bind::Value(value));
+        self.operand(value);
         Ok(())
     }
 
@@ -656,10 +672,10 @@ impl<'a> Builder<'a> {
         // What has the pattern's prefix lies between the prefix and its successor.
         if let (Op::Like, Some(prefix), true) = (s.op, pattern.prefix(), c.is_kept()) {
             let _ = write!(self.statement.text, " AND {}>=", c.stored());
-            self.bind_owned(prefix.to_owned());
+            self.operand_owned(prefix.to_owned());
             if let Some(end) = successor(prefix) {
                 let _ = write!(self.statement.text, " AND {}<", c.stored());
-                self.bind_owned(end);
+                self.operand_owned(end);
             }
         }
         Ok(())

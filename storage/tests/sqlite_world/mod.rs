@@ -155,6 +155,10 @@ impl Source for SqliteWorld {
         self.source.fetch(fetch, visit)
     }
 
+    fn few_per_key(&mut self, table: &TableSpec, columns: &[usize], most: usize) -> bool {
+        self.source.few_per_key(table, columns, most)
+    }
+
     fn exists(&mut self, fetch: &Fetch<'_>) -> Result<bool, SourceError> {
         self.source.exists(fetch)
     }
