@@ -33,12 +33,14 @@ fn state(dir: &tempfile::TempDir) -> State {
     let mut sync = InitialSync::create(&path, &spec).unwrap();
     sync.create_indexes(&mut |_| {}).unwrap();
     sync.finish().unwrap();
-    let world = World::open(&path, "zero", version, TableIds::default(), PATIENCE).unwrap();
+    let tables = ShardTables::new("zero", 0);
+    let world =
+        World::open(&path, "zero", &tables, version, TableIds::default(), PATIENCE).unwrap();
     let store = EmbeddedCvrStore::open(&dir.path().join("cvr.db"), "task").unwrap();
     let settings = Settings {
         app_id: "zero".into(),
         shard_num: 0,
-        tables: ShardTables::new("zero", 0),
+        tables,
         has_query_endpoint: false,
         has_mutate_endpoint: false,
         crud_mutations: true,
