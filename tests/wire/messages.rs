@@ -188,8 +188,8 @@ fn nobody_is_authenticated_to_inspect() {
         return;
     }
     let world = World::new(&[]);
-    let mut socket = world.connect("g", "c").init(init(&[])).connected();
-    socket.poke();
+    let mut socket = world.connect("g", "c").init(init(&[put("q", &items())])).connected();
+    socket.until_got("q");
     for op in [
         json!({"op": "version"}),
         json!({"op": "metrics"}),
