@@ -28,7 +28,6 @@ use super::drain::Draining;
 use super::fanout::WireFrames;
 use super::hydrations::Hydrations;
 use super::pushes::MutateCall;
-use super::records::{LARGE_FLUSH_ROWS, Scan};
 use super::sockets::Conn;
 use super::world::World;
 
@@ -46,7 +45,6 @@ pub(super) struct Slot {
     pub(super) group: Group,
     /// By [`Timer`].
     timers: [Option<Instant>; TIMERS.len()],
-    pub(super) scan: Option<Box<Scan>>,
     /// How long its queries were hydrated here.
     hydrated_for: Duration,
 }
@@ -91,10 +89,10 @@ pub(super) struct State {
     pub(super) calls: Vec<(ClientGroupId, MutateCall)>,
     pub(super) frames: WireFrames,
     pub(super) flushes: VecDeque<(GroupKey, GroupFlush)>,
-    /// Large ones, each a batch of its own: nobody else waits for them.
-    pub(super) large_flushes: VecDeque<(GroupKey, GroupFlush)>,
+    /// A batch is under way of which nothing was heard.
     pub(super) flushing: bool,
-    pub(super) flushing_large: bool,
+    /// Groups whose verdict is awaited.
+    pub(super) unsettled: usize,
     pub(super) draining: Option<Draining>,
     pub(super) next_key: u64,
     pub(super) next_conn: u64,
@@ -137,9 +135,8 @@ impl State {
             calls: Vec::new(),
             frames: WireFrames::default(),
             flushes: VecDeque::new(),
-            large_flushes: VecDeque::new(),
             flushing: false,
-            flushing_large: false,
+            unsettled: 0,
             draining: None,
             next_key: 0,
             next_conn: 0,
@@ -191,7 +188,7 @@ impl State {
         self.next_key += 1;
         let group = Group::new(id.clone(), self.settings.clone(), wall_ms());
         let timers = [None; TIMERS.len()];
-        let slot = Slot { group, timers, scan: None, hydrated_for: Duration::ZERO };
+        let slot = Slot { group, timers, hydrated_for: Duration::ZERO };
         self.slots.insert(key, Box::new(slot));
         self.by_id.insert(id.clone(), key);
         if let Some(draining) = &mut self.draining {
@@ -314,13 +311,11 @@ impl State {
             Effect::Transform { credentials, queries } => {
                 self.transforms.push(Transform { group: key, credentials, queries });
             }
-            Effect::Flush(flush) if flush.rows.len() > LARGE_FLUSH_ROWS => {
-                self.large_flushes.push_back((key, *flush));
-            }
             Effect::Flush(flush) => self.flushes.push_back((key, *flush)),
             Effect::Load { .. }
             | Effect::ReadRows { .. }
             | Effect::CatchUp { .. }
+            | Effect::AwaitRows
             | Effect::StoreTtlClock { .. } => self.ask_store(key, effect),
         }
     }

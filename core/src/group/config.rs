@@ -176,14 +176,19 @@ impl Group {
             (Stage::Transforming { sync, asked }, Event::Transformed(result)) => {
                 self.sync_transformed(trigger, sync, asked, result, cx)
             }
-            (Stage::ReadingRows(mut sync), Event::Rows(rows)) => {
-                sync.records.extend(rows?);
-                self.sync_catch_up(trigger, sync, cx)
+            (Stage::ReadingRows(mut sync), Event::Rows(page)) => {
+                let page = page?;
+                sync.records.extend(page.rows);
+                match page.next {
+                    Some(from) => self.read_rows(sync, Some(from), cx),
+                    None => self.sync_catch_up(trigger, sync, cx),
+                }
             }
-            (Stage::CatchingUp(mut sync), Event::CaughtUp(missed)) => {
-                sync.missed = missed?;
-                self.sync_hydrate(trigger, sync, cx)
+            (Stage::CatchingUp(mut sync), Event::CaughtUp(page)) => {
+                sync.missed.take_page(page?);
+                self.read_missed(trigger, sync, cx)
             }
+            (Stage::ReadingMissed(sync), Event::Continue) => self.read_missed(trigger, sync, cx),
             (Stage::Hydrating(sync), Event::Hydrated(results)) => {
                 self.sync_hydrated(trigger, sync, results, cx)
             }

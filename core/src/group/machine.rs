@@ -11,6 +11,7 @@ use super::pending::Pending;
 use super::poke::Frame;
 use super::transform_cache::TransformCache;
 use super::{ConnId, Settings};
+use crate::cvr::store::{CvrStoreError, Flushed};
 use crate::cvr::{ClientGroupId, ClientId, Cvr, QueryHash, RowIdentity, TtlTimer};
 use crate::ivm::engine::InstanceId;
 use crate::protocol::down;
@@ -54,12 +55,23 @@ pub struct Group {
     pub(super) admitted: bool,
     keep_alive_until_ms: f64,
     op: Option<Op>,
+    owed: Owed,
     /// At most one message per connection.
     queue: VecDeque<(ConnId, Task)>,
     /// Shared work has its turn before the next message.
     shared_first: bool,
     draining: bool,
     stopped: bool,
+}
+
+/// Rows that follow their metadata, and are not known to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    No,
+    /// The store was asked to tell when they are.
+    Asked,
+    /// More followed since.
+    AskAgain,
 }
 
 /// Timers that have fired and wait for their turn.
@@ -145,6 +157,7 @@ impl Group {
             admitted: false,
             keep_alive_until_ms: now_ms + KEEP_ALIVE_MS,
             op: None,
+            owed: Owed::No,
             queue: VecDeque::new(),
             shared_first: false,
             draining: false,
@@ -216,6 +229,7 @@ impl Group {
             // An operation in flight ends on what it began with.
             Event::Reset(reason) => self.reset = Some(reason),
             Event::Pushed(pushed) => self.pushed(*pushed, &mut cx),
+            Event::RowsWritten(written) => self.rows_written(written, &mut cx),
             Event::Timer(timer) => self.timer(timer, &mut cx),
             Event::Drain => self.draining = true,
             answer => self.answer(answer, &mut cx),
@@ -465,9 +479,37 @@ impl Group {
         }
     }
 
+    // ---- rows that follow ---------------------------------------------------------------------
+
+    fn rows_follow(&mut self, cx: &mut Cx<'_>) {
+        self.owed = match self.owed {
+            Owed::No => {
+                cx.emit(Effect::AwaitRows);
+                Owed::Asked
+            }
+            Owed::Asked | Owed::AskAgain => Owed::AskAgain,
+        };
+    }
+
+    fn rows_written(&mut self, written: Result<(), CvrStoreError>, cx: &mut Cx<'_>) {
+        let again = std::mem::replace(&mut self.owed, Owed::No) == Owed::AskAgain;
+        match written {
+            Ok(()) if again => self.rows_follow(cx),
+            Ok(()) => {}
+            // The metadata in the store are ahead of their rows, for good.
+            Err(error) => {
+                let failure = Failure::from(error);
+                self.stop(Some(&failure.error), "rows of the CVR were not written", cx);
+            }
+        }
+    }
+
     // ---- operations ---------------------------------------------------------------------------
 
     fn answer(&mut self, answer: Event, cx: &mut Cx<'_>) {
+        if let Event::Flushed(Ok(Flushed { rows_follow: true, .. })) = &answer {
+            self.rows_follow(cx);
+        }
         let Some(Op { trigger, stage }) = self.op.take() else {
             cx.emit(Effect::Note(Note::Error(format!(
                 "group {}: an answer without a question: {answer:?}",
@@ -548,7 +590,10 @@ impl Group {
     fn run_on(&mut self, cx: &mut Cx<'_>) {
         while self.op.is_none() && !self.stopped {
             if self.draining {
-                self.stop(None, "the server is draining", cx);
+                // Whoever has the group next is to find its rows.
+                if self.owed == Owed::No {
+                    self.stop(None, "the server is draining", cx);
+                }
                 return;
             }
             if let Some(reason) = self.reset.take() {
@@ -562,6 +607,7 @@ impl Group {
         }
         if self.op.is_none()
             && !self.stopped
+            && self.owed == Owed::No
             && self.contexts.len() == 0
             && cx.now_ms >= self.keep_alive_until_ms
         {
