@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, pin_mut, select_biased};
 use zeroring_core::change::Commit;
+use zeroring_core::cvr::internal::ShardTables;
 use zeroring_core::group::{Event, ResetReason, Settings};
 use zeroring_core::ivm::delta::Advanced;
 use zeroring_core::ivm::engine::{Budget, Reset};
@@ -518,7 +519,8 @@ pub(super) fn open_world(
     replica_version: StateVersion,
     table_ids: TableIds,
 ) -> Result<World, ReplicaError> {
-    World::open(path, &config.app_id, replica_version, table_ids, config.slow_hydrate)
+    let tables = ShardTables::new(&config.app_id, config.shard_num);
+    World::open(path, &config.app_id, &tables, replica_version, table_ids, config.slow_hydrate)
 }
 
 /// What groups need to know.
@@ -527,7 +529,7 @@ pub(super) fn group_settings(config: &SyncConfig) -> Arc<Settings> {
     Arc::new(Settings {
         app_id: config.app_id.as_str().into(),
         shard_num: config.shard_num,
-        tables: zeroring_core::cvr::internal::ShardTables::new(&config.app_id, config.shard_num),
+        tables: ShardTables::new(&config.app_id, config.shard_num),
         has_query_endpoint: !config.query.urls.is_empty(),
         has_mutate_endpoint: !config.mutate.urls.is_empty(),
         crud_mutations: config.crud_mutations,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use zeroring_core::auth::{self, Permissions};
+use zeroring_core::cvr::internal::{InternalHashes, ShardTables};
 use zeroring_core::cvr::{self, ClientSchema, RowIdentity};
 use zeroring_core::group::{self, Credentials, Hydrate, Shared, Transformed, VisitRow};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Status};
@@ -30,6 +31,9 @@ pub(super) struct World {
     replica_version: StateVersion,
     permissions: Deployed,
     app_id: String,
+    internal: InternalHashes,
+    /// Keys of rows under the client schema that was asked for last: nearly always the same.
+    keys: Option<(Arc<ClientSchema>, Arc<IdentityKeys>)>,
     table_ids: TableIds,
     /// What each live instance was made of, to make its plan anew after a schema change.
     pub(super) recipes: FxHashMap<InstanceId, Recipe>,
@@ -78,6 +82,7 @@ impl World {
     pub(super) fn open(
         path: &std::path::Path,
         app_id: &str,
+        tables: &ShardTables,
         replica_version: StateVersion,
         table_ids: TableIds,
         slow_hydrate: Duration,
@@ -94,6 +99,8 @@ impl World {
             replica_version,
             permissions,
             app_id: app_id.to_owned(),
+            internal: InternalHashes::new(tables),
+            keys: None,
             table_ids,
             recipes: FxHashMap::default(),
             shared: Shared::default(),
@@ -125,7 +132,7 @@ impl World {
     /// # Errors
     /// Why the query cannot be executed, for its clients.
     pub(super) fn subscribe(&mut self, wanted: &Hydrate) -> Result<InstanceId, String> {
-        let keys = identity_keys(wanted.client_schema.as_deref());
+        let keys = self.keys_of(wanted.client_schema.as_ref());
         let (plan, params) = plan(&wanted.transformed, self.engine.schema(), &keys)?;
         let id = self.engine.subscribe(&plan, params).map_err(|e| e.to_string())?;
         let transformed = &wanted.transformed;
@@ -136,6 +143,18 @@ impl World {
         });
         recipe.subscriptions += 1;
         Ok(id)
+    }
+
+    fn keys_of(&mut self, schema: Option<&Arc<ClientSchema>>) -> Arc<IdentityKeys> {
+        let Some(schema) = schema else { return Arc::default() };
+        if let Some((known, keys)) = &self.keys
+            && Arc::ptr_eq(known, schema)
+        {
+            return keys.clone();
+        }
+        let keys = Arc::new(identity_keys(schema));
+        self.keys = Some((schema.clone(), keys.clone()));
+        keys
     }
 
     /// Takes a subscription back.
@@ -160,10 +179,12 @@ impl World {
 
     /// Gives an instance its plan under a new schema.
     pub(super) fn rebind(&mut self, id: InstanceId, schema: &Schema) {
-        let plan = match self.recipes.get(&id) {
-            Some(recipe) => {
-                let keys = identity_keys(recipe.client_schema.as_deref());
-                plan(&recipe.transformed, schema, &keys)
+        let recipe = self.recipes.get(&id);
+        let recipe = recipe.map(|r| (r.transformed.clone(), r.client_schema.clone()));
+        let plan = match recipe {
+            Some((transformed, client_schema)) => {
+                let keys = self.keys_of(client_schema.as_ref());
+                plan(&transformed, schema, &keys)
             }
             None => Err("its query is not known any more".to_owned()),
         };
@@ -183,10 +204,13 @@ fn plan(
 }
 
 /// Rows are named by the client schema's keys.
-fn identity_keys(schema: Option<&ClientSchema>) -> IdentityKeys {
-    let tables = schema.map(ClientSchema::tables).unwrap_or_default();
+fn identity_keys(schema: &ClientSchema) -> IdentityKeys {
     IdentityKeys(
-        tables.iter().filter_map(|t| Some((t.name.clone(), t.primary_key.clone()?))).collect(),
+        schema
+            .tables()
+            .iter()
+            .filter_map(|t| Some((t.name.clone(), t.primary_key.clone()?)))
+            .collect(),
     )
 }
 
@@ -226,7 +250,7 @@ impl group::World for World {
         _credentials: Option<&Credentials>,
     ) -> Result<Transformed, String> {
         if internal {
-            return Ok(Transformed { ast: ast.clone(), hash: hash::stored(ast).into() });
+            return Ok(Transformed { ast: ast.clone(), hash: self.internal.of(ast).into() });
         }
         // Tokens are opaque here: rules see no claims.
         let made =

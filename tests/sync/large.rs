@@ -9,7 +9,7 @@ use zeroring_core::change::message::LiteValue;
 use crate::support::*;
 
 /// Rows, and the length of each: twice what may wait for a socket in ordinary pokes.
-const ROWS: i64 = 8_000;
+const ROWS: i64 = 5_000;
 const ROW_BYTES: usize = 4_000;
 /// What waits for a socket while a large poke is on its way (`src/sync/sockets.rs`): two steps, and
 /// a part of a hundred rows more.

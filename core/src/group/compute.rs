@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque, hash_map};
 use std::sync::Arc;
 
 use rustc_hash::{FxHashMap, FxHashSet};
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 use super::config::bug;
 use super::interface::{Effect, ResetReason};
@@ -101,7 +101,7 @@ enum Rows {
     /// Changes from and to nothing, among the deltas.
     #[default]
     Changes,
-    /// Of one query that comes: each row is there once.
+    /// Of queries that come and have no row in common: each row is there once.
     Whole(Vec<AdvancedRow>),
 }
 
@@ -201,7 +201,7 @@ impl Group {
             Rows::Received(received)
         } else if held.is_empty() && merged.is_empty() && deltas.is_one() {
             return Work::CountOne(deltas);
-        } else if changed == 0 && sync.removals.is_empty() && sync.additions.len() == 1 {
+        } else if changed == 0 && sync.removals.is_empty() && are_disjoint(&held) {
             Rows::Whole(Vec::with_capacity(whole))
         } else {
             merged.reserve(deltas.len() + whole);
@@ -326,11 +326,8 @@ impl Group {
                         _ => true,
                     };
                     budget -= slice.len();
-                    for row in slice.iter_mut().filter(|row| row.needs_others()) {
-                        match self.referenced_elsewhere(row, cx) {
-                            Ok(others) => row.others = others,
-                            Err(_) => return self.abandon(c, cx),
-                        }
+                    if self.look_for_others(&mut slice, cx).is_err() {
+                        return self.abandon(c, cx);
                     }
                     if !slice.is_empty() {
                         update.ensure_new_version();
@@ -485,7 +482,7 @@ impl Group {
             }
             Rows::Whole(mut rows) => {
                 if !undeliverable.is_empty() {
-                    rows.clear();
+                    rows.retain_mut(delivered);
                 }
                 Work::Count(rows.into_iter())
             }
@@ -563,6 +560,17 @@ impl Group {
             None => self.results_flushed(flushing(None), cx),
         }
     }
+}
+
+/// No two queries have rows of one table.
+fn are_disjoint(held: &VecDeque<HeldQuery>) -> bool {
+    let mut tables = held.iter().flat_map(|of| of.tables.iter().map(|table| &table.name));
+    let mut seen: SmallVec<[&Arc<str>; 4]> = SmallVec::new();
+    tables.all(|table| {
+        let new = !seen.contains(&table);
+        seen.push(table);
+        new
+    })
 }
 
 /// A row of a query that comes or goes.

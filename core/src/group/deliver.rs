@@ -144,10 +144,10 @@ impl Group {
             }
             let effect = if large {
                 let poke = poke.large(base, &version, client.binary);
-                Effect::SendLarge(*conn, Box::new(poke))
+                Effect::SendLarge(conn, Box::new(poke))
             } else {
                 let frames = frames.of(base, client.binary, shared);
-                Effect::Send(*conn, frames)
+                Effect::Send(conn, frames)
             };
             client.base = Some(version.clone());
             client.ever_poked = true;
@@ -169,7 +169,7 @@ impl Group {
                 .cloned()
                 .collect();
             if !theirs.is_empty() {
-                sends.push((*conn, Frame::text(down::transform_error(&theirs))));
+                sends.push((conn, Frame::text(down::transform_error(&theirs))));
             }
         }
         for error in errored {

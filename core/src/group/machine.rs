@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::by_conn::ByConn;
 use super::context::{Connection, Contexts, Target};
 use super::interface::{Effect, Event, Note, ResetReason, Timer, Transformed, World};
 use super::maintenance::Planned;
@@ -33,7 +34,7 @@ pub struct Group {
     pub(super) settings: Arc<Settings>,
     pub(super) contexts: Contexts,
     /// Connections whose `initConnection` was accepted.
-    pub(super) clients: BTreeMap<ConnId, Box<Client>>,
+    pub(super) clients: ByConn<Client>,
     pub(super) cvr: Option<Cvr>,
     pub(super) clock: Option<TtlTimer>,
     pub(super) pipelines: BTreeMap<QueryHash, Pipeline>,
@@ -140,7 +141,7 @@ impl Group {
             id,
             settings,
             contexts: Contexts::default(),
-            clients: BTreeMap::new(),
+            clients: ByConn::default(),
             cvr: None,
             clock: None,
             pipelines: BTreeMap::new(),
@@ -260,7 +261,7 @@ impl Group {
     /// Forgets a client's connection; its context stays or goes separately.
     fn detach(&mut self, conn: ConnId) -> bool {
         self.queue.retain(|(of, _)| *of != conn);
-        self.clients.remove(&conn).is_some()
+        self.clients.remove(conn)
     }
 
     /// Consequences of one connection less.
@@ -301,7 +302,7 @@ impl Group {
             // Replaced or failed meanwhile; its socket is being closed.
             return;
         }
-        let attached = self.clients.contains_key(&conn);
+        let attached = self.clients.contains(conn);
         let task = match message {
             Upstream::InitConnection(init) => match self.attach(conn, *init, cx) {
                 Ok(task) => task,
@@ -347,7 +348,7 @@ impl Group {
         init: InitConnection,
         cx: &mut Cx<'_>,
     ) -> Result<Task, Box<ErrorBody>> {
-        if self.clients.contains_key(&conn) {
+        if self.clients.contains(conn) {
             return Err(Box::new(ErrorBody::internal(if self.settings.has_mutate_endpoint {
                 "Connection was already initialized"
             } else {
@@ -385,7 +386,7 @@ impl Group {
             active: false,
             binary: connection.protocol >= crate::protocol::BINARY_POKES_SINCE,
         };
-        self.clients.insert(conn, Box::new(client));
+        self.clients.insert(conn, client);
         Ok(Task::Init { conn, init: Box::new(init) })
     }
 
@@ -439,7 +440,7 @@ impl Group {
         let conns: Vec<ConnId> = self.contexts.all().collect();
         for conn in conns {
             match error {
-                Some(error) if self.clients.contains_key(&conn) => {
+                Some(error) if self.clients.contains(conn) => {
                     cx.emit(Effect::Fail(conn, Box::new(error.clone())));
                 }
                 // A socket that has not asked for anything yet comes back by itself.
@@ -549,7 +550,7 @@ impl Group {
         match trigger {
             // What it asked for is written, or was nothing: the bring-up that follows does the rest.
             Trigger::Message(conn)
-                if overtaken && self.clients.get(&conn).is_some_and(|c| c.active) =>
+                if overtaken && self.clients.get(conn).is_some_and(|c| c.active) =>
             {
                 cx.info(format!("group {}: another server has had it meanwhile", self.id));
                 self.op_done(trigger, cx);

@@ -38,6 +38,7 @@
 //!   queries are compared anew.
 
 mod bring_up;
+mod by_conn;
 mod compute;
 mod config;
 mod context;

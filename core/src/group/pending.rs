@@ -13,7 +13,7 @@ use super::compute::SLICE_ROWS;
 use super::config::bug;
 use super::deliver::Missed;
 use super::interface::Effect;
-use super::machine::{Cx, Group};
+use super::machine::{Cx, Group, Pipeline};
 use super::op::{Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger};
 use super::sync::failed_query;
 use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
@@ -311,9 +311,7 @@ impl Group {
     fn advance_unread(&mut self, cx: &mut Cx<'_>) -> StepResult {
         let times = self.flush_times(cx.now_ms);
         let mut rows = self.pending.take_rows();
-        for row in rows.iter_mut().filter(|row| row.needs_others()) {
-            row.others = self.referenced_elsewhere(row, cx)?;
-        }
+        self.look_for_others(&mut rows, cx)?;
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
         let version = cx.world.version().clone();
         let mut update = QueryUpdater::new(cvr, &version, cx.world.replica_version())?;
@@ -337,24 +335,46 @@ impl Group {
         }))))
     }
 
+    /// Finds out which rows other queries of the group have too, where that matters.
+    pub(super) fn look_for_others(
+        &mut self,
+        rows: &mut [AdvancedRow],
+        cx: &mut Cx<'_>,
+    ) -> Result<(), Failure> {
+        // Rows of one table come together; the queries that may have one are few.
+        let mut of: Option<Arc<str>> = None;
+        let mut readers: SmallVec<[(QueryHash, InstanceId); 4]> = SmallVec::new();
+        for row in rows.iter_mut().filter(|row| row.needs_others()) {
+            let table = row.id.table();
+            if of.as_ref() != Some(table) {
+                let reads = |p: &Pipeline| cx.world.reads(p.instance, table);
+                let those = self.pipelines.iter().filter(|(_, pipeline)| reads(pipeline));
+                readers = those.map(|(id, p)| (id.clone(), p.instance)).collect();
+                of = Some(table.clone());
+            }
+            row.others = self.referenced_elsewhere(row, &readers, cx)?;
+        }
+        Ok(())
+    }
+
     /// Whether a query without a delta had the row at the version that the group has everything
     /// up to. The engine may be beyond that: where it went on, the deltas that wait say what was.
-    pub(super) fn referenced_elsewhere(
+    /// `readers`: queries that may have rows of its table.
+    fn referenced_elsewhere(
         &mut self,
         row: &AdvancedRow,
+        readers: &[(QueryHash, InstanceId)],
         cx: &mut Cx<'_>,
     ) -> Result<bool, Failure> {
         let mut others: SmallVec<[(&QueryHash, InstanceId); 2]> = SmallVec::new();
-        for (id, pipeline) in &self.pipelines {
-            if row.counts.iter().any(|c| c.query == *id)
-                || !cx.world.reads(pipeline.instance, row.id.table())
-            {
+        for (id, instance) in readers {
+            if row.counts.iter().any(|c| c.query == *id) {
                 continue;
             }
             match self.pending.before(&row.id, id) {
                 Some(before) if before > 0 => return Ok(true),
                 Some(_) => {}
-                None => others.push((id, pipeline.instance)),
+                None => others.push((id, *instance)),
             }
         }
         if others.is_empty() {

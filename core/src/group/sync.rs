@@ -207,14 +207,15 @@ impl Group {
     }
 
     /// The instances know all that the row records could tell about this change: everything that
-    /// was ever executed runs, and what is to be executed never was.
+    /// was ever executed runs, and what is to be executed never was. A new group is up in this
+    /// sense: it has no records.
     pub(super) fn knows_rows(&self, sync: &Sync, cx: &Cx<'_>) -> bool {
         let Some(cvr) = self.cvr.as_ref() else { return false };
         let executed = |q: &Query| q.transformation_hash.is_some();
         let runs = |id: &QueryHash| {
             self.pipelines.get(id).is_some_and(|p| cx.world.signature(p.instance).is_ok())
         };
-        self.synced
+        (self.synced || !cvr.may_have_rows())
             && !self.pending.has_failed()
             && cvr.queries.values().all(|q| !executed(q) || runs(&q.id))
             && sync.additions.iter().all(|(id, _)| cvr.query(id).is_some_and(|q| !executed(q)))

@@ -39,7 +39,13 @@ pub fn received(ast: &Value) -> String {
 /// and internal ones, after permissions and parameters. Taken in the key order of `jsonb`, so
 /// that it is the same before and after a reload, and the same in the original after a reload.
 pub fn stored(ast: &Ast) -> String {
-    received(&jsonb_order(&serde_json::to_value(ast).unwrap_or_default()))
+    base36(h64(stored_text(ast).as_bytes()))
+}
+
+/// What [`stored`] is the hash of.
+pub fn stored_text(ast: &Ast) -> String {
+    let json = serde_json::to_value(ast).unwrap_or_default();
+    js::stringify(&normalize(&jsonb_order(&json)))
 }
 
 /// The id of a named query, as its client computes it.
