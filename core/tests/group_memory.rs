@@ -223,7 +223,7 @@ fn group(executor: &mut Executor, settings: &Arc<Settings>, number: usize) -> Gr
                 }
                 Effect::Flush(flush) => {
                     rows += flush.rows.len();
-                    inbox.push_back(Event::Flushed(Ok(Flushed { rows: 0, anomalies: 0 })));
+                    inbox.push_back(Event::Flushed(Ok(Flushed::default())));
                 }
                 Effect::Hydrate(wanted) => inbox.push_back(Event::Hydrated(
                     wanted.iter().map(|w| (w.query.clone(), executor.hydrate(w))).collect(),

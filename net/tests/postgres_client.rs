@@ -232,6 +232,40 @@ fn queries_with_parameters_of_all_kinds() {
 }
 
 #[test]
+fn cached_statements_are_parsed_once_and_outlive_failures() {
+    let server = LocalServer::start(&[]).unwrap();
+    let mut client = connect(&server);
+    let run = |client: &mut Client, sqls: &[&str]| {
+        let mut pipeline = client.pipeline().unwrap();
+        for sql in sqls {
+            pipeline.cached(sql, &[2.into()], Format::Text).unwrap();
+        }
+        let results = pipeline.run_one()?;
+        results.iter().map(|r| r.rows[0].get::<i32>(0)).collect::<Result<Vec<_>, _>>()
+    };
+    let (add, divide) = ("SELECT 40 + $1::int4", "SELECT 1 / ($1::int4 - 2)");
+    // Parsed, but what comes after the failure is skipped; nothing of it is taken for known.
+    let failed = run(&mut client, &[divide, add]).unwrap_err();
+    assert_eq!(failed.code().unwrap().as_str(), "22012");
+    for _ in 0..3 {
+        assert_eq!(run(&mut client, &[add, add]).unwrap(), [42, 42]);
+    }
+    let prepared = "SELECT count(*)::int4 FROM pg_prepared_statements WHERE statement = $1::text";
+    let count = client.query_one(prepared, &[add.into()]).unwrap().get::<i32>(0).unwrap();
+    assert_eq!(count, 1);
+    client.batch_execute("DEALLOCATE ALL").unwrap();
+    let lost = run(&mut client, &[add]).unwrap_err();
+    assert_eq!(lost.code().unwrap().as_str(), "26000", "somebody else's session, say");
+    // Many texts do not fill the server's memory.
+    for n in 0..2 * zeroring_net::pg::MAX_CACHED {
+        assert_eq!(run(&mut client, &[&format!("SELECT $1::int4 + {n}")]).unwrap(), [n as i32 + 2]);
+    }
+    let all = "SELECT count(*)::int4 FROM pg_prepared_statements";
+    let count = client.query_one(all, &[]).unwrap().get::<i32>(0).unwrap();
+    assert!(count as usize <= zeroring_net::pg::MAX_CACHED, "{count}");
+}
+
+#[test]
 fn a_failed_segment_does_not_touch_the_others() {
     let server = LocalServer::start(&[]).unwrap();
     let mut client = connect(&server);

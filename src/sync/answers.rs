@@ -6,30 +6,24 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use zeroring_core::cvr::RowRecord;
-use zeroring_core::cvr::store::{ConfigChange, CvrStoreError, Flushed, Loaded, RowPage};
+use zeroring_core::cvr::store::{CatchupPage, CvrStoreError, Flushed, Loaded, RowPage};
 use zeroring_net::rt::Ringer;
 
 use super::groups::GroupKey;
-
-/// Which of the two batches under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FlushLane {
-    /// Of many groups.
-    Small,
-    /// Of one large update.
-    Large,
-}
 
 /// What the store says.
 #[derive(Debug)]
 pub(super) enum StoreAnswer {
     Loaded(GroupKey, Result<Box<Loaded>, CvrStoreError>),
-    Rows(GroupKey, Result<Vec<RowRecord>, CvrStoreError>),
-    MissedRows(GroupKey, Result<RowPage, CvrStoreError>),
-    MissedConfig(GroupKey, Result<Vec<ConfigChange>, CvrStoreError>),
-    /// All verdicts of a batch.
-    Flushed(FlushLane, Vec<(GroupKey, Result<Flushed, CvrStoreError>)>),
+    Rows(GroupKey, Result<RowPage, CvrStoreError>),
+    CaughtUp(GroupKey, Result<CatchupPage, CvrStoreError>),
+    RowsWritten(GroupKey, Result<(), CvrStoreError>),
+    /// Verdicts of a batch.
+    Flushed {
+        /// All that did not have to wait: the next batch may go. Later ones are stragglers.
+        first: bool,
+        verdicts: Vec<(GroupKey, Result<Flushed, CvrStoreError>)>,
+    },
 }
 
 /// Where the store's threads put answers.

@@ -179,13 +179,19 @@ impl Executor {
     }
 
     /// Reads until the end of the socket.
-    async fn read(self: Rc<Self>, conn: ConnId, init: Option<RawJson>, mut reader: WsReader) {
+    pub(super) async fn read(
+        self: Rc<Self>,
+        conn: ConnId,
+        init: Option<RawJson>,
+        mut reader: WsReader,
+    ) {
         if let Some(raw) = init {
             self.message(conn, raw.as_str());
         }
         loop {
             while self.state.borrow().is_backlogged(conn) {
-                sleep(BACKLOG_POLL).await;
+                // Boxed, like the other that is rare: the task has room for what it may wait for.
+                Box::pin(sleep(BACKLOG_POLL)).await;
             }
             match reader.next().await {
                 ws::Incoming::Message(message) => {
@@ -207,7 +213,7 @@ impl Executor {
                     self.state.borrow_mut().disconnected(conn);
                     self.work.notify_one();
                     if let ws::Closed::Violation(_) = how {
-                        reader.discard(DISCARD_TIMEOUT).await;
+                        Box::pin(reader.discard(DISCARD_TIMEOUT)).await;
                     }
                     return;
                 }

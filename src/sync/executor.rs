@@ -165,7 +165,7 @@ impl Executor {
         let mut state = self.state.borrow_mut();
         let begin = now();
         for answer in mailbox.take() {
-            if matches!(answer, StoreAnswer::Flushed(..)) {
+            if matches!(answer, StoreAnswer::Flushed { .. }) {
                 let took = begin.duration_since(self.flush_began.get());
                 self.stats.stages.add(Stage::Flush, took);
             }

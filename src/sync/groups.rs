@@ -3,11 +3,12 @@
 //! Everything here runs to completion on the executor's thread; whatever has to wait becomes a
 //! request to the store, a job of the executor or a timer, and comes back as an event.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 use zeroring_core::cvr::store::GroupFlush;
 use zeroring_core::cvr::{ClientGroupId, QueryHash};
 use zeroring_core::group::{
@@ -28,7 +29,6 @@ use super::drain::Draining;
 use super::fanout::WireFrames;
 use super::hydrations::Hydrations;
 use super::pushes::MutateCall;
-use super::records::{LARGE_FLUSH_ROWS, Scan};
 use super::sockets::Conn;
 use super::world::World;
 
@@ -46,13 +46,38 @@ pub(super) struct Slot {
     pub(super) group: Group,
     /// By [`Timer`].
     timers: [Option<Instant>; TIMERS.len()],
-    pub(super) scan: Option<Box<Scan>>,
     /// How long its queries were hydrated here.
     hydrated_for: Duration,
 }
 
 /// Queries that the engine has hydrated, or cannot.
 type Hydrated = Vec<(QueryHash, Result<InstanceId, String>)>;
+
+/// Who is subscribed to an instance, and how often: one group for most, thousands for some.
+#[derive(Default)]
+pub(super) struct Subscribers(SmallVec<[(GroupKey, u32); 1]>);
+
+impl Subscribers {
+    fn groups(&self) -> impl Iterator<Item = GroupKey> + '_ {
+        self.0.iter().map(|(group, _)| *group)
+    }
+
+    fn add(&mut self, group: GroupKey) {
+        // Keys rise: a new group is nearly always the last.
+        match self.0.binary_search_by_key(&group, |(known, _)| *known) {
+            Ok(at) => self.0[at].1 += 1,
+            Err(at) => self.0.insert(at, (group, 1)),
+        }
+    }
+
+    fn remove(&mut self, group: GroupKey) {
+        let Ok(at) = self.0.binary_search_by_key(&group, |(known, _)| *known) else { return };
+        self.0[at].1 -= 1;
+        if self.0[at].1 == 0 {
+            self.0.remove(at);
+        }
+    }
+}
 
 /// A request to the app's query endpoint.
 pub(super) struct Transform {
@@ -72,7 +97,7 @@ pub(super) struct State {
     pub(super) slots: FxHashMap<GroupKey, Box<Slot>>,
     pub(super) by_id: FxHashMap<ClientGroupId, GroupKey>,
     /// Who is subscribed to an instance, and how often.
-    pub(super) subscribers: FxHashMap<InstanceId, BTreeMap<GroupKey, usize>>,
+    pub(super) subscribers: FxHashMap<InstanceId, Subscribers>,
     /// Groups that cannot go on before a newer version.
     pub(super) waiting: BTreeSet<GroupKey>,
     pub(super) timers: BTreeSet<(Instant, GroupKey, Timer)>,
@@ -91,10 +116,10 @@ pub(super) struct State {
     pub(super) calls: Vec<(ClientGroupId, MutateCall)>,
     pub(super) frames: WireFrames,
     pub(super) flushes: VecDeque<(GroupKey, GroupFlush)>,
-    /// Large ones, each a batch of its own: nobody else waits for them.
-    pub(super) large_flushes: VecDeque<(GroupKey, GroupFlush)>,
+    /// A batch is under way of which nothing was heard.
     pub(super) flushing: bool,
-    pub(super) flushing_large: bool,
+    /// Groups whose verdict is awaited.
+    pub(super) unsettled: usize,
     pub(super) draining: Option<Draining>,
     pub(super) next_key: u64,
     pub(super) next_conn: u64,
@@ -137,9 +162,8 @@ impl State {
             calls: Vec::new(),
             frames: WireFrames::default(),
             flushes: VecDeque::new(),
-            large_flushes: VecDeque::new(),
             flushing: false,
-            flushing_large: false,
+            unsettled: 0,
             draining: None,
             next_key: 0,
             next_conn: 0,
@@ -191,7 +215,7 @@ impl State {
         self.next_key += 1;
         let group = Group::new(id.clone(), self.settings.clone(), wall_ms());
         let timers = [None; TIMERS.len()];
-        let slot = Slot { group, timers, scan: None, hydrated_for: Duration::ZERO };
+        let slot = Slot { group, timers, hydrated_for: Duration::ZERO };
         self.slots.insert(key, Box::new(slot));
         self.by_id.insert(id.clone(), key);
         if let Some(draining) = &mut self.draining {
@@ -314,13 +338,11 @@ impl State {
             Effect::Transform { credentials, queries } => {
                 self.transforms.push(Transform { group: key, credentials, queries });
             }
-            Effect::Flush(flush) if flush.rows.len() > LARGE_FLUSH_ROWS => {
-                self.large_flushes.push_back((key, *flush));
-            }
             Effect::Flush(flush) => self.flushes.push_back((key, *flush)),
             Effect::Load { .. }
             | Effect::ReadRows { .. }
             | Effect::CatchUp { .. }
+            | Effect::AwaitRows
             | Effect::StoreTtlClock { .. } => self.ask_store(key, effect),
         }
     }
@@ -341,7 +363,7 @@ impl State {
         wanted: &Hydrate,
     ) -> Result<InstanceId, String> {
         let id = self.world.subscribe(wanted)?;
-        *self.subscribers.entry(id).or_default().entry(key).or_default() += 1;
+        self.subscribers.entry(id).or_default().add(key);
         Ok(id)
     }
 
@@ -349,13 +371,8 @@ impl State {
     pub(super) fn unsubscribe(&mut self, key: GroupKey, instance: InstanceId) {
         self.world.unsubscribe(instance);
         if let Some(of) = self.subscribers.get_mut(&instance) {
-            if let Some(count) = of.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    of.remove(&key);
-                }
-            }
-            if of.is_empty() {
+            of.remove(key);
+            if of.0.is_empty() {
                 self.subscribers.remove(&instance);
             }
         }
@@ -425,7 +442,7 @@ impl State {
         }
         for delta in &advanced.deltas {
             let Some(subscribers) = self.subscribers.get(&delta.instance) else { continue };
-            let keys: Vec<GroupKey> = subscribers.keys().copied().collect();
+            let keys: Vec<GroupKey> = subscribers.groups().collect();
             match SharedDelta::of(delta, &self.settings.tables) {
                 Ok(shared) => {
                     let shared = Arc::new(shared);
@@ -447,7 +464,7 @@ impl State {
         affected: &mut BTreeSet<GroupKey>,
     ) {
         let subscribers = self.subscribers.get(&instance);
-        let keys: Vec<GroupKey> = subscribers.into_iter().flat_map(|s| s.keys().copied()).collect();
+        let keys: Vec<GroupKey> = subscribers.into_iter().flat_map(Subscribers::groups).collect();
         for key in keys {
             self.feed(key, Event::InstanceFailed(instance, why.to_owned()));
             affected.insert(key);

@@ -1,39 +1,25 @@
-//! Between the groups of an executor and the CVR store: loads, scans, and one flush for many.
+//! Between the groups of an executor and the CVR store: loads, pages, and one flush for many.
 
-use zeroring_core::cvr::QueryHash;
-use zeroring_core::cvr::store::{CatchupRange, GroupFlush, RowCursor};
-use zeroring_core::group::{Effect, Event, Missed};
-use zeroring_storage::cvr_store::{RowLookup, RowScan};
+use zeroring_core::cvr::store::GroupFlush;
+use zeroring_core::group::{Effect, Event};
+use zeroring_storage::cvr_store::{CatchupScan, PAGE_ROWS, RowLookup, Verdict};
 
-use super::answers::{FlushLane, StoreAnswer};
+use super::answers::StoreAnswer;
 use super::groups::{GroupKey, State};
 
-/// Rows of a catch-up scan per page.
-const SCAN_PAGE: usize = 10_000;
 /// Groups in one flush: bounds the time to the first verdict.
 const FLUSH_BATCH: usize = 1_024;
-/// An update of more rows than this is a batch of its own.
-pub(super) const LARGE_FLUSH_ROWS: usize = 1_000;
-
-/// A catch-up scan under way: configuration first, then rows, page by page.
-pub(super) struct Scan {
-    range: CatchupRange,
-    except: Vec<QueryHash>,
-    missed: Missed,
-}
 
 impl State {
     /// Nothing of a stopped group is left to be written.
     pub(super) fn is_flushed(&self) -> bool {
-        self.flushes.is_empty()
-            && self.large_flushes.is_empty()
-            && !self.flushing
-            && !self.flushing_large
+        self.flushes.is_empty() && self.unsettled == 0
     }
 
     pub(super) fn ask_store(&mut self, key: GroupKey, effect: Effect) {
-        let Some(slot) = self.slots.get_mut(&key) else { return };
+        let Some(slot) = self.slots.get(&key) else { return };
         let group = slot.group.id().clone();
+        let limit = PAGE_ROWS;
         let mailbox = self.mailbox.clone();
         match effect {
             Effect::Load { connect_ms } => {
@@ -42,16 +28,19 @@ impl State {
                 };
                 self.store.load(group, connect_ms, Box::new(reply));
             }
-            Effect::ReadRows { current, queries } => {
-                let lookup = RowLookup { group, current, queries, ids: Vec::new() };
+            Effect::ReadRows { current, queries, from } => {
+                let lookup = RowLookup { group, current, queries, ids: Vec::new(), from, limit };
                 let reply = move |answer| mailbox.put(StoreAnswer::Rows(key, answer));
                 self.store.rows(lookup, Box::new(reply));
             }
-            Effect::CatchUp { range, except } => {
-                let missed = Missed::default();
-                slot.scan = Some(Box::new(Scan { range: range.clone(), except, missed }));
-                let reply = move |answer| mailbox.put(StoreAnswer::MissedConfig(key, answer));
-                self.store.catchup_config(range, Box::new(reply));
+            Effect::CatchUp { range, except, from } => {
+                let scan = CatchupScan { range, without: except, from, limit };
+                let reply = move |answer| mailbox.put(StoreAnswer::CaughtUp(key, answer));
+                self.store.catch_up(scan, Box::new(reply));
+            }
+            Effect::AwaitRows => {
+                let reply = move |answer| mailbox.put(StoreAnswer::RowsWritten(key, answer));
+                self.store.await_rows(group, Box::new(reply));
             }
             Effect::StoreTtlClock { clock, now_ms } => {
                 self.store.write_ttl_clock(group, clock, now_ms);
@@ -60,54 +49,20 @@ impl State {
         }
     }
 
-    fn scan_rows(&mut self, key: GroupKey, from: Option<RowCursor>) {
-        let Some(scan) = self.slots.get(&key).and_then(|slot| slot.scan.as_ref()) else { return };
-        let request = RowScan {
-            range: scan.range.clone(),
-            without: scan.except.clone(),
-            from,
-            limit: SCAN_PAGE,
-        };
-        let mailbox = self.mailbox.clone();
-        let reply = move |answer| mailbox.put(StoreAnswer::MissedRows(key, answer));
-        self.store.catchup_rows(request, Box::new(reply));
-    }
-
     /// Takes an answer of the store.
     pub(super) fn store_answer(&mut self, answer: StoreAnswer) {
         match answer {
             StoreAnswer::Loaded(key, loaded) => {
                 self.inbox.push_back((key, Event::Loaded(loaded)));
             }
-            StoreAnswer::Rows(key, rows) => self.inbox.push_back((key, Event::Rows(rows))),
-            StoreAnswer::MissedConfig(key, Ok(config)) => {
-                if let Some(scan) = self.slots.get_mut(&key).and_then(|s| s.scan.as_mut()) {
-                    scan.missed.config = config;
-                    self.scan_rows(key, None);
-                }
+            StoreAnswer::Rows(key, page) => self.inbox.push_back((key, Event::Rows(page))),
+            StoreAnswer::CaughtUp(key, page) => self.inbox.push_back((key, Event::CaughtUp(page))),
+            StoreAnswer::RowsWritten(key, written) => {
+                self.inbox.push_back((key, Event::RowsWritten(written)));
             }
-            StoreAnswer::MissedRows(key, Ok(page)) => {
-                let Some(slot) = self.slots.get_mut(&key) else { return };
-                let Some(scan) = slot.scan.as_mut() else { return };
-                scan.missed.rows.extend(page.rows);
-                if page.next.is_some() {
-                    self.scan_rows(key, page.next);
-                } else if let Some(scan) = slot.scan.take() {
-                    self.inbox.push_back((key, Event::CaughtUp(Ok(scan.missed))));
-                }
-            }
-            StoreAnswer::MissedConfig(key, Err(error))
-            | StoreAnswer::MissedRows(key, Err(error)) => {
-                if let Some(slot) = self.slots.get_mut(&key) {
-                    slot.scan = None;
-                }
-                self.inbox.push_back((key, Event::CaughtUp(Err(error))));
-            }
-            StoreAnswer::Flushed(lane, verdicts) => {
-                match lane {
-                    FlushLane::Small => self.flushing = false,
-                    FlushLane::Large => self.flushing_large = false,
-                }
+            StoreAnswer::Flushed { first, verdicts } => {
+                self.flushing &= !first;
+                self.unsettled -= verdicts.len();
                 for (key, verdict) in verdicts {
                     self.inbox.push_back((key, Event::Flushed(verdict)));
                 }
@@ -116,32 +71,25 @@ impl State {
     }
 
     /// Sends everything that groups have to write as one batch, unless one is under way: while it
-    /// is, the next one gathers. Large updates go one by one beside them.
+    /// is, the next one gathers. A group that has to wait for somebody else holds nobody up.
     pub(super) fn flush(&mut self) {
-        if !self.flushing && !self.flushes.is_empty() {
-            let count = self.flushes.len().min(FLUSH_BATCH);
-            let batch = self.flushes.drain(..count).collect();
-            self.flushing = true;
-            self.send_flushes(FlushLane::Small, batch);
+        if self.flushing || self.flushes.is_empty() {
+            return;
         }
-        if !self.flushing_large
-            && let Some(large) = self.large_flushes.pop_front()
-        {
-            self.flushing_large = true;
-            self.send_flushes(FlushLane::Large, vec![large]);
-        }
-    }
-
-    fn send_flushes(&mut self, lane: FlushLane, batch: Vec<(GroupKey, GroupFlush)>) {
+        let count = self.flushes.len().min(FLUSH_BATCH);
+        let (keys, batch): (Vec<GroupKey>, Vec<GroupFlush>) = self.flushes.drain(..count).unzip();
+        self.flushing = true;
+        self.unsettled += count;
         self.counters.flush_batches += 1;
-        self.counters.flushes += batch.len() as u64;
-        let (keys, batch): (Vec<GroupKey>, Vec<GroupFlush>) = batch.into_iter().unzip();
+        self.counters.flushes += count as u64;
         let mailbox = self.mailbox.clone();
+        let mut first = true;
         self.store.flush(
             batch,
-            Box::new(move |verdicts| {
-                let verdicts = keys.into_iter().zip(verdicts.into_iter().map(|v| v.result));
-                mailbox.put(StoreAnswer::Flushed(lane, verdicts.collect()));
+            Box::new(move |verdicts: Vec<Verdict>| {
+                let verdicts = verdicts.into_iter().map(|v| (keys[v.at], v.result)).collect();
+                let first = std::mem::take(&mut first);
+                mailbox.put(StoreAnswer::Flushed { first, verdicts });
             }),
         );
     }

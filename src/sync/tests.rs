@@ -17,7 +17,9 @@ use zeroring_storage::replica::initial::{InitialSpec, InitialSync};
 use zeroring_storage::replica::schema::TableIds;
 
 use super::answers::Mailbox;
-use super::groups::State;
+use super::executor::Executor;
+use super::groups::{Slot, State};
+use super::sockets::Conn;
 use super::websocket_config;
 use super::world::World;
 
@@ -110,4 +112,21 @@ fn a_client_that_comes_while_its_group_is_ending_is_sent_to_come_again() {
         String::from_utf8_lossy(&received[..length]).into_owned()
     });
     assert!(received.unwrap().contains(r#"["error",{"#));
+}
+
+/// Bytes of what a function of these arguments returns.
+fn size_of_return<A, B, C, D, R>(_: fn(A, B, C, D) -> R) -> usize {
+    size_of::<R>()
+}
+
+#[test]
+fn what_a_connection_keeps_for_hours_is_small() {
+    let sizes = [
+        ("task", size_of_return(Executor::read)),
+        ("reader", size_of::<ws::WsReader>()),
+        ("connection", size_of::<Conn>()),
+        ("group", size_of::<Slot>()),
+    ];
+    println!("{sizes:?}");
+    assert!(sizes.iter().map(|(_, size)| size).sum::<usize>() < 2_048, "{sizes:?}");
 }

@@ -4,13 +4,11 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex};
 
-use zeroring_core::cvr::store::{
-    CatchupRange, ConfigChange, InspectedQuery, Loaded, Purged, RowPage,
-};
-use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, RowRecord, TtlClock};
+use zeroring_core::cvr::store::{CatchupPage, InspectedQuery, Loaded, Purged, RowPage};
+use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, TtlClock};
 use zeroring_storage::cvr_store::embedded::EmbeddedCvrStore;
 use zeroring_storage::cvr_store::{
-    Answer, CvrStore, PurgeLimits, Reply, RowLookup, RowScan, Verdict,
+    Answer, CatchupScan, CvrStore, PurgeLimits, Reply, RowLookup, Verdicts,
 };
 
 use crate::support::*;
@@ -68,20 +66,20 @@ impl CvrStore for HeldStore {
         }
     }
 
-    fn flush(&self, batch: Vec<GroupFlush>, reply: Reply<Vec<Verdict>>) {
+    fn flush(&self, batch: Vec<GroupFlush>, reply: Verdicts) {
         self.store.flush(batch, reply);
     }
 
-    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<Vec<RowRecord>>>) {
+    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<RowPage>>) {
         self.store.rows(lookup, reply);
     }
 
-    fn catchup_rows(&self, scan: RowScan, reply: Reply<Answer<RowPage>>) {
-        self.store.catchup_rows(scan, reply);
+    fn catch_up(&self, scan: CatchupScan, reply: Reply<Answer<CatchupPage>>) {
+        self.store.catch_up(scan, reply);
     }
 
-    fn catchup_config(&self, range: CatchupRange, reply: Reply<Answer<Vec<ConfigChange>>>) {
-        self.store.catchup_config(range, reply);
+    fn await_rows(&self, group: ClientGroupId, reply: Reply<Answer<()>>) {
+        self.store.await_rows(group, reply);
     }
 
     fn write_ttl_clock(&self, group: ClientGroupId, clock: TtlClock, now_ms: f64) {

@@ -10,7 +10,7 @@
 //!
 //! Then [`QueryUpdater::finish`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, hash_map};
 use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
@@ -74,7 +74,39 @@ impl RowRecords {
     pub fn iter(&self) -> impl Iterator<Item = &RowRecord> {
         self.0.values()
     }
+
+    /// All of them, to be taken slice by slice.
+    pub fn into_values(self) -> hash_map::IntoValues<Arc<RowIdentity>, RowRecord> {
+        self.0.into_values()
+    }
 }
+
+impl<'r> IntoIterator for &'r RowRecords {
+    type Item = &'r RowRecord;
+    type IntoIter = hash_map::Values<'r, Arc<RowIdentity>, RowRecord>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.values()
+    }
+}
+
+/// What an update had to remember: a large one is let go in slices.
+#[derive(Debug)]
+pub struct Leftovers {
+    received: hash_map::IntoIter<Arc<RowIdentity>, Option<RefCounts>>,
+    sent: hash_map::IntoIter<Arc<RowIdentity>, Sent>,
+}
+
+impl Leftovers {
+    /// Lets go of what is about so many rows.
+    pub fn shed(&mut self, rows: usize) {
+        self.received.by_ref().take(rows).for_each(drop);
+        self.sent.by_ref().take(rows).for_each(drop);
+    }
+}
+
+/// Row changes of an update, to be handed back slice by slice.
+pub type RowChanges = hash_map::IntoIter<Arc<RowIdentity>, Option<RowChange>>;
 
 /// What was last sent about a row in this update.
 #[derive(Debug)]
@@ -96,8 +128,8 @@ pub struct QueryUpdater {
     sent: FxHashMap<Arc<RowIdentity>, Sent>,
     /// Pending writes; `None` for a row whose record stays as it is.
     rows: FxHashMap<Arc<RowIdentity>, Option<RowChange>>,
-    /// Pending writes of records that were not read; other rows than those in `rows`.
-    unread: Vec<RowWrite>,
+    /// Settled writes, of records that were not read among them; other rows than those in `rows`.
+    settled: Vec<RowWrite>,
 }
 
 impl QueryUpdater {
@@ -138,7 +170,7 @@ impl QueryUpdater {
             received: FxHashMap::default(),
             sent: FxHashMap::default(),
             rows: FxHashMap::default(),
-            unread: Vec::new(),
+            settled: Vec::new(),
         })
     }
 
@@ -147,7 +179,7 @@ impl QueryUpdater {
         self.received.reserve(received);
         self.sent.reserve(received);
         self.rows.reserve(received);
-        self.unread.reserve(advanced);
+        self.settled.reserve(advanced);
     }
 
     /// The snapshot as changed so far.
@@ -360,24 +392,24 @@ impl QueryUpdater {
 
     /// Queues a change of a record that was not read; at most one per row.
     pub(super) fn write_unread_row(&mut self, id: Arc<RowIdentity>, change: RowChange) {
-        self.unread.push(RowWrite { id, change });
+        self.settled.push(RowWrite { id, change });
     }
 
     /// After everything was received: the touched queries' references of rows that did not come
-    /// again are gone, and with them rows that nothing else references. `records` must hold every
-    /// live row that mentions a touched query.
+    /// again are gone, and with them rows that nothing else references. `records` must be every
+    /// live row that mentions a touched query, at once or in several calls.
     ///
     /// # Errors
     /// [`UpdateError::VersionNotBumped`].
-    pub fn delete_unreferenced_rows(
+    pub fn delete_unreferenced_rows<'r>(
         &mut self,
-        records: &RowRecords,
+        records: impl IntoIterator<Item = &'r RowRecord>,
     ) -> Result<Vec<VersionedPatch>, UpdateError> {
         let mut patches = Vec::new();
         if self.touched.is_empty() {
             return Ok(patches);
         }
-        for record in records.iter() {
+        for record in records {
             let Some(counts) = &record.ref_counts else { continue };
             // What was received is final: it took all references of the record into account.
             let came_again = self.received.contains_key(&record.id);
@@ -410,22 +442,53 @@ impl QueryUpdater {
     /// `signature_of` gives the row-set signature of a query that runs (0 for an empty result),
     /// `None` for one that does not.
     pub fn finish(
-        mut self,
+        self,
         times: FlushTimes,
         signature_of: impl Fn(&QueryHash) -> Option<u64>,
     ) -> Option<PreparedFlush> {
+        self.finish_in_parts(times, signature_of).0
+    }
+
+    /// The changes of rows that were received: a large update gives them back slice by slice
+    /// ([`QueryUpdater::put_row_changes`]) before it is finished.
+    pub fn take_row_changes(&mut self) -> RowChanges {
+        std::mem::take(&mut self.rows).into_iter()
+    }
+
+    /// Takes some of [`QueryUpdater::take_row_changes`] back.
+    pub fn put_row_changes(
+        &mut self,
+        changes: impl IntoIterator<Item = (Arc<RowIdentity>, Option<RowChange>)>,
+    ) {
+        let writes = changes.into_iter();
+        self.settled
+            .extend(writes.filter_map(|(id, change)| Some(RowWrite { id, change: change? })));
+    }
+
+    /// As [`QueryUpdater::finish`]; what is left of a large update is to be let go in slices.
+    pub fn finish_in_parts(
+        mut self,
+        times: FlushTimes,
+        signature_of: impl Fn(&QueryHash) -> Option<u64>,
+    ) -> (Option<PreparedFlush>, Leftovers) {
         self.write_signatures(signature_of);
-        let mut rows = std::mem::take(&mut self.unread);
-        rows.extend(
-            std::mem::take(&mut self.rows)
-                .into_iter()
-                .filter_map(|(id, change)| Some(RowWrite { id, change: change? })),
-        );
+        let changes = self.take_row_changes();
+        self.put_row_changes(changes);
+        let leftovers = Leftovers {
+            received: std::mem::take(&mut self.received).into_iter(),
+            sent: std::mem::take(&mut self.sent).into_iter(),
+        };
+        (self.prepared(times), leftovers)
+    }
+
+    fn prepared(mut self, times: FlushTimes) -> Option<PreparedFlush> {
+        let mut rows = std::mem::take(&mut self.settled);
         if self.orig_stored && self.queries.is_empty() && rows.is_empty() {
             return None;
         }
-        // One order for everybody: two servers that lock rows do not wait for each other. Not for
-        // many rows, it would take long: the lock of the group's own record keeps others off too.
+        // Neighbours in an index are written together. Not for many rows, it would take long.
+        // (No two servers wait for each other's rows: whoever writes rows of a group has locked
+        // its `rowsVersion` before.)
         if rows.len() <= MAX_SORTED_ROWS {
             rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         }

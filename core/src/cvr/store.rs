@@ -190,8 +190,12 @@ pub struct Loaded {
 pub struct Flushed {
     /// Row records written.
     pub rows: usize,
-    /// Adjusted rows that had no live record: 0 unless CVR and engine disagree.
+    /// Adjusted rows that had no live record: 0 unless CVR and engine disagree. (Not known of rows
+    /// that follow.)
     pub anomalies: usize,
+    /// Everything but the rows is durable; they are being written. Until they are, reads of the
+    /// group's rows wait, and if this server dies the group is lost: its clients start afresh.
+    pub rows_follow: bool,
 }
 
 /// Which patches a late client misses: `after < patch version ≤ up_to`.
@@ -219,10 +223,21 @@ impl CatchupRange {
     }
 }
 
-/// One page of a row scan.
+/// One page of a lookup of row records.
 #[derive(Debug, Clone, Default)]
 pub struct RowPage {
-    /// Records, tombstones included.
+    /// Records.
+    pub rows: Vec<RowRecord>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<RowCursor>,
+}
+
+/// One page of what late clients missed.
+#[derive(Debug, Clone, Default)]
+pub struct CatchupPage {
+    /// All configuration changes in the range, queries before desires; on the first page only.
+    pub config: Vec<ConfigChange>,
+    /// Row records in the range, tombstones included.
     pub rows: Vec<RowRecord>,
     /// Where to go on; `None` at the end.
     pub next: Option<RowCursor>,

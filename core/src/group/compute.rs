@@ -2,28 +2,28 @@
 //!
 //! What it is made of is *taken at one version of the engine*, all at once and without looking
 //! into it: references to the rows of queries that come and go, the deltas since the last update,
-//! contents of rows that late clients missed, signatures. From then on the queries run, and later
-//! deltas belong to the next update. The rest (naming rows, JSON, counting, encoding) is done
-//! [`SLICE_ROWS`] rows at a time ([`Effect::Continue`]), so that a group with a million new rows
-//! delays nobody else on its executor, and the engine goes on meanwhile.
+//! signatures. From then on the queries run, and later deltas belong to the next update. The rest
+//! (naming rows, JSON, counting, comparing with records, encoding) is done [`SLICE_ROWS`] rows at
+//! a time ([`Effect::Continue`]), so that a group with a million new rows delays nobody else on its
+//! executor, and the engine goes on meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, hash_map};
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::{SmallVec, smallvec};
 
 use super::config::bug;
 use super::interface::{Effect, ResetReason};
 use super::machine::{Cx, Group, Pipeline};
-use super::op::{Failure, Flushing, Recipients, Stage, Step, StepResult, Sync, Trigger};
+use super::op::{Failure, Flushing, Stage, Step, StepResult, Sync, Trigger};
 use super::pending::{Pending, SharedDelta, Unmerged};
 use super::poke::{Encoder, Poke};
 use super::sync::failed_query;
 use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
 use crate::cvr::{
-    Cvr, Executed, Patch, PreparedFlush, QueryHash, QueryUpdater, ReceivedRow, RefCounts,
-    RowIdentity, VersionedPatch,
+    Cvr, Executed, Leftovers, Patch, PreparedFlush, QueryHash, QueryUpdater, ReceivedRow,
+    RefCounts, RowChanges, RowIdentity, RowRecord, VersionedPatch,
 };
 use crate::ivm::engine::InstanceId;
 use crate::row::Row;
@@ -45,6 +45,10 @@ pub(super) struct Computing {
     since: StateVersion,
     /// What late clients missed.
     missed: Vec<VersionedPatch>,
+    /// Rows of it that are not there.
+    lost: Vec<(Arc<RowIdentity>, String)>,
+    /// Rows that the update has patches for, while something was missed.
+    rewritten: FxHashSet<Arc<RowIdentity>>,
     /// Queries with a row that cannot be delivered: they are removed.
     undeliverable: BTreeSet<QueryHash>,
     patches: Vec<VersionedPatch>,
@@ -59,7 +63,11 @@ enum Work {
     /// What changed in the queries that go on joins the rows that will be compared with records.
     Mix(Received, std::vec::IntoIter<AdvancedRow>),
     /// Rows are counted, with what the records say.
-    Receive(std::vec::IntoIter<ReceivedRow>),
+    Receive(std::vec::IntoIter<ReceivedRow>, hash_map::IntoIter<Arc<RowIdentity>, usize>),
+    /// Records are looked through for rows that did not come again.
+    Bury(hash_map::IntoValues<Arc<RowIdentity>, RowRecord>),
+    /// What becomes of records is settled.
+    Settle(RowChanges),
     /// Rows are counted, with what the instances say.
     Count(std::vec::IntoIter<AdvancedRow>),
     /// The same, of one query that merely advances: nothing is gathered before.
@@ -106,10 +114,14 @@ struct Received(Vec<ReceivedRow>, FxHashMap<Arc<RowIdentity>, usize>);
 pub(super) struct Encoding {
     sync: Box<Sync>,
     schema: Arc<Schema>,
+    /// Older than what happens now: they go first, but for rows that the update has patches for.
+    missed: std::vec::IntoIter<VersionedPatch>,
+    rewritten: FxHashSet<Arc<RowIdentity>>,
     patches: std::vec::IntoIter<VersionedPatch>,
     poke: Poke,
     /// `None`: nothing is to be written.
     prepared: Option<PreparedFlush>,
+    leftovers: Option<Leftovers>,
 }
 
 impl Group {
@@ -137,7 +149,7 @@ impl Group {
                 return Err(failure);
             }
         };
-        let missed = self.missed_patches(std::mem::take(&mut sync.missed), cx);
+        let (missed, lost) = std::mem::take(&mut sync.missed).into_patches();
         let since = self.pending.since().clone();
         let work = self.work(&sync, held, &mut update);
         self.install(&sync, &instances, cx);
@@ -151,6 +163,8 @@ impl Group {
             signatures: signatures.collect(),
             since,
             missed,
+            lost,
+            rewritten: FxHashSet::default(),
             undeliverable: BTreeSet::new(),
             patches: Vec::new(),
             work,
@@ -247,6 +261,7 @@ impl Group {
         let mut budget = SLICE_ROWS;
         loop {
             let Computing { sync, update, since, patches, undeliverable, work, .. } = &mut *c;
+            let known = patches.len();
             let done = match work {
                 Work::Gather(gather) => {
                     if self.gather(gather, &mut budget, sync, undeliverable, cx) {
@@ -267,15 +282,35 @@ impl Group {
                         }
                     }
                     if rows.len() == 0 {
-                        *work = Work::Receive(std::mem::take(received).0.into_iter());
+                        let Received(rows, index) = std::mem::take(received);
+                        *work = Work::Receive(rows.into_iter(), index.into_iter());
                     }
                     false
                 }
-                Work::Receive(rows) => {
+                Work::Receive(rows, index) => {
                     let now = rows.len().min(budget);
                     budget -= now;
+                    index.by_ref().take(now).for_each(drop);
                     patches.extend(update.received(rows.by_ref().take(now), &sync.records)?);
-                    rows.len() == 0
+                    if rows.len() == 0 {
+                        *work = Work::Bury(std::mem::take(&mut sync.records).into_values());
+                    }
+                    false
+                }
+                Work::Bury(records) => {
+                    let slice: Vec<RowRecord> = records.by_ref().take(budget).collect();
+                    budget -= slice.len();
+                    patches.extend(update.delete_unreferenced_rows(&slice)?);
+                    if records.len() == 0 {
+                        *work = Work::Settle(update.take_row_changes());
+                    }
+                    false
+                }
+                Work::Settle(changes) => {
+                    let now = changes.len().min(budget);
+                    budget -= now;
+                    update.put_row_changes(changes.by_ref().take(now));
+                    changes.len() == 0
                 }
                 Work::Count(_) | Work::CountOne(_) => {
                     let mut slice = Vec::new();
@@ -301,6 +336,10 @@ impl Group {
                     done
                 }
             };
+            if !c.missed.is_empty() {
+                let new = c.patches[known..].iter().filter_map(|p| row_of(&p.patch));
+                c.rewritten.extend(new.cloned());
+            }
             if done {
                 return self.computed(c, cx);
             }
@@ -429,7 +468,9 @@ impl Group {
         };
         Ok(match gathered.rows {
             Rows::Received(mut rows) => {
-                rows.forget(undeliverable);
+                if !undeliverable.is_empty() {
+                    rows.forget(undeliverable);
+                }
                 Work::Mix(rows, gathered.merged.into_rows().into_iter())
             }
             Rows::Changes => {
@@ -450,38 +491,66 @@ impl Group {
 
     /// Everything is counted: what is written is settled, what is sent is still to be encoded.
     fn computed(&mut self, c: Box<Computing>, cx: &mut Cx<'_>) -> StepResult {
+        let lost = c.lost.iter().find(|(id, _)| !c.rewritten.contains(id)).cloned();
+        self.lost_rows(lost.as_ref(), cx);
+        if lost.is_some() && !self.compare_all {
+            return self.abandon(c, cx);
+        }
         let times = self.flush_times(cx.now_ms);
-        let Computing { sync, mut update, schema, signatures, mut missed, mut patches, .. } = *c;
-        if sync.records_read {
-            patches.extend(update.delete_unreferenced_rows(&sync.records)?);
-        }
-        if !missed.is_empty() {
-            // What was missed is older than what happens now: it goes first. The scan saw the
-            // records before the update: what the update says of a row is newer.
-            let rewritten: BTreeSet<&RowIdentity> =
-                patches.iter().filter_map(|p| row_of(&p.patch)).collect();
-            missed.retain(|p| row_of(&p.patch).is_none_or(|id| !rewritten.contains(id)));
-            missed.append(&mut patches);
-            patches = missed;
-        }
-        let prepared = update.finish(times, |id| signatures.get(id).copied());
-        let (patches, poke) = (patches.into_iter(), Poke::default());
-        self.encode_slice(Box::new(Encoding { sync, schema, patches, poke, prepared }), cx)
+        let Computing { sync, update, schema, signatures, missed, rewritten, patches, .. } = *c;
+        let (prepared, leftovers) = update.finish_in_parts(times, |id| signatures.get(id).copied());
+        let encoding = Encoding {
+            sync,
+            schema,
+            missed: missed.into_iter(),
+            rewritten,
+            patches: patches.into_iter(),
+            poke: Poke::default(),
+            prepared,
+            leftovers: Some(leftovers),
+        };
+        self.encode_slice(Box::new(encoding), cx)
+    }
+
+    /// Encodes what late clients missed; nothing is to be written.
+    pub(super) fn encode_missed(
+        &mut self,
+        sync: Box<Sync>,
+        missed: Vec<VersionedPatch>,
+        cx: &mut Cx<'_>,
+    ) -> StepResult {
+        let encoding = Encoding {
+            sync,
+            schema: cx.world.schema().clone(),
+            missed: missed.into_iter(),
+            rewritten: FxHashSet::default(),
+            patches: Vec::new().into_iter(),
+            poke: Poke::default(),
+            prepared: None,
+            leftovers: None,
+        };
+        self.encode_slice(Box::new(encoding), cx)
     }
 
     /// Encodes a slice of patches; after the last one the update is written.
     pub(super) fn encode_slice(&mut self, mut e: Box<Encoding>, cx: &mut Cx<'_>) -> StepResult {
-        let slice: Vec<VersionedPatch> = e.patches.by_ref().take(SLICE_ROWS).collect();
+        let older = e.missed.len().min(SLICE_ROWS);
+        let rewritten = &e.rewritten;
+        let stays = |p: &VersionedPatch| row_of(&p.patch).is_none_or(|id| !rewritten.contains(id));
+        let mut slice: Vec<VersionedPatch> = e.missed.by_ref().take(older).filter(stays).collect();
+        slice.extend(e.patches.by_ref().take(SLICE_ROWS - older));
+        if let Some(leftovers) = &mut e.leftovers {
+            leftovers.shed(SLICE_ROWS);
+        }
         let encoder =
             Encoder { tables: &self.settings.tables, group: self.id.as_str(), schema: &e.schema };
         e.poke.extend(&encoder, &slice).map_err(|error| bug(&error.to_string()))?;
-        if e.patches.len() > 0 {
+        if e.patches.len() > 0 || e.missed.len() > 0 {
             cx.emit(Effect::Continue);
             return Ok(Step::Wait(Stage::Encoding(e)));
         }
         let Encoding { sync, poke, prepared, .. } = *e;
-        let Sync { ack, bring_up, .. } = *sync;
-        let recipients = Recipients::All;
+        let Sync { ack, bring_up, recipients, .. } = *sync;
         let flushing = |cvr| Flushing { cvr, poke, recipients, ack, bring_up };
         match prepared {
             Some(prepared) => {
@@ -563,7 +632,7 @@ impl Received {
 }
 
 /// The row that a patch is about.
-fn row_of(patch: &Patch) -> Option<&RowIdentity> {
+fn row_of(patch: &Patch) -> Option<&Arc<RowIdentity>> {
     match patch {
         Patch::RowPut(id, _) | Patch::RowDel(id) => Some(id),
         _ => None,

@@ -81,7 +81,7 @@ impl Group {
     /// and comes back before the group has ended here. What is stored decides about its cookie.
     fn is_overtaken(&self, task: &Task) -> bool {
         let Task::Init { conn, .. } = task else { return false };
-        let base = self.clients.get(conn).and_then(|client| client.base.as_ref());
+        let base = self.clients.get(*conn).and_then(|client| client.base.as_ref());
         self.cvr.as_ref().is_some_and(|cvr| base.is_some_and(|base| *base > cvr.version))
     }
 
@@ -176,14 +176,19 @@ impl Group {
             (Stage::Transforming { sync, asked }, Event::Transformed(result)) => {
                 self.sync_transformed(trigger, sync, asked, result, cx)
             }
-            (Stage::ReadingRows(mut sync), Event::Rows(rows)) => {
-                sync.records.extend(rows?);
-                self.sync_catch_up(trigger, sync, cx)
+            (Stage::ReadingRows(mut sync), Event::Rows(page)) => {
+                let page = page?;
+                sync.records.extend(page.rows);
+                match page.next {
+                    Some(from) => self.read_rows(sync, Some(from), cx),
+                    None => self.sync_catch_up(trigger, sync, cx),
+                }
             }
-            (Stage::CatchingUp(mut sync), Event::CaughtUp(missed)) => {
-                sync.missed = missed?;
-                self.sync_hydrate(trigger, sync, cx)
+            (Stage::CatchingUp(mut sync), Event::CaughtUp(page)) => {
+                sync.missed.take_page(page?);
+                self.read_missed(trigger, sync, cx)
             }
+            (Stage::ReadingMissed(sync), Event::Continue) => self.read_missed(trigger, sync, cx),
             (Stage::Hydrating(sync), Event::Hydrated(results)) => {
                 self.sync_hydrated(trigger, sync, results, cx)
             }
@@ -215,7 +220,7 @@ impl Group {
     /// Whether a client may join as it is.
     fn check_joining(&self, conn: ConnId, brings_schema: bool) -> Result<(), Failure> {
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let client = self.clients.get(&conn).ok_or_else(no_auth_state)?;
+        let client = self.clients.get(conn).ok_or_else(no_auth_state)?;
         check_cookie(cvr, client.base.as_ref())?;
         if cvr.client_schema.is_none() && !brings_schema {
             return Err(invalid_request(
@@ -253,7 +258,7 @@ impl Group {
             _ => {}
         }
         self.contexts.change_credentials(conn, |credentials| credentials.token = new);
-        if !self.clients.get(&conn).is_some_and(|c| c.active) {
+        if !self.clients.get(conn).is_some_and(|c| c.active) {
             // Used from `initConnection` on.
             return Ok(Step::Done);
         }
@@ -355,7 +360,7 @@ impl Group {
         let now_ms = cx.now_ms;
         let times = self.flush_times(now_ms);
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let client = self.clients.get(&conn).map(|c| c.id.clone()).ok_or_else(no_auth_state)?;
+        let client = self.clients.get(conn).map(|c| c.id.clone()).ok_or_else(no_auth_state)?;
         let mut update = ConfigUpdater::new(cvr);
         let mut patches = Vec::new();
         update.ensure_client(&client, &self.settings.tables);
@@ -452,7 +457,7 @@ impl Group {
 
     /// From now on the connection gets pokes.
     fn activate(&mut self, conn: ConnId) {
-        if let Some(client) = self.clients.get_mut(&conn) {
+        if let Some(client) = self.clients.get_mut(conn) {
             client.active = true;
         }
     }
@@ -461,7 +466,7 @@ impl Group {
     pub(super) fn acknowledge(&mut self, ack: Option<Vec<String>>, cx: &mut Cx<'_>) {
         let Some(ids) = ack.filter(|ids| !ids.is_empty()) else { return };
         let frame = Frame::text(down::delete_clients(&ids));
-        let conns: Vec<ConnId> = self.clients.keys().copied().collect();
+        let conns: Vec<ConnId> = self.clients.conns().collect();
         for conn in conns {
             self.send(conn, vec![frame.clone()], cx);
         }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ConnId;
+use super::by_conn::ByConn;
 use crate::protocol::custom_query::ValidatedUser;
 use crate::protocol::error::{ErrorBody, ErrorKind};
 
@@ -92,9 +93,8 @@ impl From<ValidatedUser> for ServerUser {
 /// The connections of one group. At most one per client.
 #[derive(Debug, Default)]
 pub(super) struct Contexts {
-    /// In order of registration: [`ConnId`]s rise.
-    /// Boxed: a node of the map has places for eleven, and most groups have one.
-    by_conn: BTreeMap<ConnId, Box<Context>>,
+    /// In order of registration.
+    by_conn: ByConn<Context>,
     pinned: Option<Option<Arc<str>>>,
     background: Option<ConnId>,
     pub(super) not_before_ms: f64,
@@ -118,7 +118,7 @@ impl Contexts {
         }
         let conn = connection.conn;
         let context = Context { connection, revision: 0, validated: false, revalidate_at_ms: None };
-        self.by_conn.insert(conn, Box::new(context));
+        self.by_conn.insert(conn, context);
         old
     }
 
@@ -126,11 +126,11 @@ impl Contexts {
         if self.background == Some(conn) {
             self.background = None;
         }
-        self.by_conn.remove(&conn).is_some()
+        self.by_conn.remove(conn)
     }
 
     pub(super) fn get(&self, conn: ConnId) -> Option<&Context> {
-        self.by_conn.get(&conn).map(|context| &**context)
+        self.by_conn.get(conn)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -138,7 +138,7 @@ impl Contexts {
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = ConnId> + '_ {
-        self.by_conn.keys().copied()
+        self.by_conn.conns()
     }
 
     /// The connection of a client.
@@ -146,7 +146,7 @@ impl Contexts {
         self.by_conn
             .iter()
             .find(|(_, c)| &*c.connection.client_id == client_id)
-            .map(|(conn, _)| *conn)
+            .map(|(conn, _)| conn)
     }
 
     /// New credentials: the revision rises and the connection has to be validated again.
@@ -155,7 +155,7 @@ impl Contexts {
         conn: ConnId,
         change: impl FnOnce(&mut Credentials),
     ) {
-        if let Some(context) = self.by_conn.get_mut(&conn) {
+        if let Some(context) = self.by_conn.get_mut(conn) {
             change(Arc::make_mut(&mut context.connection.credentials));
             context.revision += 1;
             context.validated = false;
@@ -176,7 +176,7 @@ impl Contexts {
         now_ms: f64,
         interval_ms: f64,
     ) -> Result<(), Box<ErrorBody>> {
-        let Some(context) = self.by_conn.get_mut(&conn).filter(|c| c.revision == revision) else {
+        let Some(context) = self.by_conn.get_mut(conn).filter(|c| c.revision == revision) else {
             return Ok(());
         };
         let user = context.connection.credentials.user_id.clone();
@@ -203,12 +203,12 @@ impl Contexts {
     /// The connection whose credentials are used for shared work: sticky while validated, else
     /// the validated one that registered last.
     pub(super) fn background(&mut self) -> Result<ConnId, Box<ErrorBody>> {
-        let validated = |c: &ConnId| self.by_conn.get(c).is_some_and(|c| c.validated);
+        let validated = |c: &ConnId| self.by_conn.get(*c).is_some_and(|c| c.validated);
         if let Some(conn) = self.background.filter(validated) {
             return Ok(conn);
         }
         self.background =
-            self.by_conn.iter().rev().find(|(_, c)| c.validated).map(|(conn, _)| *conn);
+            self.by_conn.iter().rev().find(|(_, c)| c.validated).map(|(conn, _)| conn);
         self.background.ok_or_else(|| {
             Box::new(ErrorBody::basic(
                 ErrorKind::InvalidConnectionRequest,
@@ -225,7 +225,7 @@ impl Contexts {
         self.by_conn
             .iter()
             .find(|(_, c)| c.validated && c.revalidate_at_ms.is_some_and(|at| at <= now_ms))
-            .map(|(conn, _)| *conn)
+            .map(|(conn, _)| conn)
     }
 
     /// When the next maintenance is due; `retransform` tells whether the group's periodic

@@ -1,48 +1,108 @@
 //! What goes out to clients: pokes, catch-up patches, errors of single queries
 //! (spec: view-syncer-cvr §4).
 
+use std::sync::Arc;
+
 use super::config::bug;
-use super::interface::{Effect, Missed, ResetReason};
+use super::interface::{Effect, ResetReason};
 use super::machine::{Cx, Group};
-use super::op::{Failure, Recipients};
+use super::op::{Failure, Recipients, Stage, Step, StepResult, Sync, Trigger};
 use super::poke::{Encoder, Frame, Poke};
-use crate::cvr::{Patch, QueryHash, VersionedPatch, catchup};
+use crate::cvr::store::{CatchupPage, CatchupRange, ConfigChange, RowCursor};
+use crate::cvr::{Patch, QueryHash, RowIdentity, RowRecord, VersionedPatch, catchup};
 use crate::protocol::custom_query::ErroredQuery;
 use crate::protocol::down;
 use crate::version::CvrVersion;
 
+/// Rows whose contents are read at once: about a millisecond.
+const SLICE_READS: usize = if cfg!(test) { 3 } else { 200 };
+
+/// What late clients missed: read page by page, the rows as they are when their page comes.
+///
+/// The engine may go on meanwhile. That does no harm: of a row that changes later, the deltas that
+/// wait say so, and what the update makes of them takes the place of what was read here.
+#[derive(Debug, Default)]
+pub(super) struct Missed {
+    scan: Option<(CatchupRange, Vec<QueryHash>)>,
+    next: Option<RowCursor>,
+    /// Records whose contents are still to be read.
+    records: std::vec::IntoIter<RowRecord>,
+    rows: Vec<VersionedPatch>,
+    config: Vec<ConfigChange>,
+    /// Rows that should be there and are not, and why.
+    lost: Vec<(Arc<RowIdentity>, String)>,
+}
+
+impl Missed {
+    /// What a scan of this range will find.
+    pub(super) fn of(range: CatchupRange, except: Vec<QueryHash>) -> Missed {
+        Missed { scan: Some((range, except)), ..Missed::default() }
+    }
+
+    /// The next page; the one before must have been read.
+    pub(super) fn take_page(&mut self, page: CatchupPage) {
+        self.records = page.rows.into_iter();
+        self.next = page.next;
+        self.config.extend(page.config);
+    }
+
+    /// The patches, rows before configuration, and the rows that are lost.
+    pub(super) fn into_patches(self) -> (Vec<VersionedPatch>, Vec<(Arc<RowIdentity>, String)>) {
+        let mut patches = self.rows;
+        patches.extend(catchup::config_patches(self.config));
+        (patches, self.lost)
+    }
+}
+
 impl Group {
-    /// What late clients missed, with rows as they are now.
-    pub(super) fn missed_patches(
+    /// Reads a slice of the rows of a page, then asks for the next page.
+    pub(super) fn read_missed(
         &mut self,
-        missed: Missed,
+        trigger: Trigger,
+        mut sync: Box<Sync>,
         cx: &mut Cx<'_>,
-    ) -> Vec<VersionedPatch> {
-        let mut patches = Vec::with_capacity(missed.rows.len());
-        for record in &missed.rows {
+    ) -> StepResult {
+        let missed = &mut sync.missed;
+        for record in missed.records.by_ref().take(SLICE_READS) {
             let mut failed = None;
-            let patch = catchup::row_patch(record, |id| {
+            let patch = catchup::row_patch(&record, |id| {
                 cx.read_row(id).unwrap_or_else(|why| {
                     failed = Some(why);
                     None
                 })
             });
-            patches.push(patch.unwrap_or_else(|missing| {
-                // The clients cannot have what the replica does not have, and the records that
-                // say so are put right next.
-                if !self.compare_all {
-                    self.reset.get_or_insert(ResetReason::LostRow);
-                }
+            missed.rows.push(patch.unwrap_or_else(|missing| {
+                // The clients cannot have what the replica does not have.
                 let why = failed.unwrap_or_else(|| missing.to_string());
-                cx.warn(format!("group {}: {why}", self.id));
+                missed.lost.push((record.id.clone(), why));
                 VersionedPatch {
                     patch: Patch::RowDel(record.id.clone()),
-                    to_version: record.patch_version.clone(),
+                    to_version: record.patch_version,
                 }
             }));
         }
-        patches.extend(catchup::config_patches(missed.config));
-        patches
+        if missed.records.len() > 0 {
+            cx.emit(Effect::Continue);
+            return Ok(Step::Wait(Stage::ReadingMissed(sync)));
+        }
+        match (missed.next.take(), &missed.scan) {
+            (Some(from), Some((range, except))) => {
+                let (range, except) = (range.clone(), except.clone());
+                cx.emit(Effect::CatchUp { range, except, from: Some(from) });
+                Ok(Step::Wait(Stage::CatchingUp(sync)))
+            }
+            _ => self.sync_hydrate(trigger, sync, cx),
+        }
+    }
+
+    /// A record says that a row is there, and nothing has said that it went: the records are put
+    /// right next.
+    pub(super) fn lost_rows(&mut self, lost: Option<&(Arc<RowIdentity>, String)>, cx: &mut Cx<'_>) {
+        let Some((_, why)) = lost else { return };
+        if !self.compare_all {
+            self.reset.get_or_insert(ResetReason::LostRow);
+        }
+        cx.warn(format!("group {}: {why}", self.id));
     }
 
     pub(super) fn encoder<'a>(&'a self, cx: &'a Cx<'_>) -> Encoder<'a> {
@@ -84,10 +144,10 @@ impl Group {
             }
             let effect = if large {
                 let poke = poke.large(base, &version, client.binary);
-                Effect::SendLarge(*conn, Box::new(poke))
+                Effect::SendLarge(conn, Box::new(poke))
             } else {
                 let frames = frames.of(base, client.binary, shared);
-                Effect::Send(*conn, frames)
+                Effect::Send(conn, frames)
             };
             client.base = Some(version.clone());
             client.ever_poked = true;
@@ -109,7 +169,7 @@ impl Group {
                 .cloned()
                 .collect();
             if !theirs.is_empty() {
-                sends.push((*conn, Frame::text(down::transform_error(&theirs))));
+                sends.push((conn, Frame::text(down::transform_error(&theirs))));
             }
         }
         for error in errored {

@@ -8,8 +8,10 @@ use super::pending::SharedDelta;
 use super::poke::{Frame, LargePoke};
 use super::push::{OutgoingPush, Pushed};
 use super::shared::Shared;
-use crate::cvr::store::{CatchupRange, ConfigChange, CvrStoreError, Flushed, GroupFlush, Loaded};
-use crate::cvr::{ClientSchema, QueryHash, RowIdentity, RowRecord, TtlClock};
+use crate::cvr::store::{
+    CatchupPage, CatchupRange, CvrStoreError, Flushed, GroupFlush, Loaded, RowCursor, RowPage,
+};
+use crate::cvr::{ClientSchema, QueryHash, RowIdentity, TtlClock};
 use crate::ivm::engine::InstanceId;
 use crate::json::RawJson;
 use crate::protocol::custom_query::{TransformRequest, TransformResponse};
@@ -35,12 +37,14 @@ pub enum Event {
     Admitted,
     /// Answer to [`Effect::Load`].
     Loaded(Result<Box<Loaded>, CvrStoreError>),
-    /// Answer to [`Effect::ReadRows`]: every row record of the group that is no tombstone.
-    Rows(Result<Vec<RowRecord>, CvrStoreError>),
+    /// Answer to [`Effect::ReadRows`]: a page of the group's row records that are no tombstones.
+    Rows(Result<RowPage, CvrStoreError>),
     /// Answer to [`Effect::CatchUp`].
-    CaughtUp(Result<Missed, CvrStoreError>),
+    CaughtUp(Result<CatchupPage, CvrStoreError>),
     /// Answer to [`Effect::Flush`].
     Flushed(Result<Flushed, CvrStoreError>),
+    /// Answer to [`Effect::AwaitRows`]: they are durable, or never will be.
+    RowsWritten(Result<(), CvrStoreError>),
     /// Answer to [`Effect::Transform`].
     Transformed(Result<TransformResponse, ApiFailure>),
     /// Answer to [`Effect::Hydrate`]: one entry per query, delivered between two advances, when
@@ -92,15 +96,6 @@ impl ResetReason {
     }
 }
 
-/// Patches that late clients missed.
-#[derive(Debug, Clone, Default)]
-pub struct Missed {
-    /// Row records in the range, tombstones included.
-    pub rows: Vec<RowRecord>,
-    /// Configuration changes in the range, queries before desires.
-    pub config: Vec<ConfigChange>,
-}
-
 /// One-shot timers; setting one again replaces it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Timer {
@@ -141,20 +136,26 @@ pub enum Effect {
         /// See [`crate::cvr::store::FlushTimes::connect_ms`].
         connect_ms: f64,
     },
-    /// Read all live row records of the group: those that mention one of `queries`.
+    /// Read a page of all live row records of the group: those that mention one of `queries`.
     ReadRows {
         /// The group's version; anything else in the store is a concurrent modification.
         current: CvrVersion,
         /// Every query of the group that was executed.
         queries: Vec<QueryHash>,
+        /// The page before ended here.
+        from: Option<RowCursor>,
     },
-    /// Read what late clients missed, without the rows that mention one of `except`.
+    /// Read a page of what late clients missed, without the rows that mention one of `except`.
     CatchUp {
         /// The range.
         range: CatchupRange,
         /// Queries whose rows come with the same poke anyway.
         except: Vec<QueryHash>,
+        /// The page before ended here.
+        from: Option<RowCursor>,
     },
+    /// Answer when all rows of the group that follow their metadata are written.
+    AwaitRows,
     /// Make an update durable.
     Flush(Box<GroupFlush>),
     /// Store the TTL clock; failures are logged only, nothing answers.

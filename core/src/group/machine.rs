@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::by_conn::ByConn;
 use super::context::{Connection, Contexts, Target};
 use super::interface::{Effect, Event, Note, ResetReason, Timer, Transformed, World};
 use super::maintenance::Planned;
@@ -11,6 +12,7 @@ use super::pending::Pending;
 use super::poke::Frame;
 use super::transform_cache::TransformCache;
 use super::{ConnId, Settings};
+use crate::cvr::store::{CvrStoreError, Flushed};
 use crate::cvr::{ClientGroupId, ClientId, Cvr, QueryHash, RowIdentity, TtlTimer};
 use crate::ivm::engine::InstanceId;
 use crate::protocol::down;
@@ -32,7 +34,7 @@ pub struct Group {
     pub(super) settings: Arc<Settings>,
     pub(super) contexts: Contexts,
     /// Connections whose `initConnection` was accepted.
-    pub(super) clients: BTreeMap<ConnId, Box<Client>>,
+    pub(super) clients: ByConn<Client>,
     pub(super) cvr: Option<Cvr>,
     pub(super) clock: Option<TtlTimer>,
     pub(super) pipelines: BTreeMap<QueryHash, Pipeline>,
@@ -54,12 +56,23 @@ pub struct Group {
     pub(super) admitted: bool,
     keep_alive_until_ms: f64,
     op: Option<Op>,
+    owed: Owed,
     /// At most one message per connection.
     queue: VecDeque<(ConnId, Task)>,
     /// Shared work has its turn before the next message.
     shared_first: bool,
     draining: bool,
     stopped: bool,
+}
+
+/// Rows that follow their metadata, and are not known to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owed {
+    No,
+    /// The store was asked to tell when they are.
+    Asked,
+    /// More followed since.
+    AskAgain,
 }
 
 /// Timers that have fired and wait for their turn.
@@ -128,7 +141,7 @@ impl Group {
             id,
             settings,
             contexts: Contexts::default(),
-            clients: BTreeMap::new(),
+            clients: ByConn::default(),
             cvr: None,
             clock: None,
             pipelines: BTreeMap::new(),
@@ -145,6 +158,7 @@ impl Group {
             admitted: false,
             keep_alive_until_ms: now_ms + KEEP_ALIVE_MS,
             op: None,
+            owed: Owed::No,
             queue: VecDeque::new(),
             shared_first: false,
             draining: false,
@@ -216,6 +230,7 @@ impl Group {
             // An operation in flight ends on what it began with.
             Event::Reset(reason) => self.reset = Some(reason),
             Event::Pushed(pushed) => self.pushed(*pushed, &mut cx),
+            Event::RowsWritten(written) => self.rows_written(written, &mut cx),
             Event::Timer(timer) => self.timer(timer, &mut cx),
             Event::Drain => self.draining = true,
             answer => self.answer(answer, &mut cx),
@@ -246,7 +261,7 @@ impl Group {
     /// Forgets a client's connection; its context stays or goes separately.
     fn detach(&mut self, conn: ConnId) -> bool {
         self.queue.retain(|(of, _)| *of != conn);
-        self.clients.remove(&conn).is_some()
+        self.clients.remove(conn)
     }
 
     /// Consequences of one connection less.
@@ -287,7 +302,7 @@ impl Group {
             // Replaced or failed meanwhile; its socket is being closed.
             return;
         }
-        let attached = self.clients.contains_key(&conn);
+        let attached = self.clients.contains(conn);
         let task = match message {
             Upstream::InitConnection(init) => match self.attach(conn, *init, cx) {
                 Ok(task) => task,
@@ -333,7 +348,7 @@ impl Group {
         init: InitConnection,
         cx: &mut Cx<'_>,
     ) -> Result<Task, Box<ErrorBody>> {
-        if self.clients.contains_key(&conn) {
+        if self.clients.contains(conn) {
             return Err(Box::new(ErrorBody::internal(if self.settings.has_mutate_endpoint {
                 "Connection was already initialized"
             } else {
@@ -371,7 +386,7 @@ impl Group {
             active: false,
             binary: connection.protocol >= crate::protocol::BINARY_POKES_SINCE,
         };
-        self.clients.insert(conn, Box::new(client));
+        self.clients.insert(conn, client);
         Ok(Task::Init { conn, init: Box::new(init) })
     }
 
@@ -425,7 +440,7 @@ impl Group {
         let conns: Vec<ConnId> = self.contexts.all().collect();
         for conn in conns {
             match error {
-                Some(error) if self.clients.contains_key(&conn) => {
+                Some(error) if self.clients.contains(conn) => {
                     cx.emit(Effect::Fail(conn, Box::new(error.clone())));
                 }
                 // A socket that has not asked for anything yet comes back by itself.
@@ -465,9 +480,37 @@ impl Group {
         }
     }
 
+    // ---- rows that follow ---------------------------------------------------------------------
+
+    fn rows_follow(&mut self, cx: &mut Cx<'_>) {
+        self.owed = match self.owed {
+            Owed::No => {
+                cx.emit(Effect::AwaitRows);
+                Owed::Asked
+            }
+            Owed::Asked | Owed::AskAgain => Owed::AskAgain,
+        };
+    }
+
+    fn rows_written(&mut self, written: Result<(), CvrStoreError>, cx: &mut Cx<'_>) {
+        let again = std::mem::replace(&mut self.owed, Owed::No) == Owed::AskAgain;
+        match written {
+            Ok(()) if again => self.rows_follow(cx),
+            Ok(()) => {}
+            // The metadata in the store are ahead of their rows, for good.
+            Err(error) => {
+                let failure = Failure::from(error);
+                self.stop(Some(&failure.error), "rows of the CVR were not written", cx);
+            }
+        }
+    }
+
     // ---- operations ---------------------------------------------------------------------------
 
     fn answer(&mut self, answer: Event, cx: &mut Cx<'_>) {
+        if let Event::Flushed(Ok(Flushed { rows_follow: true, .. })) = &answer {
+            self.rows_follow(cx);
+        }
         let Some(Op { trigger, stage }) = self.op.take() else {
             cx.emit(Effect::Note(Note::Error(format!(
                 "group {}: an answer without a question: {answer:?}",
@@ -507,7 +550,7 @@ impl Group {
         match trigger {
             // What it asked for is written, or was nothing: the bring-up that follows does the rest.
             Trigger::Message(conn)
-                if overtaken && self.clients.get(&conn).is_some_and(|c| c.active) =>
+                if overtaken && self.clients.get(conn).is_some_and(|c| c.active) =>
             {
                 cx.info(format!("group {}: another server has had it meanwhile", self.id));
                 self.op_done(trigger, cx);
@@ -548,7 +591,10 @@ impl Group {
     fn run_on(&mut self, cx: &mut Cx<'_>) {
         while self.op.is_none() && !self.stopped {
             if self.draining {
-                self.stop(None, "the server is draining", cx);
+                // Whoever has the group next is to find its rows.
+                if self.owed == Owed::No {
+                    self.stop(None, "the server is draining", cx);
+                }
                 return;
             }
             if let Some(reason) = self.reset.take() {
@@ -562,6 +608,7 @@ impl Group {
         }
         if self.op.is_none()
             && !self.stopped
+            && self.owed == Owed::No
             && self.contexts.len() == 0
             && cx.now_ms >= self.keep_alive_until_ms
         {

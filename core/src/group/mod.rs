@@ -9,7 +9,8 @@
 //! ```text
 //!  sockets ── Connected, Message, Disconnected ─┐         ┌─ Send, Fail, Close, MessageDone ─▶ sockets
 //!  engine ─── Deltas, Advanced, Hydrated ───────┤  Group  ├─ Hydrate, Release ──────────────▶ engine
-//!  CVR store ─ Loaded, Rows, CaughtUp, Flushed ─┤         ├─ Load, ReadRows, CatchUp, Flush ▶ CVR store
+//!  CVR store ─ Loaded, Rows, CaughtUp, Flushed, │         ├─ Load, ReadRows, CatchUp, Flush,
+//!              RowsWritten ─────────────────────┤         │  AwaitRows ─────────────────────▶ CVR store
 //!  endpoint ── Transformed ─────────────────────┤         ├─ Transform ─────────────────────▶ query endpoint
 //!  endpoint ── Pushed ──────────────────────────┤         ├─ Push, CleanUp ─────────────────▶ mutate endpoint
 //!  clock ───── Timer, Drain ────────────────────┘         └─ SetTimer, Stop ────────────────▶ executor
@@ -22,6 +23,9 @@
 //! - **Durable before visible**: every poke goes out whole, after the store's verdict about the
 //!   flush that it belongs to. No poke is ever open while something can still fail, so none is ever
 //!   cancelled.
+//! - **Rows may follow** a flush ([`Flushed::rows_follow`](crate::cvr::store::Flushed)): the store
+//!   keeps reads waiting for them, and the group stays until they are written, so that nobody else
+//!   finds it half written. If they cannot be written, the group fails.
 //! - **An update is made of what was there at one version of the engine**: rows of new instances and
 //!   the deltas of the old ones belong to one version, so last mutation ids, mutation results and
 //!   rows of a transaction are never apart. Whatever else is needed (row records, catch-up patches)
@@ -34,6 +38,7 @@
 //!   queries are compared anew.
 
 mod bring_up;
+mod by_conn;
 mod compute;
 mod config;
 mod context;
@@ -53,7 +58,7 @@ use std::sync::Arc;
 
 pub use context::{Connection, Credentials, ServerUser, Target};
 pub use interface::{
-    Effect, Event, Hydrate, Missed, Note, ResetReason, Timer, Transformed, VisitRow, World,
+    Effect, Event, Hydrate, Note, ResetReason, Timer, Transformed, VisitRow, World,
 };
 pub use machine::{Group, KEEP_ALIVE_MS};
 pub use pending::{SharedDelta, SharedRow};

@@ -6,7 +6,8 @@ use super::ConnId;
 use super::compute::{Computing, Encoding};
 use super::config::ConfigChange;
 use super::context::Credentials;
-use super::interface::{Missed, Transformed};
+use super::deliver::Missed;
+use super::interface::Transformed;
 use super::poke::Poke;
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{ClientId, Cvr, QueryHash, RowRecords, UpdateError};
@@ -91,10 +92,12 @@ pub(super) enum Stage {
     HydratingUnchanged { wanted: Vec<(QueryHash, Transformed)> },
     /// The endpoint, for custom queries.
     Transforming { sync: Box<Sync>, asked: Asked },
-    /// The store: all live row records.
+    /// The store: the next live row records.
     ReadingRows(Box<Sync>),
-    /// The store: what late clients missed.
+    /// The store: the next of what late clients missed.
     CatchingUp(Box<Sync>),
+    /// Its next turn, to read on what the rows that were missed are now.
+    ReadingMissed(Box<Sync>),
     /// The engine: the rows of added queries.
     Hydrating(Box<Sync>),
     /// Its next turn, to compute on.

@@ -11,7 +11,8 @@ use smallvec::{SmallVec, smallvec};
 
 use super::compute::SLICE_ROWS;
 use super::config::bug;
-use super::interface::{Effect, Missed};
+use super::deliver::Missed;
+use super::interface::Effect;
 use super::machine::{Cx, Group, Pipeline};
 use super::op::{Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger};
 use super::sync::failed_query;

@@ -106,7 +106,7 @@ impl Group {
         };
         for (client, error) in told {
             cx.warn(format!("group {}: a push of client {client} failed: {error}", self.id));
-            let conn = self.contexts.of_client(&client).filter(|c| self.clients.contains_key(c));
+            let conn = self.contexts.of_client(&client).filter(|c| self.clients.contains(*c));
             if let Some(conn) = conn {
                 self.fail_connection(conn, Box::new(error), cx);
             }

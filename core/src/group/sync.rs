@@ -11,14 +11,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::compute::SLICE_ROWS;
 use super::config::bug;
+use super::deliver::Missed;
 use super::interface::{Effect, Hydrate, Transformed};
 use super::machine::{Cx, Group, no_auth_state};
 use super::op::{
     Asked, Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger,
 };
 use super::poke::Poke;
-use crate::cvr::store::CatchupRange;
+use crate::cvr::store::{CatchupRange, RowCursor};
 use crate::cvr::{Cvr, Query, QueryBody, QueryHash, is_expired};
 use crate::ivm::engine::InstanceId;
 use crate::json::RawJson;
@@ -227,13 +229,24 @@ impl Group {
         cx: &mut Cx<'_>,
     ) -> StepResult {
         sync.records_read = true;
-        if let Some(cvr) = self.cvr.as_ref().filter(|cvr| cvr.may_have_rows()) {
-            let executed = cvr.queries.values().filter(|q| q.transformation_hash.is_some());
-            let queries = executed.map(|q| q.id.clone()).collect();
-            cx.emit(Effect::ReadRows { current: cvr.version.clone(), queries });
-            return Ok(Step::Wait(Stage::ReadingRows(sync)));
+        if self.cvr.as_ref().is_some_and(Cvr::may_have_rows) {
+            return self.read_rows(sync, None, cx);
         }
         self.sync_catch_up(trigger, sync, cx)
+    }
+
+    /// Asks for a page of row records.
+    pub(super) fn read_rows(
+        &mut self,
+        sync: Box<Sync>,
+        from: Option<RowCursor>,
+        cx: &mut Cx<'_>,
+    ) -> StepResult {
+        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
+        let executed = cvr.queries.values().filter(|q| q.transformation_hash.is_some());
+        let queries = executed.map(|q| q.id.clone()).collect();
+        cx.emit(Effect::ReadRows { current: cvr.version.clone(), queries, from });
+        Ok(Step::Wait(Stage::ReadingRows(sync)))
     }
 
     /// The CVR's results change, or have to: a late client must not get rows of a newer version
@@ -261,13 +274,14 @@ impl Group {
     pub(super) fn sync_catch_up(
         &mut self,
         trigger: Trigger,
-        sync: Box<Sync>,
+        mut sync: Box<Sync>,
         cx: &mut Cx<'_>,
     ) -> StepResult {
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
         if let Some(range) = self.late_clients(cvr).filter(|_| cvr.stored) {
-            let except = sync.additions.iter().map(|(id, _)| id.clone()).collect();
-            cx.emit(Effect::CatchUp { range, except });
+            let except: Vec<_> = sync.additions.iter().map(|(id, _)| id.clone()).collect();
+            sync.missed = Missed::of(range.clone(), except.clone());
+            cx.emit(Effect::CatchUp { range, except, from: None });
             return Ok(Step::Wait(Stage::CatchingUp(sync)));
         }
         self.sync_hydrate(trigger, sync, cx)
@@ -336,8 +350,12 @@ impl Group {
 
     /// Nothing runs that did not: late clients get what they missed, new ones their first poke.
     pub(super) fn catch_up_only(&mut self, mut sync: Box<Sync>, cx: &mut Cx<'_>) -> StepResult {
+        let (missed, lost) = std::mem::take(&mut sync.missed).into_patches();
+        self.lost_rows(lost.first(), cx);
+        if missed.len() > SLICE_ROWS {
+            return self.encode_missed(sync, missed, cx);
+        }
         let mut poke = Poke::default();
-        let missed = self.missed_patches(std::mem::take(&mut sync.missed), cx);
         poke.extend(&self.encoder(cx), &missed).map_err(|e| bug(&e.to_string()))?;
         let Sync { ack, bring_up, recipients, .. } = *sync;
         self.results_flushed(Flushing { cvr: None, poke, recipients, ack, bring_up }, cx)

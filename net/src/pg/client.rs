@@ -1,6 +1,6 @@
 //! A session: simple queries, pipelined extended queries, COPY out, replication.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -21,6 +21,9 @@ use super::wire::Wire;
 /// Rows that one statement may return through [`Client::query`] and the like; larger results
 /// want COPY or a cursor.
 pub const MAX_RESULT_ROWS: usize = 4_000_000;
+
+/// Statements that a session keeps for [`Pipeline::cached`]: more than any user of it has.
+pub const MAX_CACHED: usize = 128;
 
 /// The rows and the command tag of one statement.
 #[derive(Debug, Clone)]
@@ -67,6 +70,8 @@ pub struct Client {
     secret_key: i32,
     transaction: TransactionStatus,
     prepared: u32,
+    /// Names of statements that [`Pipeline::cached`] has prepared, by text.
+    cached: HashMap<String, String>,
     /// Set while the answers in flight are not in step with what was asked.
     pub(crate) broken: bool,
     notices: fn(&super::ServerError),
@@ -137,6 +142,7 @@ impl Client {
             secret_key: info.secret_key,
             transaction: TransactionStatus::Idle,
             prepared: 0,
+            cached: HashMap::new(),
             broken: false,
             notices: |notice| debug!(code = %notice.code, "Postgres: {}", notice.message),
         })
@@ -285,7 +291,7 @@ impl Client {
     /// [`PgError::Broken`].
     pub fn pipeline(&mut self) -> Result<Pipeline<'_>, PgError> {
         self.begin_exchange()?;
-        Ok(Pipeline { client: self, segments: vec![vec![]], sent: false })
+        Ok(Pipeline { client: self, segments: vec![vec![]], fresh: vec![], sent: false })
     }
 
     /// Starts `COPY … TO STDOUT`.
@@ -476,6 +482,8 @@ type Expected = Option<Arc<[Column]>>;
 pub struct Pipeline<'c> {
     client: &'c mut Client,
     segments: Vec<Vec<Expected>>,
+    /// Texts and names of statements that it prepares.
+    fresh: Vec<(String, String)>,
     sent: bool,
 }
 
@@ -494,6 +502,42 @@ impl Pipeline<'_> {
         frontend::parse("", sql, params.iter().map(|p| p.type_oid), out)
             .map_err(|e| PgError::protocol(e.to_string()))?;
         self.bind("", params, result_format)?;
+        let out = &mut self.client.wire.out;
+        frontend::describe(b'P', "", out)
+            .and_then(|()| frontend::execute("", 0, out))
+            .map_err(|e| PgError::protocol(e.to_string()))?;
+        self.expect(None);
+        Ok(self)
+    }
+
+    /// Adds a statement that is parsed once per session and then known by its text: for the same
+    /// few statements over and over. Beyond [`MAX_CACHED`] of them it is [`Pipeline::query`].
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub fn cached(
+        &mut self,
+        sql: &str,
+        params: &[Param],
+        result_format: Format,
+    ) -> Result<&mut Self, PgError> {
+        let fresh = self.fresh.iter().find(|(text, _)| text == sql).map(|(_, name)| name);
+        let name = match self.client.cached.get(sql).or(fresh) {
+            Some(name) => name.clone(),
+            None if self.client.cached.len() + self.fresh.len() >= MAX_CACHED => {
+                return self.query(sql, params, result_format);
+            }
+            None => {
+                self.client.prepared += 1;
+                let name = format!("c{}", self.client.prepared);
+                let types = params.iter().map(|p| p.type_oid);
+                frontend::parse(&name, sql, types, &mut self.client.wire.out)
+                    .map_err(|e| PgError::protocol(e.to_string()))?;
+                self.fresh.push((sql.to_owned(), name.clone()));
+                name
+            }
+        };
+        self.bind(&name, params, result_format)?;
         let out = &mut self.client.wire.out;
         frontend::describe(b'P', "", out)
             .and_then(|()| frontend::execute("", 0, out))
@@ -543,6 +587,10 @@ impl Pipeline<'_> {
             let failed = self.client.read_results(None, &mut results, Some(segment))?;
             out.push(failed.map_or(Ok(results), |e| Err(PgError::Server(e))));
             self.client.broken = out.len() < self.segments.len();
+        }
+        // After a failure the server has skipped some of them; a name is never used twice.
+        if out.iter().all(Result::is_ok) {
+            self.client.cached.extend(self.fresh.drain(..));
         }
         Ok(out)
     }

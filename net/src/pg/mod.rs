@@ -24,7 +24,7 @@ pub mod wire;
 
 pub use crate::tls::TlsMode;
 pub use backoff::Backoff;
-pub use client::{Client, Pipeline, QueryResult, Statement, TransactionStatus};
+pub use client::{Client, MAX_CACHED, Pipeline, QueryResult, Statement, TransactionStatus};
 pub use config::PgConfig;
 pub use error::{PgError, ServerError, SqlState};
 pub use replication::{ReplicationStream, StreamEvent};

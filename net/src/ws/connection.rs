@@ -18,9 +18,6 @@ use crate::rt::{Chunk, Stream, sleep, spawn, timeout};
 /// Pongs that may wait for a socket; of further pings only the latest is answered (RFC 6455 §5.5.3).
 const MAX_QUEUED_PONGS: usize = 16;
 
-/// Events that an idle reader keeps room for.
-const MAX_IDLE_EVENTS: usize = 8;
-
 /// Limits and options of connections.
 #[derive(Debug, Clone)]
 pub struct WsConfig {
@@ -216,8 +213,8 @@ impl WsReader {
                     return incoming;
                 }
             }
-            // A burst of small frames must not leave its room behind on an idle connection.
-            self.ready.shrink_to(MAX_IDLE_EVENTS);
+            // Nothing of what came leaves its room behind on an idle connection.
+            self.ready = VecDeque::new();
             let inner = self.inner.clone();
             // The callback runs once the bytes are there; a dropped wait takes none.
             let read = inner.stream.read_with(|bytes| {

@@ -11,27 +11,70 @@
 //!   not depend on each other;
 //! - it is applied only if nobody with a later connection owns the group, and its stored version
 //!   is the expected one (ownership is looked at first);
-//! - reads of rows answer only if the group is at the version that the asker believes in.
+//! - reads of rows answer only if the group is at the version that the asker believes in, and its
+//!   rows are of that version.
+//!
+//! *Rows may follow.* The rows of a flush of more than [`MAX_SYNC_ROWS`] are written after its
+//! verdict, beside everything else (spec §2.7): the group's clients need not wait for them. So are
+//! those of the group's later flushes until none is owed, in order. Who asks this store for the
+//! group or its rows meanwhile waits ([`owed`]); another server sees that the rows are of an older
+//! version than the group, and tries again for a while. If this server dies first, the group is
+//! lost, which is safe: its clients start afresh.
 //!
 //! [`embedded`] is one local SQLite file; [`postgres`] the database that originals use too.
 
 mod decode;
 pub mod embedded;
+mod owed;
 pub mod postgres;
 
 use std::sync::Arc;
 
 use zeroring_core::cvr::store::{
-    CatchupRange, ConfigChange, CvrStoreError, Flushed, InspectedQuery, Loaded, Purged, RowCursor,
+    CatchupPage, CatchupRange, CvrStoreError, Flushed, InspectedQuery, Loaded, Purged, RowCursor,
     RowPage,
 };
-use zeroring_core::cvr::{
-    ClientGroupId, ClientId, GroupFlush, QueryHash, RowIdentity, RowRecord, TtlClock,
-};
+use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, QueryHash, RowIdentity, TtlClock};
 use zeroring_core::version::CvrVersion;
 
 /// Where an answer goes: called once, on a thread of the store. Must not block.
 pub type Reply<T> = Box<dyn FnOnce(T) + Send>;
+
+/// Where the verdicts of a batch go: called with all that did not have to wait for somebody else,
+/// and again with the rest as it is settled; each group once. Must not block.
+pub type Verdicts = Box<dyn FnMut(Vec<Verdict>) + Send>;
+
+/// Rows of a flush that are written with its metadata; of larger ones they follow (spec §2.7).
+pub const MAX_SYNC_ROWS: usize = 100;
+
+/// Records that are looked at for one page of a lookup or scan. A page may have fewer, and none.
+pub const PAGE_ROWS: usize = 2_000;
+
+/// How a store treats rows that follow their metadata. Servers of one database need not agree; the
+/// defaults are the original's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowOptions {
+    /// Rows of a flush that are written with its metadata: [`MAX_SYNC_ROWS`].
+    pub sync_rows: usize,
+    /// Attempts to load a group whose rows another server has still to write (spec §2.5): 10.
+    pub load_attempts: usize,
+    /// The time between them: 500 ms.
+    pub load_delay: std::time::Duration,
+}
+
+impl Default for RowOptions {
+    fn default() -> RowOptions {
+        let load_delay = std::time::Duration::from_millis(500);
+        RowOptions { sync_rows: MAX_SYNC_ROWS, load_attempts: 10, load_delay }
+    }
+}
+
+/// Another server owes the rows of a group for too long.
+fn rows_behind(version: &str, rows: &str) -> CvrStoreError {
+    CvrStoreError::ClientNotFound(format!(
+        "max attempts exceeded waiting for CVR@{version} to catch up from {rows}"
+    ))
+}
 
 /// An answer that may be a refusal or a failure.
 pub type Answer<T> = Result<T, CvrStoreError>;
@@ -39,22 +82,24 @@ pub type Answer<T> = Result<T, CvrStoreError>;
 /// What became of one group's flush.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verdict {
+    /// Its place in the batch.
+    pub at: usize,
     /// The group.
     pub group: ClientGroupId,
     /// Committed and durable, or nothing was written.
     pub result: Answer<Flushed>,
 }
 
-/// One page of a scan for rows that a late client misses.
+/// One page of a scan for what late clients miss.
 #[derive(Debug, Clone)]
-pub struct RowScan {
+pub struct CatchupScan {
     /// Which patches.
     pub range: CatchupRange,
     /// Leave out rows that these queries reference: they were just sent.
     pub without: Vec<QueryHash>,
-    /// Go on after this row; `None` from the beginning.
+    /// Go on after this row; `None` from the beginning, with the changes of configuration.
     pub from: Option<RowCursor>,
-    /// At most so many records.
+    /// Look at so many records, at most [`PAGE_ROWS`].
     pub limit: usize,
 }
 
@@ -67,8 +112,12 @@ pub struct RowLookup {
     pub current: CvrVersion,
     /// All rows that mention one of these queries…
     pub queries: Vec<QueryHash>,
-    /// …and these rows.
+    /// …and these rows; without queries they come on one page.
     pub ids: Vec<Arc<RowIdentity>>,
+    /// Go on after this row; `None` from the beginning.
+    pub from: Option<RowCursor>,
+    /// Look at so many records, at most [`PAGE_ROWS`].
+    pub limit: usize,
 }
 
 /// Limits of a purge round (spec §2.10).
@@ -96,17 +145,19 @@ pub trait CvrStore: Send + Sync {
     /// connection is not later than `connect_ms`, it is ours from now on.
     fn load(&self, group: ClientGroupId, connect_ms: f64, reply: Reply<Answer<Loaded>>);
 
-    /// Writes the updates of several groups, each at most once; one verdict per group, in order.
-    fn flush(&self, batch: Vec<GroupFlush>, reply: Reply<Vec<Verdict>>);
+    /// Writes the updates of several groups, each at most once.
+    fn flush(&self, batch: Vec<GroupFlush>, reply: Verdicts);
 
-    /// Reads live row records (no tombstones), each once, in no particular order.
-    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<Vec<RowRecord>>>);
+    /// Answers when no rows of the group are owed any more, or what kept them from being written:
+    /// then they never will be.
+    fn await_rows(&self, group: ClientGroupId, reply: Reply<Answer<()>>);
 
-    /// Reads rows that a late client misses, tombstones included.
-    fn catchup_rows(&self, scan: RowScan, reply: Reply<Answer<RowPage>>);
+    /// Reads live row records (no tombstones), each once, in the store's order.
+    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<RowPage>>);
 
-    /// Reads changes of queries and desires that a late client misses; those of all clients.
-    fn catchup_config(&self, range: CatchupRange, reply: Reply<Answer<Vec<ConfigChange>>>);
+    /// Reads rows that a late client misses, tombstones included, and changes of queries and
+    /// desires, those of all clients.
+    fn catch_up(&self, scan: CatchupScan, reply: Reply<Answer<CatchupPage>>);
 
     /// Notes the group's clock and that it is alive. No check, no answer; failures are logged.
     fn write_ttl_clock(&self, group: ClientGroupId, clock: TtlClock, now_ms: f64);

@@ -1,5 +1,6 @@
 //! `kill -9` in the middle of flushes: what was acknowledged is there, and what is there is one
-//! flush as a whole.
+//! flush as a whole. One group has so many rows that they follow: killed between metadata and rows
+//! it is lost, and a load says so.
 //!
 //! The parent starts this test binary again as a child, which flushes as fast as it can and prints
 //! the version of every verdict. After a random number of verdicts the parent kills it, opens the
@@ -12,19 +13,26 @@ use std::sync::mpsc::channel;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use zeroring_core::cvr::store::{CatchupRange, ConfigChange};
+use zeroring_core::cvr::store::{CatchupRange, ConfigChange, CvrStoreError};
 use zeroring_core::cvr::{
     ConfigUpdater, Cvr, DesiredPut, Executed, QueryBody, QueryUpdater, ReceivedRow, RowRecords,
 };
 use zeroring_core::version::CvrVersion;
-use zeroring_storage::cvr_store::RowScan;
+use zeroring_storage::cvr_store::{CatchupScan, RowOptions};
 
 use crate::lab::*;
 
 const KILLS: usize = 12;
 const GROUPS: usize = 3;
-const ROWS: i64 = 40;
+/// Of each group.
+const ROWS: [i64; GROUPS] = [40, 40, 300];
 const FILE: &str = "CVR_KILL_FILE";
+/// How often the group with many rows was lost.
+const LOST: &str = "CVR_KILL_LOST";
+
+fn name(group: usize, lost: usize) -> String {
+    if ROWS[group] > 100 { format!("g{group}-{lost}") } else { format!("g{group}") }
+}
 
 #[test]
 fn a_killed_server_loses_nothing_that_it_acknowledged() {
@@ -37,17 +45,24 @@ fn a_killed_server_loses_nothing_that_it_acknowledged() {
     let mut rng = StdRng::seed_from_u64(seed);
     let lab = EmbeddedLab::new();
     let mut acknowledged = vec![CvrVersion::empty(); GROUPS];
+    let mut lost = 0;
     for _ in 0..KILLS {
-        run_and_kill(&lab.path(), rng.random_range(1..60), &mut acknowledged);
-        let server = lab.open("looker");
-        for (group, acknowledged) in acknowledged.iter().enumerate() {
-            check(&server, group, acknowledged);
+        run_and_kill(&lab.path(), rng.random_range(1..60), lost, &mut acknowledged);
+        let load_delay = std::time::Duration::from_millis(1);
+        let server = lab.open_with("looker", RowOptions { load_delay, ..RowOptions::default() });
+        for (group, acknowledged) in acknowledged.iter_mut().enumerate() {
+            if !check(&server, &name(group, lost), ROWS[group], acknowledged) {
+                // Its clients start afresh.
+                *acknowledged = CvrVersion::empty();
+                lost += 1;
+            }
         }
     }
+    eprintln!("killed {lost} times between metadata and rows");
 }
 
 /// Starts a child, kills it after so many verdicts, and takes everything it acknowledged.
-fn run_and_kill(file: &Path, verdicts: usize, acknowledged: &mut [CvrVersion]) {
+fn run_and_kill(file: &Path, verdicts: usize, lost: usize, acknowledged: &mut [CvrVersion]) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
@@ -55,6 +70,7 @@ fn run_and_kill(file: &Path, verdicts: usize, acknowledged: &mut [CvrVersion]) {
             "--nocapture",
         ])
         .env(FILE, file)
+        .env(LOST, lost.to_string())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -82,23 +98,32 @@ fn run_and_kill(file: &Path, verdicts: usize, acknowledged: &mut [CvrVersion]) {
     assert!(killed, "the child ended by itself after {seen} verdicts");
 }
 
-/// Every flush writes the same number everywhere; no two numbers may meet.
-fn check(server: &Server, group: usize, acknowledged: &CvrVersion) {
-    let cvr = server.load(&format!("g{group}"));
+/// Every flush writes the same number everywhere; no two numbers may meet. False if the rows were
+/// lost.
+fn check(server: &Server, group: &str, rows: i64, acknowledged: &CvrVersion) -> bool {
+    let cvr = match server.try_load(group, 1e15) {
+        Ok(loaded) => loaded.cvr,
+        Err(CvrStoreError::ClientNotFound(why)) if rows > 100 => {
+            assert!(why.contains("to catch up from"), "{why}");
+            return false;
+        }
+        Err(error) => panic!("{error}"),
+    };
     assert!(cvr.version >= *acknowledged, "{} is behind {acknowledged:?}", cvr.version.cookie());
     if cvr.version.state.lsn() == Ok(0) {
-        return; // its first flushes only
+        return true; // its first flushes only
     }
     let query = cvr.query(&"q".into()).unwrap();
     let number = query.signature.unwrap();
     assert_eq!(cvr.version, version(number, 0), "metadata is of one flush");
     assert_eq!(query.transformation_version, Some(cvr.version.clone()));
     let range = range(&cvr, None);
-    let scan = RowScan { range: range.clone(), without: vec![], from: None, limit: 10_000 };
-    let rows = server.page(scan).unwrap().rows;
-    let live: Vec<_> = rows.iter().filter(|r| r.ref_counts.is_some()).collect();
-    assert_eq!(live.len() as i64, ROWS, "rows are of the same flush as the metadata");
-    for row in &rows {
+    let scan = CatchupScan { range: range.clone(), without: vec![], from: None, limit: 10_000 };
+    let found = server.page(scan).unwrap();
+    assert_eq!(found.next, None);
+    let live: Vec<_> = found.rows.iter().filter(|r| r.ref_counts.is_some()).collect();
+    assert_eq!(live.len() as i64, rows, "rows are of the same flush as the metadata");
+    for row in &found.rows {
         assert!(row.patch_version <= cvr.version, "{}", row.id);
     }
     for row in live {
@@ -108,6 +133,7 @@ fn check(server: &Server, group: usize, acknowledged: &CvrVersion) {
     for change in changes(server, range) {
         assert!(change <= cvr.version);
     }
+    true
 }
 
 fn changes(server: &Server, range: CatchupRange) -> Vec<CvrVersion> {
@@ -123,12 +149,13 @@ fn changes(server: &Server, range: CatchupRange) -> Vec<CvrVersion> {
 fn be_the_child(file: &Path) -> ! {
     let store = zeroring_storage::cvr_store::embedded::EmbeddedCvrStore::open(file, "child");
     let server = Server(Box::new(store.unwrap()));
-    let mut cvrs: Vec<_> = (0..GROUPS).map(|n| set_up(&server, n)).collect();
+    let lost = std::env::var(LOST).unwrap().parse().unwrap();
+    let mut cvrs: Vec<_> = (0..GROUPS).map(|n| set_up(&server, &name(n, lost))).collect();
     loop {
         let (send, verdicts) = channel();
         let mut next = Vec::new();
         for (n, cvr) in cvrs.iter().enumerate() {
-            let prepared = step(&server, cvr);
+            let prepared = step(&server, cvr, ROWS[n]);
             next.push(prepared.cvr);
             let send = send.clone();
             let reply = Box::new(move |v: Vec<zeroring_storage::cvr_store::Verdict>| {
@@ -145,8 +172,8 @@ fn be_the_child(file: &Path) -> ! {
     }
 }
 
-fn set_up(server: &Server, group: usize) -> Cvr {
-    let cvr = server.load(&format!("g{group}"));
+fn set_up(server: &Server, group: &str) -> Cvr {
+    let cvr = server.load(group);
     if cvr.stored {
         return cvr;
     }
@@ -159,14 +186,14 @@ fn set_up(server: &Server, group: usize) -> Cvr {
 }
 
 /// The next flush: everything of the group becomes the next number; rows come and go.
-fn step(server: &Server, cvr: &Cvr) -> zeroring_core::cvr::PreparedFlush {
+fn step(server: &Server, cvr: &Cvr, count: i64) -> zeroring_core::cvr::PreparedFlush {
     let number = cvr.version.state.lsn().unwrap() + 1;
     let mut updater = QueryUpdater::new(cvr, &state(number), &state(0)).unwrap();
     let hash = format!("h{number}").into();
     updater.track_queries(&[Executed { id: "q".into(), transformation_hash: hash }], &[]).unwrap();
     let records = RowRecords::new(server.rows(cvr, &["q"], &[]).unwrap());
     let first = number as i64 % 20;
-    let rows = (first..first + ROWS).map(|id| ReceivedRow {
+    let rows = (first..first + count).map(|id| ReceivedRow {
         id: row_id("issue", id),
         row: Some(row(&state(number), id)),
         counts: counts(&[("q", number as i64)]),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use tempfile::TempDir;
-use zeroring_core::cvr::store::{CatchupRange, ConfigChange, Flushed, Loaded, Purged, RowPage};
+use zeroring_core::cvr::store::{
+    CatchupPage, CatchupRange, ConfigChange, Flushed, Loaded, Purged, RowPage,
+};
 use zeroring_core::cvr::{
     ClientGroupId, ConfigUpdater, Cvr, FlushTimes, GroupFlush, PreparedFlush, QueryHash,
     QueryUpdater, RefCounts, RowIdentity, RowRecord, TtlClock,
@@ -15,13 +17,18 @@ use zeroring_core::value::Value;
 use zeroring_core::version::{CvrVersion, StateVersion};
 use zeroring_storage::cvr_store::embedded::EmbeddedCvrStore;
 use zeroring_storage::cvr_store::{
-    Answer, CvrStore, PurgeLimits, Reply, RowLookup, RowScan, Verdict,
+    Answer, CatchupScan, CvrStore, PAGE_ROWS, PurgeLimits, Reply, RowLookup, RowOptions, Verdict,
 };
 
 /// One shared database, and servers that use it.
 pub trait Lab {
     /// Another server with this task id.
-    fn open(&self, task_id: &str) -> Server;
+    fn open(&self, task_id: &str) -> Server {
+        self.open_with(task_id, RowOptions::default())
+    }
+
+    /// Another server that treats rows so.
+    fn open_with(&self, task_id: &str, rows: RowOptions) -> Server;
 
     /// Steps of a simulation that this store makes in a few seconds.
     fn steps(&self) -> u64 {
@@ -45,8 +52,8 @@ impl EmbeddedLab {
 }
 
 impl Lab for EmbeddedLab {
-    fn open(&self, task_id: &str) -> Server {
-        Server(Box::new(EmbeddedCvrStore::open(&self.path(), task_id).unwrap()))
+    fn open_with(&self, task_id: &str, rows: RowOptions) -> Server {
+        Server(Box::new(EmbeddedCvrStore::open_with(&self.path(), task_id, rows).unwrap()))
     }
 }
 
@@ -73,7 +80,18 @@ impl Server {
     }
 
     pub fn flush_all(&self, batch: Vec<GroupFlush>) -> Vec<Verdict> {
-        ask(|reply| self.0.flush(batch, reply))
+        let count = batch.len();
+        let (send, answers) = channel();
+        self.0.flush(batch, Box::new(move |verdicts| drop(send.send(verdicts))));
+        let mut all: Vec<Verdict> = answers.into_iter().flatten().take(count).collect();
+        all.sort_by_key(|v| v.at);
+        assert!(all.iter().enumerate().all(|(at, v)| v.at == at), "each once: {all:?}");
+        all
+    }
+
+    /// Waits until no rows of the group are owed.
+    pub fn await_rows(&self, group: &str) -> Answer<()> {
+        ask(|reply| self.0.await_rows(group.into(), reply))
     }
 
     pub fn flush(&self, flush: &GroupFlush) -> Answer<Flushed> {
@@ -95,23 +113,47 @@ impl Server {
         queries: &[&str],
         ids: &[Arc<RowIdentity>],
     ) -> Answer<Vec<RowRecord>> {
-        let lookup = RowLookup {
-            group: cvr.id.clone(),
-            current: cvr.version.clone(),
-            queries: queries.iter().map(|q| QueryHash::from(*q)).collect(),
-            ids: ids.to_vec(),
-        };
-        let mut rows = ask(|reply| self.0.rows(lookup, reply))?;
+        self.rows_in_pages(cvr, queries, ids, PAGE_ROWS)
+    }
+
+    /// All pages of a lookup.
+    pub fn rows_in_pages(
+        &self,
+        cvr: &Cvr,
+        queries: &[&str],
+        ids: &[Arc<RowIdentity>],
+        limit: usize,
+    ) -> Answer<Vec<RowRecord>> {
+        let mut rows = Vec::new();
+        let mut from = None;
+        loop {
+            let lookup = RowLookup {
+                group: cvr.id.clone(),
+                current: cvr.version.clone(),
+                queries: queries.iter().map(|q| QueryHash::from(*q)).collect(),
+                ids: ids.to_vec(),
+                from,
+                limit,
+            };
+            let page: RowPage = ask(|reply| self.0.rows(lookup, reply))?;
+            assert!(page.rows.len() <= limit + ids.len());
+            rows.extend(page.rows);
+            from = page.next;
+            if from.is_none() {
+                break;
+            }
+        }
         rows.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(rows)
     }
 
-    pub fn page(&self, scan: RowScan) -> Answer<RowPage> {
-        ask(|reply| self.0.catchup_rows(scan, reply))
+    pub fn page(&self, scan: CatchupScan) -> Answer<CatchupPage> {
+        ask(|reply| self.0.catch_up(scan, reply))
     }
 
     pub fn config_changes(&self, range: CatchupRange) -> Answer<Vec<ConfigChange>> {
-        ask(|reply| self.0.catchup_config(range, reply))
+        let scan = CatchupScan { range, without: vec![], from: None, limit: 1 };
+        Ok(self.page(scan)?.config)
     }
 
     pub fn purge(&self, limits: PurgeLimits) -> Purged {

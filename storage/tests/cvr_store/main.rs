@@ -67,6 +67,7 @@ macro_rules! contract {
             suite::a_poisoned_flush_leaves_no_trace,
             suite::row_lookups_find_live_records_only,
             suite::adjusted_rows_keep_what_the_flush_did_not_name,
+            suite::rows_of_a_large_flush_follow_in_order,
             suite::row_catch_up_pages_filters_and_includes_tombstones,
             suite::catch_up_compares_versions_structurally,
             suite::config_catch_up_returns_all_clients_in_range,
@@ -76,7 +77,6 @@ macro_rules! contract {
             suite::desires_of_a_deleted_client_keep_their_query,
             suite::a_removed_query_that_is_put_again_starts_anew,
             suite::the_inspector_counts_rows_per_query,
-            simulation::clients_converge_on_the_model,
         }
     };
 }
@@ -95,4 +95,9 @@ mod embedded {
     }
 
     contract!(test_each);
+
+    #[test]
+    fn clients_converge_on_the_model() {
+        simulation::clients_converge_on_the_model(&EmbeddedLab::new());
+    }
 }

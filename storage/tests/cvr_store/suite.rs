@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use serde_json::json;
 use zeroring_core::cvr::advance::{AdvancedRow, CountChange};
-use zeroring_core::cvr::store::{ConfigChange, CvrStoreError, QueryWrite, RowChange};
+use zeroring_core::cvr::store::{ConfigChange, CvrStoreError, Flushed, QueryWrite, RowChange};
 use zeroring_core::cvr::{
     ClientSchema, ConfigUpdater, Cvr, DesiredPut, Executed, FlushTimes, GroupFlush, QueryBody,
     QueryUpdater, ReceivedRow, RowRecords, TtlClock,
 };
 use zeroring_core::version::CvrVersion;
-use zeroring_storage::cvr_store::{PurgeLimits, RowScan};
+use zeroring_storage::cvr_store::{CatchupScan, PurgeLimits};
 
 use crate::lab::*;
 
@@ -367,7 +367,8 @@ fn scan(
     let mut from = None;
     loop {
         let without = without.iter().map(|q| (*q).into()).collect();
-        let page = server.page(RowScan { range: range(cvr, after.clone()), without, from, limit });
+        let page =
+            server.page(CatchupScan { range: range(cvr, after.clone()), without, from, limit });
         let page = page.unwrap();
         assert!(page.rows.len() <= limit);
         found.extend(page.rows);
@@ -377,6 +378,61 @@ fn scan(
             return found;
         }
     }
+}
+
+/// Rows that enter query `q`.
+pub fn entering(rows: std::ops::Range<i64>) -> impl Iterator<Item = AdvancedRow> {
+    rows.map(|id| AdvancedRow {
+        id: row_id("issue", id),
+        row: Some(row(&state(1), id)),
+        counts: [CountChange { query: "q".into(), before: 0, after: 1 }].into_iter().collect(),
+        others: false,
+        by_advance: true,
+    })
+}
+
+/// As [`execute`] of query `q`, without waiting for rows that follow.
+pub fn large(server: &Server, cvr: &Cvr, at: u64, rows: std::ops::Range<i64>) -> (Cvr, Flushed) {
+    let mut updater = QueryUpdater::new(cvr, &state(at), &state(1)).unwrap();
+    updater.advanced(entering(rows), &cvr.version.state).unwrap();
+    let prepared = finish(updater, 3.0).unwrap();
+    let flushed = server.flush(&prepared.flush).unwrap();
+    (prepared.cvr, flushed)
+}
+
+pub fn rows_of_a_large_flush_follow_in_order(lab: &dyn Lab) {
+    let (server, other) = (lab.open("t"), lab.open("other"));
+    let cvr = group(&server, "g", &["q"]);
+    let (cvr, flushed) = large(&server, &cvr, 5, 0..100);
+    assert!(!flushed.rows_follow, "100 are written at once");
+    assert_eq!(server.await_rows("g"), Ok(()), "nothing is owed");
+    let (cvr, flushed) = large(&server, &cvr, 6, 100..5_100);
+    assert!(flushed.rows_follow && flushed.rows == 5_000);
+    // Later ones are of the same rows: they must come after them.
+    let deltas: Vec<_> = (100..5_100).map(|id| (id, Some(7), "q", 1, 2, false)).collect();
+    let cvr = advance(&server, &cvr, 7, &deltas);
+    let cvr =
+        advance(&server, &cvr, 8, &[(100, None, "q", 2, 0, false), (0, None, "q", 1, 0, false)]);
+    let cvr = server.commit(Some(join(&cvr, "d")));
+    // Reads wait for them, here and elsewhere.
+    let rows = server.rows_in_pages(&cvr, &["q"], &[], 700).unwrap();
+    assert_eq!(rows.len(), 99 + 4_999);
+    let of = |id| rows.iter().find(|r| r.id == row_id("issue", id));
+    assert!(of(0).is_none() && of(100).is_none());
+    let changed = of(101).unwrap();
+    assert_eq!((&changed.row_version, &changed.patch_version), (&state(7), &version(7, 0)));
+    assert_eq!(changed.ref_counts, Some(counts(&[("q", 2)])));
+    assert_eq!(scan(&server, &cvr, Some(version(7, 0)), &[], 2_000).len(), 2, "two tombstones");
+    assert_eq!(server.await_rows("g"), Ok(()));
+    let taken = other.try_load("g", 2e15).unwrap();
+    assert_eq!(taken.cvr, cvr);
+    // A server that ends finishes what it owes.
+    let (cvr, flushed) = large(&other, &cvr, 10, 10_000..14_000);
+    assert!(flushed.rows_follow);
+    drop((server, other));
+    let server = lab.open("again");
+    assert_eq!(server.try_load("g", 3e15).unwrap().cvr, cvr);
+    assert_eq!(server.rows(&cvr, &["q"], &[]).unwrap().len(), 99 + 4_999 + 4_000);
 }
 
 pub fn row_catch_up_pages_filters_and_includes_tombstones(lab: &dyn Lab) {
@@ -487,7 +543,7 @@ pub fn reads_at_another_version_are_refused(lab: &dyn Lab) {
     };
     let at = || range(&old, None);
     assert_eq!(server.rows(&old, &["q"], &[]).err(), Some(refused.clone()));
-    let scan = RowScan { range: at(), without: vec![], from: None, limit: 1 };
+    let scan = CatchupScan { range: at(), without: vec![], from: None, limit: 1 };
     assert_eq!(server.page(scan).err(), Some(refused.clone()));
     assert_eq!(server.config_changes(at()).err(), Some(refused));
     assert!(server.rows(&Cvr { version: version(1, 0), ..empty("none") }, &["q"], &[]).is_err());

@@ -11,7 +11,7 @@ use super::client::{ClientModel, Persisted};
 use super::store::MemStore;
 use super::world::SimWorld;
 use crate::cvr::internal::ShardTables;
-use crate::cvr::store::CvrStoreError;
+use crate::cvr::store::{CvrStoreError, RowCursor};
 use crate::cvr::{ClientGroupId, QueryHash};
 use crate::protocol::custom_query::{
     ErroredQuery, QueryErrorKind, TransformRequest, TransformResponse, TransformResult,
@@ -26,8 +26,8 @@ use crate::version::CvrVersion;
 pub enum Question {
     Enter,
     Load,
-    Rows(CvrVersion),
-    CatchUp(Box<crate::cvr::store::CatchupRange>, Vec<QueryHash>),
+    Rows(CvrVersion, Option<RowCursor>),
+    CatchUp(Box<crate::cvr::store::CatchupRange>, Vec<QueryHash>, Option<RowCursor>),
     /// Durable already; the verdict is under way.
     Flushed(Result<crate::cvr::store::Flushed, CvrStoreError>),
     Transform(Arc<Credentials>, Vec<TransformRequest>),
@@ -53,6 +53,8 @@ pub struct GroupSlot {
     pub questions: VecDeque<Question>,
     /// It has a place among those that come up.
     pub admitted: bool,
+    /// It wants to be told when its rows are written.
+    pub awaits_rows: bool,
     pub timers: BTreeMap<Timer, f64>,
 }
 
@@ -201,12 +203,15 @@ impl Harness {
                 self.came_up += usize::from(up);
             }
             Effect::Load { .. } => slot.questions.push_back(Question::Load),
-            Effect::ReadRows { current, .. } => {
-                self.row_reads += 1;
-                slot.questions.push_back(Question::Rows(current));
+            Effect::ReadRows { current, from, .. } => {
+                self.row_reads += usize::from(from.is_none());
+                slot.questions.push_back(Question::Rows(current, from));
             }
-            Effect::CatchUp { range, except } => {
-                slot.questions.push_back(Question::CatchUp(Box::new(range), except));
+            Effect::CatchUp { range, except, from } => {
+                slot.questions.push_back(Question::CatchUp(Box::new(range), except, from));
+            }
+            Effect::AwaitRows => {
+                assert!(!std::mem::replace(&mut slot.awaits_rows, true), "asked once");
             }
             Effect::Flush(flush) => {
                 let verdict = match self.flush_faults.pop_front() {
@@ -252,6 +257,13 @@ impl Harness {
 
     /// Answers the oldest question of a group.
     pub fn answer(&mut self, group: &ClientGroupId) -> bool {
+        let next = self.groups.get(group).and_then(|slot| slot.questions.front());
+        let reads =
+            matches!(next, Some(Question::Load | Question::Rows(..) | Question::CatchUp(..)));
+        // Reads wait for rows that follow.
+        if reads && self.store.owes(group) {
+            return self.write_rows(group, Ok(()));
+        }
         let Some(slot) = self.groups.get_mut(group) else { return false };
         let Some(question) = slot.questions.pop_front() else { return false };
         let event = match question {
@@ -262,15 +274,17 @@ impl Harness {
             Question::Load => {
                 self.loads += 1;
                 let fault = self.load_faults.pop_front();
-                Event::Loaded(fault.map_or_else(|| Ok(Box::new(self.store.load(group))), Err))
+                let load = || self.store.try_load(group).map(Box::new);
+                Event::Loaded(fault.map_or_else(load, Err))
             }
-            Question::Rows(current) => {
+            Question::Rows(current, from) => {
                 let fault = self.read_faults.pop_front();
-                Event::Rows(fault.map_or_else(|| self.store.rows_at(group, &current), Err))
+                let read = || self.store.page(group, &current, from.as_ref());
+                Event::Rows(fault.map_or_else(read, Err))
             }
-            Question::CatchUp(range, except) => {
+            Question::CatchUp(range, except, from) => {
                 let fault = self.read_faults.pop_front();
-                let read = || self.store.catch_up(&range, &except);
+                let read = || self.store.catch_up(&range, &except, from.as_ref());
                 Event::CaughtUp(fault.map_or_else(read, Err))
             }
             Question::Flushed(verdict) => Event::Flushed(verdict),
@@ -284,6 +298,25 @@ impl Harness {
         };
         self.feed(group, event);
         true
+    }
+
+    /// The rows that follow are written, or never will be; whoever waits for them is told.
+    pub fn write_rows(
+        &mut self,
+        group: &ClientGroupId,
+        written: Result<(), CvrStoreError>,
+    ) -> bool {
+        let owed = self.store.owes(group);
+        match &written {
+            Ok(()) => self.store.write_owed(group),
+            Err(_) => self.store.lose_owed(group),
+        }
+        let slot = self.groups.get_mut(group);
+        let told = slot.is_some_and(|slot| std::mem::take(&mut slot.awaits_rows));
+        if told {
+            self.feed(group, Event::RowsWritten(written));
+        }
+        owed || told
     }
 
     fn transform(
@@ -332,6 +365,7 @@ impl Harness {
             group: Group::new(id.clone(), self.settings.clone(), self.now_ms),
             questions: VecDeque::new(),
             admitted: false,
+            awaits_rows: false,
             timers: BTreeMap::new(),
         });
         slot.group.admit(user)?;
@@ -378,6 +412,7 @@ impl Harness {
     /// The server dies, with everything that was under way, and is there again.
     pub fn crash(&mut self) {
         self.groups.clear();
+        self.store.lose_all_owed();
         self.world.forget_instances();
         for socket in self.sockets.values_mut() {
             socket.closed = true;
@@ -453,7 +488,7 @@ impl Harness {
             let mut moved = false;
             let groups: Vec<ClientGroupId> = self.groups.keys().cloned().collect();
             for group in groups {
-                while self.answer(&group) {
+                while self.answer(&group) || self.write_rows(&group, Ok(())) {
                     moved = true;
                 }
             }
@@ -472,7 +507,7 @@ impl Harness {
 
     /// No answer, message or frame is under way.
     pub fn is_quiet(&self) -> bool {
-        self.groups.values().all(|g| g.questions.is_empty())
+        self.groups.values().all(|g| g.questions.is_empty() && !g.awaits_rows)
             && self
                 .sockets
                 .values()

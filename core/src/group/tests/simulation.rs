@@ -72,6 +72,8 @@ struct Sim {
     lmids: BTreeMap<(String, String), f64>,
     /// Groups that another server has written, which ours may not have noticed.
     moved: BTreeSet<&'static str>,
+    /// Groups that are lost, some of whose clients were told.
+    lost: BTreeSet<&'static str>,
     checks: usize,
     /// Clients that were sent away because of that, came back, and were answered.
     came_back: usize,
@@ -100,6 +102,7 @@ impl Sim {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut h = Harness::new(true);
         Arc::make_mut(&mut h.settings).has_mutate_endpoint = true;
+        h.store.defer_above = rng.random_range(0..5);
         h.endpoint = Box::new(|_, q| match q.name.as_str() {
             "BAD" => Answer::App("bad"),
             name => {
@@ -127,6 +130,7 @@ impl Sim {
             tabs,
             lmids: BTreeMap::new(),
             moved: BTreeSet::new(),
+            lost: BTreeSet::new(),
             checks: 0,
             came_back: 0,
         }
@@ -147,7 +151,8 @@ impl Sim {
             35..57 => self.receive_one(),
             57..59 => self.push_one(),
             59 => self.answer_push(),
-            60..65 => self.upstream_one(),
+            60 => self.write_rows(),
+            61..65 => self.upstream_one(),
             65..80 => self.commit(),
             80..85 => self.connect_one(),
             85..88 => self.disconnect_one(),
@@ -170,6 +175,12 @@ impl Sim {
     fn answer_one(&mut self) {
         let group = self.group();
         self.h.answer(&group);
+    }
+
+    /// Rows that follow are written while nobody waits for them.
+    fn write_rows(&mut self) {
+        let group = self.group();
+        self.h.write_rows(&group, Ok(()));
     }
 
     fn open(&mut self) -> Option<(usize, ConnId)> {
@@ -305,7 +316,14 @@ impl Sim {
 
     fn trouble(&mut self) {
         let lost = || CvrStoreError::Storage("connection lost".into());
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..13) {
+            12 => {
+                let group = self.group();
+                if self.h.store.owes(&group) {
+                    let why = CvrStoreError::Storage("disk full".into());
+                    self.h.write_rows(&group, Err(why));
+                }
+            }
             0 => self.h.flush_faults.push_back(CvrStoreError::Storage("disk full".into())),
             1 => self.h.unknown_outcomes += 1,
             // Another server takes the group over, or writes first, and loses it again.
@@ -396,13 +414,37 @@ impl Sim {
             if !socket.closed {
                 continue;
             }
-            if let Some(error) = &socket.error {
-                let kind = error.kind_name();
-                assert!(matches!(kind, "Rehome" | "TransformFailed" | "PushFailed"), "{error}");
-            }
+            let failed = socket.error.clone();
             tab.state = socket.model.state.clone();
+            if let Some(error) = failed {
+                let kind = error.kind_name();
+                let group = ClientGroupId::from(tab.group);
+                if kind == "ClientNotFound" {
+                    // Rows that its CVR owed were lost: all of its clients begin anew.
+                    assert!(self.h.store.is_lost(&group), "{error}");
+                    self.lost.insert(tab.group);
+                } else {
+                    assert!(matches!(kind, "Rehome" | "TransformFailed" | "PushFailed"), "{error}");
+                }
+            }
             tab.conn = None;
             self.h.disconnect(conn);
+        }
+        self.begin_anew();
+    }
+
+    /// Clients of a lost group come back with another one: here it has the same name, so all of
+    /// them must have been told.
+    fn begin_anew(&mut self) {
+        for name in std::mem::take(&mut self.lost) {
+            if self.tabs.iter().any(|tab| tab.group == name && tab.conn.is_some()) {
+                self.lost.insert(name);
+                continue;
+            }
+            self.h.store.forget(&name.into());
+            for tab in self.tabs.iter_mut().filter(|tab| tab.group == name) {
+                tab.state = Persisted::default();
+            }
         }
     }
 

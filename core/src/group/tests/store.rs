@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::Missed;
 use crate::cvr::load::{StoredDesire, assemble};
 use crate::cvr::store::{
-    CatchupRange, ClientWrite, ConfigChange, CvrStoreError, Flushed, GroupFlush, InstanceWrite,
-    Loaded, QueryWrite, RowChange,
+    CatchupPage, CatchupRange, ClientWrite, ConfigChange, CvrStoreError, Flushed, GroupFlush,
+    InstanceWrite, Loaded, QueryWrite, RowChange, RowCursor, RowPage, RowWrite,
 };
 use crate::cvr::{
     ClientGroupId, ClientId, Cvr, Query, QueryHash, RefCounts, RowIdentity, RowRecord, TtlClock,
@@ -22,16 +21,73 @@ struct StoredGroup {
     queries: BTreeMap<QueryHash, (Query, Option<CvrVersion>, bool)>,
     desires: BTreeMap<(ClientId, QueryHash), StoredDesire>,
     rows: BTreeMap<Arc<RowIdentity>, RowRecord>,
+    rows_version: CvrVersion,
+    /// Rows that follow their metadata.
+    owed: Vec<(CvrVersion, Vec<RowWrite>)>,
 }
 
-#[derive(Default)]
+/// Records of a page: few, so that every page turn happens.
+const PAGE: usize = 4;
+
 pub struct MemStore {
     groups: BTreeMap<ClientGroupId, StoredGroup>,
+    /// Rows of larger flushes follow.
+    pub defer_above: usize,
+    /// How many did.
+    pub deferred: usize,
     pub flushes: usize,
     pub anomalies: usize,
 }
 
+impl Default for MemStore {
+    fn default() -> MemStore {
+        let groups = BTreeMap::new();
+        MemStore { groups, defer_above: 100, deferred: 0, flushes: 0, anomalies: 0 }
+    }
+}
+
 impl MemStore {
+    /// Rows of the group are still to be written.
+    pub fn owes(&self, group: &ClientGroupId) -> bool {
+        self.groups.get(group).is_some_and(|g| !g.owed.is_empty())
+    }
+
+    /// Writes the rows that follow.
+    pub fn write_owed(&mut self, group: &ClientGroupId) {
+        let Some(group) = self.groups.get_mut(group) else { return };
+        for (version, rows) in std::mem::take(&mut group.owed) {
+            assert!(group.rows_version <= version, "rows are written in order");
+            for write in &rows {
+                self.anomalies += group.write_row(&write.id, &write.change);
+            }
+            group.rows_version = version;
+        }
+    }
+
+    /// The server died, or gave up: rows that are owed are never written.
+    pub fn lose_owed(&mut self, group: &ClientGroupId) {
+        if let Some(group) = self.groups.get_mut(group) {
+            group.owed.clear();
+        }
+    }
+
+    pub fn lose_all_owed(&mut self) {
+        self.groups.values_mut().for_each(|group| group.owed.clear());
+    }
+
+    /// The rows are not those of the metadata, and nobody will write them.
+    pub fn is_lost(&self, group: &ClientGroupId) -> bool {
+        self.groups.get(group).is_some_and(|g| {
+            let version = g.instance.as_ref().map(|i| &i.version);
+            g.owed.is_empty() && version.is_some_and(|v| *v != g.rows_version)
+        })
+    }
+
+    /// Clients of a lost group come with another id: here, the same one is a new group.
+    pub fn forget(&mut self, group: &ClientGroupId) {
+        self.groups.remove(group);
+    }
+
     pub fn version(&self, group: &ClientGroupId) -> CvrVersion {
         self.groups
             .get(group)
@@ -42,9 +98,15 @@ impl MemStore {
 
     /// Another server had the group and left it at a newer version.
     pub fn moved_on(&mut self, group: &ClientGroupId) -> CvrVersion {
+        // It could take the group over only when its rows were there.
+        if !self.is_lost(group) {
+            self.write_owed(group);
+        }
         let stored = self.groups.get_mut(group).and_then(|g| g.instance.as_mut()).expect("known");
         stored.version.config += 5;
-        stored.version.clone()
+        let version = stored.version.clone();
+        self.groups.get_mut(group).expect("known").rows_version = version.clone();
+        version
     }
 
     pub fn got(&self, group: &ClientGroupId) -> Vec<QueryHash> {
@@ -65,6 +127,15 @@ impl MemStore {
             .filter(|((c, _), d)| c == client && !d.deleted)
             .map(|((_, q), _)| q.clone())
             .collect()
+    }
+
+    /// As another server would find it.
+    pub fn try_load(&self, group: &ClientGroupId) -> Result<Loaded, CvrStoreError> {
+        assert!(!self.owes(group), "a load waits for rows that follow");
+        if self.is_lost(group) {
+            return Err(CvrStoreError::ClientNotFound("rows are behind".into()));
+        }
+        Ok(self.load(group))
     }
 
     pub fn load(&self, group: &ClientGroupId) -> Loaded {
@@ -105,6 +176,12 @@ impl MemStore {
                 actual: actual.cookie(),
             });
         }
+        if self.is_lost(&flush.group) {
+            return Err(CvrStoreError::ConcurrentModification {
+                expected: flush.expected.cookie(),
+                actual: "the rows'".to_owned(),
+            });
+        }
         assert!(flush.instance.version >= flush.expected);
         self.flushes += 1;
         let group = self.groups.entry(flush.group.clone()).or_default();
@@ -132,12 +209,32 @@ impl MemStore {
             };
             group.desires.insert((d.client.clone(), d.query.clone()), stored);
         }
-        let mut anomalies = 0;
-        for write in &flush.rows {
-            anomalies += group.write_row(&write.id, &write.change);
+        let rows_follow = flush.rows.len() > self.defer_above || !group.owed.is_empty();
+        group.owed.push((flush.instance.version.clone(), flush.rows.clone()));
+        if rows_follow {
+            self.deferred += 1;
+        } else {
+            self.write_owed(&flush.group);
         }
-        self.anomalies += anomalies;
-        Ok(Flushed { rows: flush.rows.len(), anomalies })
+        Ok(Flushed { rows: flush.rows.len(), anomalies: 0, rows_follow })
+    }
+
+    pub fn page(
+        &self,
+        group: &ClientGroupId,
+        current: &CvrVersion,
+        from: Option<&RowCursor>,
+    ) -> Result<RowPage, CvrStoreError> {
+        assert!(!self.owes(group), "reads wait for rows that follow");
+        let actual = self.version(group);
+        if actual != *current || self.is_lost(group) {
+            return Err(CvrStoreError::ConcurrentModification {
+                expected: current.cookie(),
+                actual: actual.cookie(),
+            });
+        }
+        let (rows, next) = page_of(self.rows(group), from);
+        Ok(RowPage { rows, next })
     }
 
     pub fn rows(&self, group: &ClientGroupId) -> Vec<RowRecord> {
@@ -148,22 +245,6 @@ impl MemStore {
             .filter(|r| r.ref_counts.is_some())
             .cloned()
             .collect()
-    }
-
-    /// The live records, if the group is at this version.
-    pub fn rows_at(
-        &self,
-        group: &ClientGroupId,
-        current: &CvrVersion,
-    ) -> Result<Vec<RowRecord>, CvrStoreError> {
-        let actual = self.version(group);
-        if actual != *current {
-            return Err(CvrStoreError::ConcurrentModification {
-                expected: current.cookie(),
-                actual: actual.cookie(),
-            });
-        }
-        Ok(self.rows(group))
     }
 
     /// Groups that were written.
@@ -180,7 +261,9 @@ impl MemStore {
         &self,
         range: &CatchupRange,
         except: &[QueryHash],
-    ) -> Result<Missed, CvrStoreError> {
+        from: Option<&RowCursor>,
+    ) -> Result<CatchupPage, CvrStoreError> {
+        assert!(!self.owes(&range.group), "reads wait for rows that follow");
         let actual = self.version(&range.group);
         if actual != range.current {
             return Err(CvrStoreError::ConcurrentModification {
@@ -188,7 +271,9 @@ impl MemStore {
                 actual: actual.cookie(),
             });
         }
-        let Some(group) = self.groups.get(&range.group) else { return Ok(Missed::default()) };
+        let Some(group) = self.groups.get(&range.group) else {
+            return Ok(CatchupPage::default());
+        };
         let rows = group
             .rows
             .values()
@@ -196,7 +281,11 @@ impl MemStore {
             .filter(|r| r.ref_counts.as_ref().is_none_or(|c| !except.iter().any(|q| c.mentions(q))))
             .cloned()
             .collect();
+        let (rows, next) = page_of(rows, from);
         let mut config = Vec::new();
+        if from.is_some() {
+            return Ok(CatchupPage { config, rows, next });
+        }
         for (query, (_, patch, deleted)) in &group.queries {
             if let Some(patch_version) = patch.clone().filter(|v| range.contains(v)) {
                 let deleted = *deleted;
@@ -211,8 +300,19 @@ impl MemStore {
                 patch_version: d.patch_version.clone(),
             });
         }
-        Ok(Missed { rows, config })
+        Ok(CatchupPage { config, rows, next })
     }
+}
+
+/// The records after the cursor, as many as a page has; they are sorted by identity.
+fn page_of(rows: Vec<RowRecord>, from: Option<&RowCursor>) -> (Vec<RowRecord>, Option<RowCursor>) {
+    let after = |r: &RowRecord| from.is_none_or(|from| r.id.text() > from.0.as_str());
+    let mut rows: Vec<_> = rows.into_iter().filter(after).collect();
+    rows.sort_by(|a, b| a.id.text().cmp(b.id.text()));
+    let more = rows.len() > PAGE;
+    rows.truncate(PAGE);
+    let next = rows.last().filter(|_| more).map(|r| RowCursor(r.id.text().to_owned()));
+    (rows, next)
 }
 
 impl StoredGroup {

@@ -20,6 +20,16 @@ fn remembered(h: &mut Harness) -> (Persisted, Persisted) {
     (late, current)
 }
 
+/// Another server writes the group, and is the owner when this one wants to write.
+fn another_has_it(h: &mut Harness) {
+    h.store.moved_on(&"g".into());
+    h.flush_faults.push_back(CvrStoreError::Ownership {
+        owner: "another".into(),
+        granted_ms: h.now_ms + 1.0,
+        connect_ms: h.now_ms,
+    });
+}
+
 fn assert_answered(h: &Harness, conn: ConnId) {
     assert_eq!(h.error_kind(conn), None, "{:?}", h.socket(conn).error);
     let cookie = h.store.version(&"g".into()).cookie();
@@ -33,7 +43,7 @@ fn assert_answered(h: &Harness, conn: ConnId) {
 fn a_client_whose_change_meets_what_another_server_wrote_is_taken_in() {
     let mut h = Harness::new(false);
     let (late, current) = remembered(&mut h);
-    h.store.moved_on(&"g".into());
+    another_has_it(&mut h);
     let conn = h.connect("g", "late", None, late, 51).expect("admitted");
     let wants =
         format!(r#"["initConnection",{{"desiredQueriesPatch":[{}]}}]"#, put("r", ALL_ISSUES));
@@ -53,7 +63,7 @@ fn those_who_stay_are_brought_up_to_what_was_written_elsewhere() {
     let mut h = Harness::new(false);
     let (late, current) = remembered(&mut h);
     let stays = rejoin(&mut h, "current", current);
-    h.store.moved_on(&"g".into());
+    another_has_it(&mut h);
     let conn = h.connect("g", "late", None, late, 51).expect("admitted");
     h.say(
         conn,

@@ -7,19 +7,20 @@
 //!     └──load, rows, catch-up──────▶ reader thread
 //! ```
 //!
-//! *Group commit.* The writer takes everything that waits, applies each group's flush under its
-//! own savepoint (a refused or failing group leaves the others alone), commits once, and then
-//! gives all verdicts. While it commits, the next batch gathers.
+//! *Group commit.* The writer takes everything that waits, applies each group's flush (a refused or
+//! failing group leaves the others alone), commits once, and then gives all verdicts. While it
+//! commits, the next batch gathers. Rows that follow are written in slices between batches.
 //!
 //! *Durability.* WAL with `synchronous=FULL`: a verdict is given after the WAL was synced, so what
 //! was acknowledged survives a power cut, and a `kill -9` at any moment leaves the last committed
-//! state. Metadata and rows of a flush are one transaction: there are no rows behind their
-//! version here.
+//! state. Metadata and up to [`MAX_SYNC_ROWS`](super::MAX_SYNC_ROWS) rows of a flush are one
+//! transaction; the file knows of rows that are behind their group.
 //!
 //! *File format*: `docs/cvr-embedded-format.md`. [`FORMAT_VERSION`] is checked at opening.
 
 mod codec;
 mod read;
+mod rows;
 mod schema;
 mod write;
 
@@ -28,18 +29,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use zeroring_core::cvr::store::{
-    CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, Purged, RowPage,
+    CatchupPage, CvrStoreError, Flushed, InspectedQuery, Loaded, Purged, RowPage,
 };
-use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, RowRecord, TtlClock};
+use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, TtlClock};
 
-use self::read::Reader;
+use self::read::{Attempt, Reader};
+use self::rows::RowsToWrite;
 pub use self::schema::FORMAT_VERSION;
-use self::write::Writer;
-use super::{Answer, CvrStore, PurgeLimits, Reply, RowLookup, RowScan, Verdict};
+use self::write::{Applied, Writer};
+use super::owed::{Owed, Part, RowsPlan};
+use super::{
+    Answer, CatchupScan, CvrStore, PurgeLimits, Reply, RowLookup, RowOptions, Verdict, Verdicts,
+    rows_behind,
+};
 
 /// Requests that may wait for the writer, and for the reader. A group has at most one in flight,
 /// so this is also the number of groups that can be busy at once; beyond it they are refused.
@@ -100,11 +106,12 @@ pub struct EmbeddedCvrStore {
     // Boxed: a bounded channel takes the memory of all its places at once.
     writer: SyncSender<Box<WriterMessage>>,
     reader: SyncSender<Box<ReaderMessage>>,
+    owed: Arc<Owed<ReaderMessage>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 enum WriterMessage {
-    Flush(Vec<GroupFlush>, Reply<Vec<Verdict>>),
+    Flush(Vec<GroupFlush>, Verdicts),
     TtlClock(ClientGroupId, TtlClock, f64),
     /// This server took the group over at its connection of that time.
     Claim(ClientGroupId, f64),
@@ -115,12 +122,31 @@ enum WriterMessage {
 }
 
 enum ReaderMessage {
-    Load(ClientGroupId, f64, Reply<Answer<Loaded>>),
-    Rows(RowLookup, Reply<Answer<Vec<RowRecord>>>),
-    CatchupRows(RowScan, Reply<Answer<RowPage>>),
-    CatchupConfig(CatchupRange, Reply<Answer<Vec<ConfigChange>>>),
+    Load(LoadRequest),
+    Rows(RowLookup, Reply<Answer<RowPage>>),
+    CatchUp(CatchupScan, Reply<Answer<CatchupPage>>),
     Inspect(ClientGroupId, Option<ClientId>, TtlClock, Reply<Answer<Vec<InspectedQuery>>>),
     Stop,
+}
+
+struct LoadRequest {
+    group: ClientGroupId,
+    connect_ms: f64,
+    /// How often it was found behind its rows.
+    attempts: usize,
+    reply: Reply<Answer<Loaded>>,
+}
+
+impl ReaderMessage {
+    fn refuse(self, error: CvrStoreError) {
+        match self {
+            ReaderMessage::Load(request) => answer(request.reply, Err(error)),
+            ReaderMessage::Rows(_, reply) => answer(reply, Err(error)),
+            ReaderMessage::CatchUp(_, reply) => answer(reply, Err(error)),
+            ReaderMessage::Inspect(.., reply) => answer(reply, Err(error)),
+            ReaderMessage::Stop => {}
+        }
+    }
 }
 
 impl EmbeddedCvrStore {
@@ -129,6 +155,18 @@ impl EmbeddedCvrStore {
     /// # Errors
     /// [`OpenError`].
     pub fn open(path: &Path, task_id: &str) -> Result<EmbeddedCvrStore, OpenError> {
+        EmbeddedCvrStore::open_with(path, task_id, RowOptions::default())
+    }
+
+    /// As [`EmbeddedCvrStore::open`].
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_with(
+        path: &Path,
+        task_id: &str,
+        options: RowOptions,
+    ) -> Result<EmbeddedCvrStore, OpenError> {
         let task_id: Arc<str> = task_id.into();
         let (writer, to_write) = sync_channel(MAX_WAITING);
         let (reader, to_read) = sync_channel(MAX_WAITING);
@@ -138,14 +176,20 @@ impl EmbeddedCvrStore {
         let reading = Reader::new(schema::open_reader(path)?, task_id);
         let checkpointing = schema::open_writer(path)?;
         let (claims, rest) = (writer.clone(), writer.clone());
+        let owed = Arc::new(Owed::new(options));
+        let (owed_rows, owed_reads, ready) = (owed.clone(), owed.clone(), reader.clone());
         let threads = vec![
-            spawn("cvr-writer", move || write_loop(writing, &to_write, &checkpoint))?,
-            spawn("cvr-reader", move || read_loop(reading, &to_read, &claims))?,
+            spawn("cvr-writer", move || {
+                let ready = move |request: ReaderMessage| read(&ready, request);
+                let rows = RowsToWrite::new(owed_rows, Box::new(ready));
+                write_loop(writing, rows, &to_write, &checkpoint);
+            })?,
+            spawn("cvr-reader", move || read_loop(reading, &to_read, &claims, &owed_reads))?,
             spawn("cvr-checkpoint", move || {
                 checkpoint_loop(&checkpointing, &to_checkpoint, &rest);
             })?,
         ];
-        Ok(EmbeddedCvrStore { writer, reader, threads })
+        Ok(EmbeddedCvrStore { writer, reader, owed, threads })
     }
 
     fn write<T>(
@@ -159,17 +203,18 @@ impl EmbeddedCvrStore {
         }
     }
 
-    fn read(&self, message: ReaderMessage) {
-        let Err(e) = self.reader.try_send(Box::new(message)) else { return };
-        let (message, error) = refused(e);
-        match *message {
-            ReaderMessage::Load(.., reply) => answer(reply, Err(error)),
-            ReaderMessage::Rows(_, reply) => answer(reply, Err(error)),
-            ReaderMessage::CatchupRows(_, reply) => answer(reply, Err(error)),
-            ReaderMessage::CatchupConfig(_, reply) => answer(reply, Err(error)),
-            ReaderMessage::Inspect(.., reply) => answer(reply, Err(error)),
-            ReaderMessage::Stop => {}
+    /// Reads what may be owed; then it waits.
+    fn read(&self, group: &ClientGroupId, message: ReaderMessage) {
+        if let Some(message) = self.owed.wait(group, message) {
+            read(&self.reader, message);
         }
+    }
+}
+
+fn read(reader: &SyncSender<Box<ReaderMessage>>, message: ReaderMessage) {
+    if let Err(e) = reader.try_send(Box::new(message)) {
+        let (message, error) = refused(e);
+        message.refuse(error);
     }
 }
 
@@ -191,42 +236,54 @@ fn answer<T>(reply: Reply<T>, value: T) {
     }
 }
 
+/// Gives the verdicts of a batch.
+fn give(mut reply: Verdicts, verdicts: Vec<Verdict>) {
+    if catch_unwind(AssertUnwindSafe(|| reply(verdicts))).is_err() {
+        tracing::error!("the receiver of CVR verdicts panicked");
+    }
+}
+
 fn refuse_all(batch: Vec<GroupFlush>, error: &CvrStoreError) -> Vec<Verdict> {
-    batch
-        .into_iter()
-        .map(|flush| Verdict { group: flush.group, result: Err(error.clone()) })
-        .collect()
+    let verdict = |(at, flush): (_, GroupFlush)| Verdict {
+        at,
+        group: flush.group,
+        result: Err(error.clone()),
+    };
+    batch.into_iter().enumerate().map(verdict).collect()
 }
 
 impl CvrStore for EmbeddedCvrStore {
     fn load(&self, group: ClientGroupId, connect_ms: f64, reply: Reply<Answer<Loaded>>) {
-        self.read(ReaderMessage::Load(group, connect_ms, reply));
+        let request = LoadRequest { group: group.clone(), connect_ms, attempts: 0, reply };
+        self.read(&group, ReaderMessage::Load(request));
     }
 
-    fn flush(&self, batch: Vec<GroupFlush>, reply: Reply<Vec<Verdict>>) {
+    fn flush(&self, batch: Vec<GroupFlush>, reply: Verdicts) {
+        if batch.is_empty() {
+            return;
+        }
         self.write(WriterMessage::Flush(batch, reply), |message, error| {
             if let WriterMessage::Flush(batch, reply) = message {
-                answer(reply, refuse_all(batch, &error));
+                give(reply, refuse_all(batch, &error));
             }
         });
     }
 
-    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<Vec<RowRecord>>>) {
-        self.read(ReaderMessage::Rows(lookup, reply));
+    fn await_rows(&self, group: ClientGroupId, reply: Reply<Answer<()>>) {
+        self.owed.tell(&group, reply);
     }
 
-    fn catchup_rows(&self, scan: RowScan, reply: Reply<Answer<RowPage>>) {
+    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<RowPage>>) {
+        let group = lookup.group.clone();
+        self.read(&group, ReaderMessage::Rows(lookup, reply));
+    }
+
+    fn catch_up(&self, scan: CatchupScan, reply: Reply<Answer<CatchupPage>>) {
         if scan.range.is_empty() {
-            return answer(reply, Ok(RowPage::default()));
+            return answer(reply, Ok(CatchupPage::default()));
         }
-        self.read(ReaderMessage::CatchupRows(scan, reply));
-    }
-
-    fn catchup_config(&self, range: CatchupRange, reply: Reply<Answer<Vec<ConfigChange>>>) {
-        if range.is_empty() {
-            return answer(reply, Ok(Vec::new()));
-        }
-        self.read(ReaderMessage::CatchupConfig(range, reply));
+        let group = scan.range.group.clone();
+        self.read(&group, ReaderMessage::CatchUp(scan, reply));
     }
 
     fn write_ttl_clock(&self, group: ClientGroupId, clock: TtlClock, now_ms: f64) {
@@ -242,7 +299,7 @@ impl CvrStore for EmbeddedCvrStore {
         clock: TtlClock,
         reply: Reply<Answer<Vec<InspectedQuery>>>,
     ) {
-        self.read(ReaderMessage::Inspect(group, client, clock, reply));
+        read(&self.reader, ReaderMessage::Inspect(group, client, clock, reply));
     }
 
     fn purge(&self, limits: PurgeLimits, reply: Reply<Answer<Purged>>) {
@@ -257,13 +314,20 @@ impl CvrStore for EmbeddedCvrStore {
 impl Drop for EmbeddedCvrStore {
     fn drop(&mut self) {
         // Blocks if a queue is full; the threads take from it until they meet this.
-        let _ = self.reader.send(Box::new(ReaderMessage::Stop));
+        // The writer first: it finishes rows that reads wait for.
         let _ = self.writer.send(Box::new(WriterMessage::Stop));
+        if let Some(writer) = (!self.threads.is_empty()).then(|| self.threads.remove(0))
+            && writer.join().is_err()
+        {
+            tracing::error!("the writer of the CVR store panicked");
+        }
+        let _ = self.reader.send(Box::new(ReaderMessage::Stop));
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the CVR store panicked");
             }
         }
+        self.owed.abandon().into_iter().for_each(|read| read.refuse(CvrStoreError::Closed));
     }
 }
 
@@ -281,84 +345,126 @@ fn next<T>(requests: &Receiver<T>, used: &mut bool, release: impl FnOnce()) -> O
     requests.recv().ok()
 }
 
-/// Answers that wait for the commit.
-enum Waiting {
-    Flush(Vec<Verdict>, Reply<Vec<Verdict>>),
-    Purge(Answer<Purged>, Reply<Answer<Purged>>),
+/// What became of a request of a batch, before the commit.
+enum Done {
+    Flush(Vec<(RowsPlan, Answer<Flushed>)>),
+    Purge(Answer<Purged>),
+    Noted,
 }
 
 fn write_loop(
     mut writer: Writer,
+    mut rows: RowsToWrite,
     requests: &Receiver<Box<WriterMessage>>,
     checkpoint: &SyncSender<()>,
 ) {
     let mut written = 0;
     let mut used = false;
-    while let Some(first) = next(requests, &mut used, || writer.release_memory()) {
-        let mut batch = vec![*first];
-        batch.extend(requests.try_iter().take(MAX_BATCH - 1).map(|request| *request));
-        let stop = batch.iter().any(|m| matches!(m, WriterMessage::Stop));
-        written += write_batch(&mut writer, batch);
+    let mut stop = false;
+    while !stop || !rows.is_empty() {
+        let mut batch: Vec<WriterMessage> = Vec::new();
+        if rows.is_empty() {
+            match next(requests, &mut used, || writer.release_memory()) {
+                Some(first) => batch.push(*first),
+                None => stop = true,
+            }
+        }
+        batch.extend(requests.try_iter().take(MAX_BATCH - batch.len()).map(|request| *request));
+        stop |= batch.iter().any(|m| matches!(m, WriterMessage::Stop));
+        if !batch.is_empty() {
+            write_batch(&mut writer, &mut rows, batch);
+        }
+        rows.write_slice(&mut writer);
+        written += writer.take_written();
         if written >= CHECKPOINT_EVERY && checkpoint.try_send(()).is_ok() {
             written = 0;
-        }
-        if stop {
-            return;
         }
     }
 }
 
-/// Applies a batch, commits it, and answers. Returns how many records were written.
-fn write_batch(writer: &mut Writer, batch: Vec<WriterMessage>) -> usize {
+/// Applies a batch, commits it, and answers.
+fn write_batch(writer: &mut Writer, rows: &mut RowsToWrite, batch: Vec<WriterMessage>) {
     if batch.iter().any(|m| matches!(m, WriterMessage::Checkpoint)) {
         writer.checkpoint();
     }
-    let begun = writer.begin();
-    let mut waiting = Vec::with_capacity(batch.len());
-    for message in batch {
-        match message {
-            WriterMessage::Flush(flushes, reply) => {
-                let verdicts = flushes
-                    .iter()
-                    .map(|flush| Verdict {
-                        group: flush.group.clone(),
-                        result: begun.clone().and_then(|()| writer.flush(flush)),
-                    })
-                    .collect();
-                waiting.push(Waiting::Flush(verdicts, reply));
-            }
-            WriterMessage::Purge(limits, reply) => {
-                let purged = begun.clone().and_then(|()| writer.purge(&limits));
-                waiting.push(Waiting::Purge(purged, reply));
-            }
-            WriterMessage::TtlClock(group, clock, now_ms) => {
-                let done = begun.clone().and_then(|()| writer.ttl_clock(&group, clock, now_ms));
-                log_failure(&group, done);
-            }
-            WriterMessage::Claim(group, connect_ms) => {
-                let done = begun.clone().and_then(|()| writer.claim(&group, connect_ms));
-                log_failure(&group, done);
-            }
-            WriterMessage::Checkpoint | WriterMessage::Stop => {}
+    rows.make_room(writer);
+    let mut begun = writer.begin();
+    let applied = apply(writer, rows, &batch, &begun, false);
+    let done = match applied {
+        Some(done) => done,
+        None => {
+            writer.roll_back();
+            begun = writer.begin();
+            apply(writer, rows, &batch, &begun, true).unwrap_or_default()
         }
-    }
+    };
     let committed = begun.and_then(|()| writer.commit());
-    for waits in waiting {
-        match waits {
-            Waiting::Flush(mut verdicts, reply) => {
-                if let Err(error) = &committed {
-                    for verdict in verdicts.iter_mut().filter(|v| v.result.is_ok()) {
-                        verdict.result = Err(error.clone());
+    for (message, done) in batch.into_iter().zip(done) {
+        match (message, done) {
+            (WriterMessage::Flush(flushes, reply), Done::Flush(results)) => {
+                let mut verdicts = Vec::with_capacity(flushes.len());
+                for (at, (flush, (plan, result))) in flushes.into_iter().zip(results).enumerate() {
+                    let result = result.and_then(|flushed| committed.clone().map(|()| flushed));
+                    let group = flush.group;
+                    if plan.follow() && result.is_ok() {
+                        let version = flush.instance.version;
+                        rows.add(&group, Part { version, rows: flush.rows });
                     }
+                    verdicts.push(Verdict { at, group, result });
                 }
-                answer(reply, verdicts);
+                give(reply, verdicts);
             }
-            Waiting::Purge(purged, reply) => {
+            (WriterMessage::Purge(_, reply), Done::Purge(purged)) => {
                 answer(reply, purged.and_then(|p| committed.clone().map(|()| p)));
             }
+            _ => {}
         }
     }
-    writer.take_written()
+}
+
+/// Applies a batch inside the transaction; `None`: it has to be done again, carefully.
+fn apply(
+    writer: &mut Writer,
+    rows: &RowsToWrite,
+    batch: &[WriterMessage],
+    begun: &Answer<()>,
+    carefully: bool,
+) -> Option<Vec<Done>> {
+    let mut all = Vec::with_capacity(batch.len());
+    for message in batch {
+        let begun = begun.clone();
+        all.push(match message {
+            WriterMessage::Flush(flushes, _) => {
+                let mut results = Vec::with_capacity(flushes.len());
+                for flush in flushes {
+                    let plan = rows.plan(flush);
+                    let result = match (&begun, carefully) {
+                        (Err(error), _) => Err(error.clone()),
+                        (Ok(()), true) => writer.flush_carefully(flush, plan),
+                        (Ok(()), false) => match writer.flush(flush, plan) {
+                            Applied::Verdict(result) => result,
+                            Applied::Spoiled => return None,
+                        },
+                    };
+                    results.push((plan, result));
+                }
+                Done::Flush(results)
+            }
+            WriterMessage::Purge(limits, _) => {
+                Done::Purge(begun.and_then(|()| writer.purge(limits)))
+            }
+            WriterMessage::TtlClock(group, clock, now_ms) => {
+                log_failure(group, begun.and_then(|()| writer.ttl_clock(group, *clock, *now_ms)));
+                Done::Noted
+            }
+            WriterMessage::Claim(group, connect_ms) => {
+                log_failure(group, begun.and_then(|()| writer.claim(group, *connect_ms)));
+                Done::Noted
+            }
+            WriterMessage::Checkpoint | WriterMessage::Stop => Done::Noted,
+        });
+    }
+    Some(all)
 }
 
 fn log_failure(group: &ClientGroupId, done: Answer<()>) {
@@ -371,32 +477,81 @@ fn read_loop(
     mut reader: Reader,
     requests: &Receiver<Box<ReaderMessage>>,
     claims: &SyncSender<Box<WriterMessage>>,
+    owed: &Owed<ReaderMessage>,
 ) {
     let mut used = false;
-    while let Some(request) = next(requests, &mut used, || reader.release_memory()) {
-        match *request {
-            ReaderMessage::Load(group, connect_ms, reply) => {
-                let found = reader.load(&group, connect_ms);
-                if let Ok((_, true)) = &found {
-                    let claim = Box::new(WriterMessage::Claim(group.clone(), connect_ms));
-                    if let Err(e) = claims.try_send(claim) {
-                        // Only a hint: the first flush takes the group over anyway.
-                        tracing::warn!(%group, error = %refused(e).1, "a take-over was not noted");
-                    }
-                }
-                answer(reply, found.map(|(loaded, _)| loaded));
+    // Loads that try again when it is time.
+    let mut later: Vec<(Instant, LoadRequest)> = Vec::new();
+    loop {
+        let request = match later.iter().map(|(at, _)| *at).min() {
+            None => match next(requests, &mut used, || reader.release_memory()) {
+                Some(request) => Some(request),
+                None => return,
+            },
+            Some(at) => match requests.recv_timeout(at.saturating_duration_since(Instant::now())) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            },
+        };
+        let now = Instant::now();
+        let due: Vec<_> = later.extract_if(.., |(at, _)| *at <= now).collect();
+        for (_, request) in due {
+            later.extend(load(&mut reader, request, claims, owed));
+        }
+        match request.map(|request| *request) {
+            None => {}
+            Some(ReaderMessage::Load(request)) => {
+                later.extend(load(&mut reader, request, claims, owed));
             }
-            ReaderMessage::Rows(lookup, reply) => answer(reply, reader.rows(&lookup)),
-            ReaderMessage::CatchupRows(scan, reply) => answer(reply, reader.catchup_rows(&scan)),
-            ReaderMessage::CatchupConfig(range, reply) => {
-                answer(reply, reader.catchup_config(&range));
-            }
-            ReaderMessage::Inspect(group, client, clock, reply) => {
+            Some(ReaderMessage::Rows(lookup, reply)) => answer(reply, reader.rows(&lookup)),
+            Some(ReaderMessage::CatchUp(scan, reply)) => answer(reply, reader.catch_up(&scan)),
+            Some(ReaderMessage::Inspect(group, client, clock, reply)) => {
                 answer(reply, reader.inspect(&group, client.as_ref(), clock));
             }
-            ReaderMessage::Stop => return,
+            Some(ReaderMessage::Stop) => break,
         }
     }
+    for (_, request) in later {
+        answer(request.reply, Err(CvrStoreError::Closed));
+    }
+}
+
+/// Loads a group, or gives the request back for later.
+fn load(
+    reader: &mut Reader,
+    mut request: LoadRequest,
+    claims: &SyncSender<Box<WriterMessage>>,
+    owed: &Owed<ReaderMessage>,
+) -> Option<(Instant, LoadRequest)> {
+    let group = request.group.clone();
+    match reader.load(&group, request.connect_ms) {
+        Ok(Attempt::Done(loaded, foreign)) => {
+            if foreign {
+                let claim = Box::new(WriterMessage::Claim(group, request.connect_ms));
+                if let Err(e) = claims.try_send(claim) {
+                    // Only a hint: the first flush takes the group over anyway.
+                    tracing::warn!(error = %refused(e).1, "a take-over was not noted");
+                }
+            }
+            answer(request.reply, Ok(loaded));
+        }
+        Ok(Attempt::RowsBehind { version, rows }) => {
+            request.attempts += 1;
+            if request.attempts >= owed.options.load_attempts {
+                answer(request.reply, Err(rows_behind(&version, &rows)));
+                return None;
+            }
+            // They may be our own by now.
+            if let Some(ReaderMessage::Load(request)) =
+                owed.wait(&group, ReaderMessage::Load(request))
+            {
+                return Some((Instant::now() + owed.options.load_delay, request));
+            }
+        }
+        Err(error) => answer(request.reply, Err(error)),
+    }
+    None
 }
 
 /// Copies the WAL into the file beside the writer, as often as it is asked to. Ends with the

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zeroring_core::cvr::load::{StoredDesire, assemble};
 use zeroring_core::cvr::store::{
-    CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, RowCursor, RowPage,
+    CatchupPage, CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, RowCursor,
+    RowPage,
 };
 use zeroring_core::cvr::{
     ClientGroupId, ClientId, Cvr, Query, QueryBody, QueryHash, RefCounts, RowIdentity, RowRecord,
@@ -15,7 +16,7 @@ use zeroring_core::cvr::{
 use zeroring_core::version::CvrVersion;
 
 use super::super::decode::{self, damaged, state, version};
-use super::super::{Answer, RowLookup, RowScan};
+use super::super::{Answer, CatchupScan, PAGE_ROWS, RowLookup};
 use super::codec;
 use super::write::{KIND_CLIENT, KIND_CUSTOM, KIND_INTERNAL, failed};
 
@@ -42,6 +43,17 @@ struct GroupRow {
     owner: Option<Arc<str>>,
     granted_ms: f64,
     deleted: bool,
+    /// The version that its rows are of, if that is another one.
+    rows_version: Option<String>,
+}
+
+/// An attempt to load a group.
+#[derive(Debug)]
+pub(super) enum Attempt {
+    /// The flag: this server takes it over, which is to be noted.
+    Done(Loaded, bool),
+    /// Another server has not written its rows yet: try again. The versions of both.
+    RowsBehind { version: String, rows: String },
 }
 
 impl Reader {
@@ -64,20 +76,19 @@ impl Reader {
         body(&tx, &self.task_id).map_err(|e| e.of(group, failed))
     }
 
-    /// Loads a group (spec §2.5). The flag: this server takes it over, which is to be noted.
-    pub(super) fn load(
-        &mut self,
-        group: &ClientGroupId,
-        connect_ms: f64,
-    ) -> Answer<(Loaded, bool)> {
+    /// Loads a group (spec §2.5).
+    pub(super) fn load(&mut self, group: &ClientGroupId, connect_ms: f64) -> Answer<Attempt> {
         self.read(group, |db, task_id| {
             let Some(mut found) = group_row(db, group)? else {
                 let cvr = Cvr::empty(group.clone());
-                return Ok((Loaded { cvr, taken_over_from: None }, false));
+                return Ok(Attempt::Done(Loaded { cvr, taken_over_from: None }, false));
             };
             let (owner, granted_ms) = (found.owner.as_ref(), found.granted_ms);
             let foreign =
                 decode::takes_over(found.deleted, owner, granted_ms, connect_ms, task_id)?;
+            if let Some(rows) = found.rows_version {
+                return Ok(Attempt::RowsBehind { version: found.cvr.version.cookie(), rows });
+            }
             found.cvr.client_schema = decode::client_schema(found.schema.as_deref())?;
             let cvr = assemble(
                 found.cvr,
@@ -85,18 +96,19 @@ impl Reader {
                 queries(db, found.num)?,
                 desires(db, found.num)?,
             );
-            Ok((Loaded { cvr, taken_over_from: found.owner.filter(|_| foreign) }, foreign))
+            let taken_over_from = found.owner.filter(|_| foreign);
+            Ok(Attempt::Done(Loaded { cvr, taken_over_from }, foreign))
         })
     }
 
-    /// Live records of the rows that are asked for.
-    pub(super) fn rows(&mut self, lookup: &RowLookup) -> Answer<Vec<RowRecord>> {
+    /// A page of live records of the rows that are asked for: reads the group's rows in key order.
+    pub(super) fn rows(&mut self, lookup: &RowLookup) -> Answer<RowPage> {
         self.read(&lookup.group, |db, _| {
+            let mut page = RowPage::default();
             let Some(grp) = at_version(db, &lookup.group, &lookup.current)? else {
-                return Ok(Vec::new());
+                return Ok(page);
             };
             let hashes = query_hashes(db, grp)?;
-            let mut found = Vec::new();
             if lookup.queries.is_empty() {
                 let mut select = db.prepare_cached(
                     "SELECT id, row_version, patch, refs FROM rows
@@ -105,89 +117,61 @@ impl Reader {
                 for id in &lookup.ids {
                     let mut rows = select.query(params![grp, id.text()])?;
                     if let Some(row) = rows.next()? {
-                        found.push(RawRow::of(row)?.record_of(id.clone(), &hashes)?);
+                        page.rows.push(RawRow::of(row)?.record_of(id.clone(), &hashes)?);
                     }
                 }
-                return Ok(found);
+                return Ok(page);
             }
             let wanted: HashSet<_> = lookup.ids.iter().map(|id| id.text()).collect();
             let numbers = numbers_of(&hashes, &lookup.queries);
             let mut select = db.prepare_cached(
-                "SELECT id, row_version, patch, refs FROM rows WHERE grp = ? AND refs IS NOT NULL",
+                "SELECT id, row_version, patch, refs FROM rows
+                 WHERE grp = ? AND id > ? ORDER BY id LIMIT ?",
             )?;
-            let mut rows = select.query([grp])?;
+            let limit = page_rows(lookup.limit);
+            let from = lookup.from.as_ref().map_or("", |cursor| &cursor.0);
+            let mut rows = select.query(params![grp, from, limit])?;
+            let mut turn = PageTurn::new(limit);
             while let Some(row) = rows.next()? {
                 let raw = RawRow::of(row)?;
-                if wanted.contains(raw.id) || raw.mentions(&numbers)? {
-                    found.push(raw.record(&hashes)?);
+                let asked_for = wanted.contains(raw.id) || raw.mentions(&numbers)?;
+                if raw.refs.is_some() && asked_for {
+                    page.rows.push(raw.record(&hashes)?);
                 }
-            }
-            Ok(found)
-        })
-    }
-
-    /// A page of rows that a late client misses: reads the group's rows in key order.
-    pub(super) fn catchup_rows(&mut self, scan: &RowScan) -> Answer<RowPage> {
-        self.read(&scan.range.group, |db, _| {
-            let mut page = RowPage::default();
-            let Some(grp) = at_version(db, &scan.range.group, &scan.range.current)? else {
-                return Ok(page);
-            };
-            let hashes = query_hashes(db, grp)?;
-            let without = numbers_of(&hashes, &scan.without);
-            let from = scan.from.as_ref().map_or("", |cursor| &cursor.0);
-            let mut select = db.prepare_cached(
-                "SELECT id, row_version, patch, refs FROM rows WHERE grp = ? AND id > ? ORDER BY id",
-            )?;
-            let mut rows = select.query(params![grp, from])?;
-            while let Some(row) = rows.next()? {
-                let raw = RawRow::of(row)?;
-                if !scan.range.contains(&version(raw.patch)?) || raw.mentions(&without)? {
-                    continue;
-                }
-                if page.rows.len() >= scan.limit.max(1) {
-                    let last = page.rows.last().map(|r| r.id.text().to_owned());
-                    page.next = last.map(RowCursor);
-                    break;
-                }
-                page.rows.push(raw.record(&hashes)?);
+                page.next = turn.after(&raw);
             }
             Ok(page)
         })
     }
 
-    /// Changes of queries and desires that a late client misses.
-    pub(super) fn catchup_config(&mut self, range: &CatchupRange) -> Answer<Vec<ConfigChange>> {
-        self.read(&range.group, |db, _| {
-            let mut changes = Vec::new();
-            let Some(grp) = at_version(db, &range.group, &range.current)? else {
-                return Ok(changes);
+    /// A page of what a late client misses: reads the group's rows in key order.
+    pub(super) fn catch_up(&mut self, scan: &CatchupScan) -> Answer<CatchupPage> {
+        self.read(&scan.range.group, |db, _| {
+            let mut page = CatchupPage::default();
+            let Some(grp) = at_version(db, &scan.range.group, &scan.range.current)? else {
+                return Ok(page);
             };
+            if scan.from.is_none() {
+                page.config = config_changes(db, grp, &scan.range)?;
+            }
+            let hashes = query_hashes(db, grp)?;
+            let without = numbers_of(&hashes, &scan.without);
+            let from = scan.from.as_ref().map_or("", |cursor| &cursor.0);
             let mut select = db.prepare_cached(
-                "SELECT hash, patch, deleted FROM queries WHERE grp = ? AND patch IS NOT NULL",
+                "SELECT id, row_version, patch, refs FROM rows
+                 WHERE grp = ? AND id > ? ORDER BY id LIMIT ?",
             )?;
-            let mut rows = select.query([grp])?;
+            let limit = page_rows(scan.limit);
+            let mut rows = select.query(params![grp, from, limit])?;
+            let mut turn = PageTurn::new(limit);
             while let Some(row) = rows.next()? {
-                let patch_version = version(row.get_ref(1)?.as_str().map_err(from_sql)?)?;
-                if range.contains(&patch_version) {
-                    changes.push(ConfigChange::Got {
-                        query: row.get::<_, String>(0)?.into(),
-                        deleted: row.get(2)?,
-                        patch_version,
-                    });
+                let raw = RawRow::of(row)?;
+                if scan.range.contains(&version(raw.patch)?) && !raw.mentions(&without)? {
+                    page.rows.push(raw.record(&hashes)?);
                 }
+                page.next = turn.after(&raw);
             }
-            for desire in desires(db, grp)? {
-                if range.contains(&desire.patch_version) {
-                    changes.push(ConfigChange::Desire {
-                        client: desire.client,
-                        query: desire.query,
-                        deleted: desire.deleted,
-                        patch_version: desire.patch_version,
-                    });
-                }
-            }
-            Ok(changes)
+            Ok(page)
         })
     }
 
@@ -213,6 +197,61 @@ impl Reader {
     }
 }
 
+fn page_rows(limit: usize) -> i64 {
+    limit.clamp(1, PAGE_ROWS) as i64
+}
+
+/// Counts the records of a page.
+struct PageTurn {
+    left: i64,
+}
+
+impl PageTurn {
+    fn new(limit: i64) -> PageTurn {
+        PageTurn { left: limit }
+    }
+
+    /// Where the next page begins, if this record is the last one of a full page.
+    fn after(&mut self, raw: &RawRow<'_>) -> Option<RowCursor> {
+        self.left -= 1;
+        (self.left == 0).then(|| RowCursor(raw.id.to_owned()))
+    }
+}
+
+/// Changes of queries and desires in a range, queries first.
+fn config_changes(
+    db: &Connection,
+    grp: i64,
+    range: &CatchupRange,
+) -> Result<Vec<ConfigChange>, Failure> {
+    let mut changes = Vec::new();
+    let mut select = db.prepare_cached(
+        "SELECT hash, patch, deleted FROM queries WHERE grp = ? AND patch IS NOT NULL",
+    )?;
+    let mut rows = select.query([grp])?;
+    while let Some(row) = rows.next()? {
+        let patch_version = version(row.get_ref(1)?.as_str().map_err(from_sql)?)?;
+        if range.contains(&patch_version) {
+            changes.push(ConfigChange::Got {
+                query: row.get::<_, String>(0)?.into(),
+                deleted: row.get(2)?,
+                patch_version,
+            });
+        }
+    }
+    for desire in desires(db, grp)? {
+        if range.contains(&desire.patch_version) {
+            changes.push(ConfigChange::Desire {
+                client: desire.client,
+                query: desire.query,
+                deleted: desire.deleted,
+                patch_version: desire.patch_version,
+            });
+        }
+    }
+    Ok(changes)
+}
+
 fn from_sql(e: rusqlite::types::FromSqlError) -> Failure {
     Failure::Damaged(e.to_string())
 }
@@ -225,16 +264,21 @@ fn at_version(
     current: &CvrVersion,
 ) -> Result<Option<i64>, Failure> {
     let found = db
-        .prepare_cached("SELECT num, version FROM groups WHERE id = ?")?
-        .query_row([group.as_str()], |r| Ok((r.get(0)?, r.get::<_, String>(1)?)))
+        .prepare_cached("SELECT num, version, rows_version FROM groups WHERE id = ?")?
+        .query_row([group.as_str()], |r| {
+            let rows: Option<String> = r.get(2)?;
+            Ok((r.get(0)?, r.get::<_, String>(1)?, rows))
+        })
         .optional()?;
     let expected = current.cookie();
     let nothing = CvrVersion::empty().cookie();
     match found {
         None if expected == nothing => Ok(None),
-        Some((num, version)) if version == expected => Ok(Some(num)),
+        Some((num, version, None)) if version == expected => Ok(Some(num)),
         found => {
-            let actual = found.map_or(nothing, |(_, version)| version);
+            let actual = found.map_or(nothing, |(_, version, rows)| {
+                if version == expected { rows.unwrap_or(version) } else { version }
+            });
             Err(CvrStoreError::ConcurrentModification { expected, actual }.into())
         }
     }
@@ -243,7 +287,7 @@ fn at_version(
 fn group_row(db: &Connection, group: &ClientGroupId) -> Result<Option<GroupRow>, Failure> {
     let mut select = db.prepare_cached(
         "SELECT g.num, g.version, g.last_active, g.ttl_clock, g.replica_version, g.owner,
-           g.granted, s.json, g.profile, g.deleted
+           g.granted, s.json, g.profile, g.deleted, g.rows_version
          FROM groups g LEFT JOIN schemas s ON s.num = g.client_schema WHERE g.id = ?",
     )?;
     let mut rows = select.query([group.as_str()])?;
@@ -265,6 +309,7 @@ fn group_row(db: &Connection, group: &ClientGroupId) -> Result<Option<GroupRow>,
         owner: row.get(5)?,
         granted_ms: row.get::<_, Option<f64>>(6)?.unwrap_or(0.0),
         deleted: row.get(9)?,
+        rows_version: row.get(10)?,
     }))
 }
 

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use super::OpenError;
 
 /// Version of the file format, in `PRAGMA user_version`.
-pub const FORMAT_VERSION: i64 = 1;
+pub const FORMAT_VERSION: i64 = 2;
 
 /// `zrCV`, in `PRAGMA application_id`.
 const APPLICATION_ID: i64 = 0x7a72_4356;
@@ -34,9 +34,11 @@ CREATE TABLE groups (
   client_schema INTEGER,
   profile TEXT,
   next_query INTEGER NOT NULL DEFAULT 0,
-  deleted INTEGER NOT NULL DEFAULT 0
+  deleted INTEGER NOT NULL DEFAULT 0,
+  active_hour INTEGER NOT NULL DEFAULT 0,
+  rows_version TEXT
 ) STRICT;
-CREATE INDEX groups_by_activity ON groups (deleted, last_active);
+CREATE INDEX groups_by_activity ON groups (deleted, active_hour);
 CREATE TABLE schemas (num INTEGER PRIMARY KEY, json TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE clients (
   grp INTEGER NOT NULL,
@@ -76,6 +78,21 @@ CREATE TABLE rows (
   PRIMARY KEY (grp, id)
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// From version 1: rows may be behind their group, and the index of activity is only written when
+/// the hour changes.
+const TO_2: &str = "
+DROP INDEX groups_by_activity;
+ALTER TABLE groups ADD COLUMN active_hour INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE groups ADD COLUMN rows_version TEXT;
+UPDATE groups SET active_hour = CAST(last_active / 3600000 AS INTEGER);
+CREATE INDEX groups_by_activity ON groups (deleted, active_hour);
+";
+
+/// The hour since 1970 of a wall time, as `groups.active_hour` has it.
+pub(super) fn hour(ms: f64) -> i64 {
+    (ms / 3_600_000.0) as i64
+}
 
 /// Opens the file for writing; makes or checks its tables.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
@@ -140,6 +157,13 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     if found > FORMAT_VERSION {
         return Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT_VERSION });
     }
+    if found < 2 {
+        tracing::info!(path = %path.display(), from = found, to = FORMAT_VERSION,
+            "migrating the CVR file");
+        tx.execute_batch(TO_2).map_err(failed)?;
+        tx.execute_batch(&format!("PRAGMA user_version = {FORMAT_VERSION}")).map_err(failed)?;
+        return tx.commit().map_err(failed);
+    }
     Ok(())
 }
 
@@ -177,7 +201,32 @@ mod tests {
         let bump = format!("PRAGMA user_version = {}", FORMAT_VERSION + 1);
         Connection::open(&ours).unwrap().execute_batch(&bump).unwrap();
         let error = open_writer(&ours).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 3, known: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn files_of_version_1_are_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new] = ["old.db", "new.db"].map(|name| dir.path().join(name));
+        let first = include_str!("v1.sql");
+        Connection::open(&old).unwrap().execute_batch(first).unwrap();
+        let described = |path: &Path| -> Vec<String> {
+            drop(open_writer(path).unwrap());
+            let db = Connection::open(path).unwrap();
+            let sql = "SELECT m.name || ' ' || c.name || ' ' || c.type || ' ' || c.\"notnull\" FROM
+                sqlite_schema m JOIN pragma_table_info(m.name) c ORDER BY 1";
+            let mut lines = db.prepare(sql).unwrap();
+            let lines = lines.query_map([], |r| r.get(0)).unwrap();
+            lines.collect::<Result<_, _>>().unwrap()
+        };
+        assert_eq!(described(&old), described(&new));
+        let (hour, rows): (i64, Option<String>) = Connection::open(&old)
+            .unwrap()
+            .query_row("SELECT active_hour, rows_version FROM groups", [], |r| {
+                Ok((r.get(0)?, r.get(1)?))
+            })
+            .unwrap();
+        assert_eq!((hour, rows), (498_333, None));
     }
 
     #[test]

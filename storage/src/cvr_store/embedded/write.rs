@@ -1,4 +1,6 @@
-//! The writer: applies flushes inside one transaction, each under its own savepoint.
+//! The writer: applies flushes inside one transaction. A flush that is refused is so before it has
+//! written anything; one that fails later spoils the transaction, which is then made anew with a
+//! savepoint for each flush. That is rare, and savepoints are not for nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use zeroring_core::cvr::{
 };
 use zeroring_core::version::CvrVersion;
 
+use super::super::owed::RowsPlan;
 use super::super::{Answer, PurgeLimits};
 use super::{codec, schema};
 
@@ -38,6 +41,16 @@ struct Known {
     num: i64,
     next_query: i64,
     has_client_schema: bool,
+    active_hour: i64,
+}
+
+/// What became of a flush in a transaction.
+#[derive(Debug)]
+pub(super) enum Applied {
+    /// Written, or refused without a trace.
+    Verdict(Answer<Flushed>),
+    /// It failed half way: the transaction must be made anew, with savepoints.
+    Spoiled,
 }
 
 pub(super) fn failed(e: rusqlite::Error) -> CvrStoreError {
@@ -47,6 +60,21 @@ pub(super) fn failed(e: rusqlite::Error) -> CvrStoreError {
 impl Writer {
     pub(super) fn new(connection: Connection, task_id: Arc<str>) -> Writer {
         Writer { connection, task_id, written: 0 }
+    }
+
+    /// Whether commits are synced. Nothing but rows that follow may be written without: the commit
+    /// that ends them is synced, and all before it with it.
+    pub(super) fn set_synced(&self, synced: bool) -> Answer<()> {
+        let sql = if synced { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+        self.connection.execute_batch(sql).map_err(failed)
+    }
+
+    /// Undoes the transaction, if there is one.
+    pub(super) fn roll_back(&mut self) {
+        if !self.connection.is_autocommit() {
+            // If even this fails, the commit will.
+            let _ = self.execute("ROLLBACK");
+        }
     }
 
     pub(super) fn begin(&mut self) -> Answer<()> {
@@ -86,13 +114,32 @@ impl Writer {
         Ok(())
     }
 
+    /// Applies one group's flush.
+    pub(super) fn flush(&mut self, flush: &GroupFlush, rows: RowsPlan) -> Applied {
+        if self.connection.is_autocommit() {
+            let why = "the transaction was rolled back".to_owned();
+            return Applied::Verdict(Err(CvrStoreError::Storage(why)));
+        }
+        match self.check(flush, rows) {
+            Ok(known) => match self.apply(known, flush, rows) {
+                Ok(flushed) => Applied::Verdict(Ok(flushed)),
+                Err(_) => Applied::Spoiled,
+            },
+            Err(refused) => Applied::Verdict(Err(refused)),
+        }
+    }
+
     /// Applies one group's flush, or leaves no trace of it.
-    pub(super) fn flush(&mut self, flush: &GroupFlush) -> Answer<Flushed> {
+    pub(super) fn flush_carefully(
+        &mut self,
+        flush: &GroupFlush,
+        rows: RowsPlan,
+    ) -> Answer<Flushed> {
         if self.connection.is_autocommit() {
             return Err(CvrStoreError::Storage("the transaction was rolled back".to_owned()));
         }
         self.execute("SAVEPOINT flush")?;
-        let result = self.apply(flush);
+        let result = self.check(flush, rows).and_then(|known| self.apply(known, flush, rows));
         if result.is_err() && !self.connection.is_autocommit() {
             self.execute("ROLLBACK TO flush")?;
         }
@@ -102,15 +149,20 @@ impl Writer {
         result
     }
 
-    fn apply(&mut self, flush: &GroupFlush) -> Answer<Flushed> {
-        let known = self.check(flush)?;
-        let Known { num: grp, mut next_query, has_client_schema } = match known {
+    fn apply(
+        &mut self,
+        known: Option<Known>,
+        flush: &GroupFlush,
+        rows: RowsPlan,
+    ) -> Answer<Flushed> {
+        let known = match known {
             Some(known) => known,
             None => {
                 let num = self.insert_group(flush)?;
-                Known { num, next_query: 0, has_client_schema: false }
+                Known { num, next_query: 0, has_client_schema: false, active_hour: 0 }
             }
         };
+        let Known { num: grp, mut next_query, has_client_schema, active_hour } = known;
         for client in &flush.clients {
             self.write_client(grp, client)?;
         }
@@ -121,22 +173,38 @@ impl Writer {
             self.write_desire(grp, desire)?;
         }
         self.update_group(grp, flush, next_query)?;
+        let hour = schema::hour(flush.instance.last_active_ms);
+        if hour != active_hour {
+            self.connection
+                .prepare_cached("UPDATE groups SET active_hour = ? WHERE num = ?")
+                .and_then(|mut s| s.execute(params![hour, grp]))
+                .map_err(failed)?;
+        }
         if !has_client_schema {
             self.set_client_schema(grp, flush)?;
         }
-        let flushed = self.write_rows(grp, flush)?;
-        self.written +=
-            1 + flush.clients.len() + flush.queries.len() + flush.desires.len() + flushed.rows;
+        self.written += 1 + flush.clients.len() + flush.queries.len() + flush.desires.len();
+        if rows == RowsPlan::Follow {
+            self.connection
+                .prepare_cached("UPDATE groups SET rows_version = ? WHERE num = ?")
+                .and_then(|mut s| s.execute(params![flush.expected.cookie(), grp]))
+                .map_err(failed)?;
+        }
+        let mut flushed = Flushed { rows: flush.rows.len(), anomalies: 0, rows_follow: true };
+        if !rows.follow() {
+            flushed.rows_follow = false;
+            flushed.anomalies = self.write_rows(grp, &flush.group, &flush.rows)?;
+        }
         Ok(flushed)
     }
 
     /// Ownership first, then the version.
-    fn check(&self, flush: &GroupFlush) -> Answer<Option<Known>> {
+    fn check(&self, flush: &GroupFlush, rows: RowsPlan) -> Answer<Option<Known>> {
         let stored = self
             .connection
             .prepare_cached(
                 "SELECT num, next_query, version, owner, granted, deleted,
-                   client_schema IS NOT NULL
+                   client_schema IS NOT NULL, active_hour, rows_version
                  FROM groups WHERE id = ?",
             )
             .and_then(|mut s| {
@@ -145,16 +213,18 @@ impl Writer {
                         num: row.get(0)?,
                         next_query: row.get(1)?,
                         has_client_schema: row.get(6)?,
+                        active_hour: row.get(7)?,
                     };
                     let owner: Option<Arc<str>> = row.get(3)?;
                     let granted: Option<f64> = row.get(4)?;
-                    Ok((known, row.get::<_, String>(2)?, owner, granted, row.get::<_, bool>(5)?))
+                    let (version, deleted) = (row.get::<_, String>(2)?, row.get::<_, bool>(5)?);
+                    Ok((known, version, owner, granted, deleted, row.get::<_, Option<String>>(8)?))
                 })
                 .optional()
             })
             .map_err(failed)?;
         let expected = flush.expected.cookie();
-        let Some((known, version, owner, granted, deleted)) = stored else {
+        let Some((known, version, owner, granted, deleted, rows_version)) = stored else {
             let nothing = CvrVersion::empty().cookie();
             if expected == nothing {
                 return Ok(None);
@@ -174,7 +244,11 @@ impl Writer {
         if version != expected || deleted {
             return Err(CvrStoreError::ConcurrentModification { expected, actual: version });
         }
-        Ok(Some(known))
+        match rows_version.filter(|_| rows != RowsPlan::FollowOwed) {
+            // Whoever owed the rows is gone: a load will say so.
+            Some(actual) => Err(CvrStoreError::ConcurrentModification { expected, actual }),
+            None => Ok(Some(known)),
+        }
     }
 
     fn insert_group(&self, flush: &GroupFlush) -> Answer<i64> {
@@ -359,20 +433,51 @@ impl Writer {
         Ok(())
     }
 
-    fn write_rows(&self, grp: i64, flush: &GroupFlush) -> Answer<Flushed> {
+    /// Writes rows of a group; returns how many should have been live and were not.
+    fn write_rows(&mut self, grp: i64, group: &ClientGroupId, rows: &[RowWrite]) -> Answer<usize> {
         let mut numbers = QueryNumbers::new();
-        let mut flushed = Flushed { rows: flush.rows.len(), anomalies: 0 };
-        for row in &flush.rows {
-            let done = self.write_row(grp, row, &mut numbers).map_err(|e| e.of(&flush.group))?;
-            if !done {
-                flushed.anomalies += 1;
-            }
+        let mut anomalies = 0;
+        for row in rows {
+            let done = self.write_row(grp, row, &mut numbers).map_err(|e| e.of(group))?;
+            anomalies += usize::from(!done);
         }
-        if flushed.anomalies > 0 {
-            tracing::warn!(group = %flush.group, rows = flushed.anomalies,
+        if anomalies > 0 {
+            tracing::warn!(%group, rows = anomalies,
                 "rows changed that the CVR did not hold as live");
         }
-        Ok(flushed)
+        self.written += rows.len();
+        Ok(anomalies)
+    }
+
+    /// Writes rows that follow, unconditionally.
+    pub(super) fn write_owed_rows(
+        &mut self,
+        group: &ClientGroupId,
+        rows: &[RowWrite],
+    ) -> Answer<()> {
+        let Some(grp) = self
+            .connection
+            .prepare_cached("SELECT num FROM groups WHERE id = ?")
+            .and_then(|mut s| s.query_row([group.as_str()], |r| r.get(0)).optional())
+            .map_err(failed)?
+        else {
+            // Purged and forgotten meanwhile.
+            return Ok(());
+        };
+        self.write_rows(grp, group, rows).map(drop)
+    }
+
+    /// The rows of a group are of this version now.
+    pub(super) fn set_rows_version(
+        &mut self,
+        group: &ClientGroupId,
+        version: &CvrVersion,
+    ) -> Answer<()> {
+        self.connection
+            .prepare_cached("UPDATE groups SET rows_version = nullif(?, version) WHERE id = ?")
+            .and_then(|mut s| s.execute(params![version.cookie(), group.as_str()]))
+            .map_err(failed)?;
+        Ok(())
     }
 
     /// False if there should have been a live record and was none.
@@ -493,8 +598,12 @@ impl Writer {
     ) -> Answer<()> {
         self.written += 1;
         self.connection
-            .prepare_cached("UPDATE groups SET ttl_clock = ?, last_active = ? WHERE id = ?")
-            .and_then(|mut s| s.execute(params![clock.0, now_ms, group.as_str()]))
+            .prepare_cached(
+                "UPDATE groups SET ttl_clock = ?, last_active = ?, active_hour = ? WHERE id = ?",
+            )
+            .and_then(|mut s| {
+                s.execute(params![clock.0, now_ms, schema::hour(now_ms), group.as_str()])
+            })
             .map_err(failed)?;
         Ok(())
     }
@@ -519,13 +628,16 @@ impl Writer {
 
     fn purge_round(&mut self, limits: &PurgeLimits) -> rusqlite::Result<Purged> {
         let inactive_since = limits.now_ms - limits.inactive_ms;
+        let hour = schema::hour(inactive_since);
+        let forget_since = limits.now_ms - limits.tombstone_ms();
         let found: Vec<i64> = self
             .connection
             .prepare_cached(
-                "SELECT num FROM groups WHERE deleted = 0 AND last_active < ?
-                 ORDER BY last_active LIMIT ?",
+                "SELECT num FROM groups
+                 WHERE deleted = 0 AND active_hour <= ? AND last_active < ?
+                 ORDER BY active_hour, last_active LIMIT ?",
             )?
-            .query_map(params![inactive_since, limits.batch as i64], |row| row.get(0))?
+            .query_map(params![hour, inactive_since, limits.batch as i64], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         for grp in &found {
             for table in ["desires", "queries", "clients", "rows"] {
@@ -536,14 +648,16 @@ impl Writer {
                 .prepare_cached(
                     "UPDATE groups SET deleted = 1, version = '00', ttl_clock = 0,
                      replica_version = NULL, owner = NULL, granted = NULL, client_schema = NULL,
-                     next_query = 0 WHERE num = ?",
+                     next_query = 0, rows_version = NULL WHERE num = ?",
                 )?
                 .execute([grp])?;
         }
         let tombstones = self
             .connection
-            .prepare_cached("DELETE FROM groups WHERE deleted = 1 AND last_active < ?")?
-            .execute([limits.now_ms - limits.tombstone_ms()])?;
+            .prepare_cached(
+                "DELETE FROM groups WHERE deleted = 1 AND active_hour <= ? AND last_active < ?",
+            )?
+            .execute(params![schema::hour(forget_since), forget_since])?;
         if !found.is_empty() {
             self.connection
                 .prepare_cached(
@@ -554,8 +668,11 @@ impl Writer {
         }
         let remaining: i64 = self
             .connection
-            .prepare_cached("SELECT count(*) FROM groups WHERE deleted = 0 AND last_active < ?")?
-            .query_row([inactive_since], |row| row.get(0))?;
+            .prepare_cached(
+                "SELECT count(*) FROM groups
+                 WHERE deleted = 0 AND active_hour <= ? AND last_active < ?",
+            )?
+            .query_row(params![hour, inactive_since], |row| row.get(0))?;
         Ok(Purged { groups: found.len(), tombstones, remaining: remaining as usize })
     }
 }

@@ -1,6 +1,5 @@
 //! The flushes of many groups as statements, and what their answers say.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use zeroring_core::cvr::store::{
@@ -8,17 +7,24 @@ use zeroring_core::cvr::store::{
 };
 use zeroring_core::cvr::{ClientId, GroupFlush, Query, QueryBody, QueryHash, format_signature};
 use zeroring_core::version::CvrVersion;
-use zeroring_net::pg::{Client, Format, Param, PgError, QueryResult, Row};
+use zeroring_net::pg::{Client, Param, PgError, QueryResult, Row};
 
 use super::super::Answer;
+use super::super::owed::RowsPlan;
 use super::params::{Records, ref_counts_json, stored_ref_counts, wall};
 use super::session::Shared;
-use super::sql::{LOCKING, SKIP_LOCKED};
 
 /// Row records of one statement.
-const CHUNK_ROWS: usize = 4_096;
+pub(super) const CHUNK_ROWS: usize = 4_096;
 /// Bytes of statements that are sent before their answers are looked at.
 const MAX_SENT_BYTES: usize = 8 << 20;
+
+/// One group's flush in a batch.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Item<'a> {
+    pub(super) flush: &'a GroupFlush,
+    pub(super) rows: RowsPlan,
+}
 
 /// How a batch deals with groups that are locked by others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +56,7 @@ pub(super) enum Outcome {
 
 /// What an answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+pub(super) enum Role {
     Plain,
     /// The verdicts.
     Gate,
@@ -58,22 +64,81 @@ enum Role {
     LiveRows,
 }
 
-struct Statement<'a> {
-    sql: Cow<'a, str>,
+pub(super) struct Statement<'a> {
+    sql: &'a str,
     params: Vec<Param>,
     role: Role,
 }
 
+impl<'a> Statement<'a> {
+    pub(super) fn plain(sql: &'a str, params: Vec<Param>) -> Statement<'a> {
+        Statement { sql, params, role: Role::Plain }
+    }
+
+    fn bytes(&self) -> usize {
+        self.params.iter().filter_map(|p| p.value.as_ref()).map(Vec::len).sum()
+    }
+}
+
+/// Sends statements of a transaction, as many at once as [`MAX_SENT_BYTES`] allows; rolls back at
+/// the first error.
+pub(super) fn send(
+    client: &mut Client,
+    shared: &Shared,
+    statements: &[Statement<'_>],
+) -> Result<Vec<QueryResult>, PgError> {
+    let mut results = Vec::with_capacity(statements.len());
+    let mut rest = statements;
+    while !rest.is_empty() {
+        let mut pipeline = client.pipeline()?;
+        let (mut sent, mut bytes) = (0, 0);
+        for statement in rest {
+            bytes += statement.bytes();
+            if sent > 0 && bytes > MAX_SENT_BYTES {
+                break;
+            }
+            shared.add(&mut pipeline, statement.sql, &statement.params)?;
+            sent += 1;
+        }
+        match pipeline.run_one() {
+            Ok(part) => results.extend(part),
+            Err(error) => {
+                if !client.is_broken() {
+                    client.batch_execute("ROLLBACK")?;
+                }
+                return Err(error);
+            }
+        }
+        rest = &rest[sent..];
+    }
+    Ok(results)
+}
+
+/// Live rows that statements have found.
+pub(super) fn live_rows(
+    statements: &[Statement<'_>],
+    results: &[QueryResult],
+) -> Result<usize, PgError> {
+    let mut live = 0;
+    for (_, result) in statements.iter().zip(results).filter(|(s, _)| s.role == Role::LiveRows) {
+        for row in &result.rows {
+            live += row.get::<i64>(1)? as usize;
+        }
+    }
+    Ok(live)
+}
+
 /// Statements of one transaction.
 pub(super) struct Batch<'a> {
-    flushes: &'a [&'a GroupFlush],
+    items: &'a [Item<'a>],
     statements: Vec<Statement<'a>>,
     gate: usize,
     /// Per group, rows that are expected to be live.
     live: HashMap<&'a str, usize>,
 }
 
-/// Records by table; those of rows become statements when there are many.
+/// Records by table.
+#[derive(Default)]
 struct Tables {
     needs: Records<2>,
     joins: Records<2>,
@@ -82,6 +147,12 @@ struct Tables {
     queries: Records<10>,
     query_updates: Records<8>,
     desires: Records<7>,
+    rows: RowTables,
+}
+
+/// Records of rows by what becomes of them; they become statements when there are many.
+#[derive(Default)]
+pub(super) struct RowTables {
     rows_gone: Records<3>,
     rows_put: Records<6>,
     rows_buried: Records<5>,
@@ -95,30 +166,17 @@ impl<'a> Batch<'a> {
     /// None of the flushes can be written; with several, take them one by one.
     pub(super) fn new(
         shared: &'a Shared,
-        flushes: &'a [&'a GroupFlush],
+        items: &'a [Item<'a>],
         locked: Locked,
         sends_schema: impl Fn(&GroupFlush) -> bool,
     ) -> Answer<Batch<'a>> {
-        let mut tables = Tables {
-            needs: Records::new(),
-            joins: Records::new(),
-            instances: Records::new(),
-            clients_gone: Records::new(),
-            queries: Records::new(),
-            query_updates: Records::new(),
-            desires: Records::new(),
-            rows_gone: Records::new(),
-            rows_put: Records::new(),
-            rows_buried: Records::new(),
-            rows_adjusted: Records::new(),
-        };
-        let mut batch =
-            Batch { flushes, statements: Vec::new(), gate: 0, live: HashMap::default() };
+        let mut tables = Tables::default();
+        let mut batch = Batch { items, statements: Vec::new(), gate: 0, live: HashMap::default() };
         let mut rows = Vec::new();
-        let mut gates = Records::<7>::new();
+        let mut gates = Records::<8>::new();
         let mut versions = Records::<2>::new();
         let mut new_groups = Records::<1>::new();
-        for flush in flushes {
+        for Item { flush, rows: plan } in items {
             let id = flush.group.as_str();
             let (instance, version) = (&flush.instance, flush.instance.version.cookie());
             gates.push([
@@ -129,11 +187,14 @@ impl<'a> Batch<'a> {
                 wall(instance.last_active_ms).into(),
                 instance.ttl_clock.0.into(),
                 instance.profile_id.as_deref().into(),
+                (*plan != RowsPlan::FollowOwed).into(),
             ]);
             if flush.expected == CvrVersion::empty() {
                 new_groups.push([id.into()]);
             }
-            versions.push([id.into(), version.as_str().into()]);
+            if !plan.follow() {
+                versions.push([id.into(), version.as_str().into()]);
+            }
             let schema = instance.client_schema.as_ref().filter(|_| sends_schema(flush));
             tables.instances.push([
                 id.into(),
@@ -146,19 +207,22 @@ impl<'a> Batch<'a> {
                 instance.profile_id.as_deref().into(),
             ]);
             tables.clients(flush)?;
-            tables.queries_and_desires(flush)?;
+            let now = if plan.follow() { &[][..] } else { &flush.rows };
+            tables.queries_and_desires(flush, now)?;
             let mut live = 0;
-            for row in &flush.rows {
-                live += tables.row(id, row);
-                tables.emit_rows(shared, CHUNK_ROWS, &mut rows);
+            for row in now {
+                live += tables.rows.add(id, row);
+                tables.rows.emit(shared, CHUNK_ROWS, &mut rows);
             }
             batch.live.insert(id, live);
         }
-        tables.emit_rows(shared, 1, &mut rows);
+        tables.rows.emit(shared, 1, &mut rows);
         let has_stubs = new_groups.len() > 0;
         batch.begin(shared, locked, new_groups, gates, &mut tables);
         batch.metadata(shared, &mut tables);
-        batch.push(&shared.sql.rows_version, versions.take().collect());
+        if versions.len() > 0 {
+            batch.push(&shared.sql.rows_version, versions.take().collect());
+        }
         batch.statements.append(&mut rows);
         if has_stubs {
             batch.push(&shared.sql.drop_stubs, Vec::new());
@@ -168,7 +232,7 @@ impl<'a> Batch<'a> {
     }
 
     fn push(&mut self, sql: &'a str, params: Vec<Param>) {
-        self.statements.push(Statement { sql: sql.into(), params, role: Role::Plain });
+        self.statements.push(Statement::plain(sql, params));
     }
 
     fn begin(
@@ -176,7 +240,7 @@ impl<'a> Batch<'a> {
         shared: &'a Shared,
         locked: Locked,
         mut new_groups: Records<1>,
-        mut gates: Records<7>,
+        mut gates: Records<8>,
         tables: &mut Tables,
     ) {
         self.push("BEGIN ISOLATION LEVEL READ COMMITTED", Vec::new());
@@ -185,15 +249,17 @@ impl<'a> Batch<'a> {
         if new_groups.len() > 0 {
             self.push(&shared.sql.stubs, new_groups.take().collect());
         }
-        let skip = if locked == Locked::Skip { SKIP_LOCKED } else { "" };
         let mut params = vec![Param::from(&*shared.task_id)];
         params.extend(gates.take());
         params.extend(tables.needs.take());
         params.extend(tables.joins.take());
         params.push(false.into());
         self.gate = self.statements.len();
-        let sql = shared.sql.gate.replace(LOCKING, skip);
-        self.statements.push(Statement { sql: sql.into(), params, role: Role::Gate });
+        let sql = match locked {
+            Locked::Skip => &shared.sql.gate_skip,
+            Locked::Wait => &shared.sql.gate,
+        };
+        self.statements.push(Statement { sql, params, role: Role::Gate });
     }
 
     /// Groups before clients and queries before desires: foreign keys.
@@ -206,7 +272,7 @@ impl<'a> Batch<'a> {
             self.push(&sql.delete_clients, tables.clients_gone.take().collect());
         }
         // What may join is what the gate has looked at.
-        let joins = &self.statements[self.gate].params[10..12];
+        let joins = &self.statements[self.gate].params[11..13];
         if joins[0].value.as_deref() != Some(b"{}") {
             let joins = joins.to_vec();
             self.push(&sql.insert_clients, joins);
@@ -226,36 +292,13 @@ impl<'a> Batch<'a> {
     pub(super) fn run(
         &mut self,
         client: &mut Client,
+        shared: &Shared,
         maybe_done: bool,
     ) -> Result<Vec<Outcome>, PgError> {
         if let Some(flag) = self.statements[self.gate].params.last_mut() {
             *flag = maybe_done.into();
         }
-        let mut results = Vec::with_capacity(self.statements.len());
-        let mut rest = &self.statements[..];
-        while !rest.is_empty() {
-            let mut pipeline = client.pipeline()?;
-            let (mut sent, mut bytes) = (0, 0);
-            for statement in rest {
-                let size = statement.params.iter().filter_map(|p| p.value.as_ref()).map(Vec::len);
-                bytes += size.sum::<usize>();
-                if sent > 0 && bytes > MAX_SENT_BYTES {
-                    break;
-                }
-                pipeline.query(&statement.sql, &statement.params, Format::Text)?;
-                sent += 1;
-            }
-            match pipeline.run_one() {
-                Ok(part) => results.extend(part),
-                Err(error) => {
-                    if !client.is_broken() {
-                        client.batch_execute("ROLLBACK")?;
-                    }
-                    return Err(error);
-                }
-            }
-            rest = &rest[sent..];
-        }
+        let results = send(client, shared, &self.statements)?;
         self.outcomes(&results)
     }
 
@@ -267,18 +310,17 @@ impl<'a> Batch<'a> {
                 *live.entry(row.get(0)?).or_default() += row.get::<i64>(1)? as usize;
             }
         }
-        let mut outcomes: Vec<_> = self.flushes.iter().map(|_| None).collect();
+        let mut outcomes: Vec<_> = self.items.iter().map(|_| None).collect();
         for (_, result) in answers().filter(|(s, _)| s.role == Role::Gate) {
             for row in &result.rows {
                 let at = row.get::<i64>(0)? as usize;
-                if let Some((flush, outcome)) = at
-                    .checked_sub(1)
-                    .and_then(|at| Some((self.flushes.get(at)?, &mut outcomes[at])))
+                if let Some((item, outcome)) =
+                    at.checked_sub(1).and_then(|at| Some((self.items.get(at)?, &mut outcomes[at])))
                 {
-                    let id = flush.group.as_str();
+                    let id = item.flush.group.as_str();
                     let expected = self.live.get(id).copied().unwrap_or(0);
                     let found = live.get(id).copied().unwrap_or(0);
-                    *outcome = Some(verdict(flush, row, expected.saturating_sub(found))?);
+                    *outcome = Some(verdict(item, row, expected.saturating_sub(found))?);
                 }
             }
         }
@@ -291,15 +333,14 @@ impl<'a> Batch<'a> {
 }
 
 /// A row of the gate's answer as verdict. Ownership is looked at before the version.
-fn verdict(flush: &GroupFlush, row: &Row, anomalies: usize) -> Result<Outcome, PgError> {
+fn verdict(item: &Item<'_>, row: &Row, anomalies: usize) -> Result<Outcome, PgError> {
+    let flush = item.flush;
     let (won, done, locked, known): (bool, bool, bool, bool) =
         (row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?);
-    let rows = flush.rows.len();
-    if won {
-        return Ok(Outcome::Done(Ok(Flushed { rows, anomalies })));
-    }
-    if done {
-        return Ok(Outcome::Done(Ok(Flushed { rows, anomalies: 0 })));
+    if won || done {
+        let anomalies = if won { anomalies } else { 0 };
+        let (rows, rows_follow) = (flush.rows.len(), item.rows.follow());
+        return Ok(Outcome::Done(Ok(Flushed { rows, anomalies, rows_follow })));
     }
     if !locked && known {
         return Ok(Outcome::Locked);
@@ -311,6 +352,9 @@ fn verdict(flush: &GroupFlush, row: &Row, anomalies: usize) -> Result<Outcome, P
             granted_ms: row.get::<Option<f64>>(7)?.unwrap_or(0.0),
             connect_ms: flush.connect_ms,
         }
+    } else if let (true, Some(actual)) = (row.get::<bool>(9)?, row.get::<Option<String>>(12)?) {
+        // The rows are of another version, and whoever owes them is gone: a load will say so.
+        CvrStoreError::ConcurrentModification { expected: flush.expected.cookie(), actual }
     } else if !row.get::<bool>(9)? {
         let nothing = || CvrVersion::empty().cookie();
         CvrStoreError::ConcurrentModification {
@@ -362,7 +406,7 @@ impl Tables {
         Ok(())
     }
 
-    fn queries_and_desires(&mut self, flush: &GroupFlush) -> Answer<()> {
+    fn queries_and_desires(&mut self, flush: &GroupFlush, rows: &[RowWrite]) -> Answer<()> {
         let id = flush.group.as_str();
         let mut whole: HashSet<&QueryHash> = HashSet::new();
         let mut needed: HashSet<&QueryHash> = HashSet::new();
@@ -405,7 +449,7 @@ impl Tables {
             needed.insert(&desire.query);
             self.desire(id, desire);
         }
-        for row in &flush.rows {
+        for row in rows {
             if let RowChange::Put { ref_counts, .. } = &row.change {
                 needed.extend(ref_counts.iter().map(|(query, _)| query));
             }
@@ -455,9 +499,11 @@ impl Tables {
             desire.inactivated_at.map(|c| c.0).into(),
         ]);
     }
+}
 
+impl RowTables {
     /// Adds a row; 1 if there should be a live record.
-    fn row(&mut self, id: &str, row: &RowWrite) -> usize {
+    pub(super) fn add(&mut self, id: &str, row: &RowWrite) -> usize {
         let (table, key) = (&**row.id.table(), row.id.key_json());
         match &row.change {
             RowChange::Put { row_version, patch_version, ref_counts } => {
@@ -507,10 +553,15 @@ impl Tables {
     }
 
     /// Makes statements of the rows of each kind of which there are `at_least` so many.
-    fn emit_rows<'a>(&mut self, shared: &'a Shared, at_least: usize, out: &mut Vec<Statement<'a>>) {
+    pub(super) fn emit<'a>(
+        &mut self,
+        shared: &'a Shared,
+        at_least: usize,
+        out: &mut Vec<Statement<'a>>,
+    ) {
         let sql = &shared.sql;
         let mut add = |sql: &'a str, role, params: Vec<Param>| {
-            out.push(Statement { sql: sql.into(), params, role });
+            out.push(Statement { sql, params, role });
         };
         if self.rows_gone.len() >= at_least {
             add(&sql.delete_rows, Role::Plain, self.rows_gone.take().collect());

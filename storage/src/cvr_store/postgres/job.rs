@@ -1,18 +1,20 @@
 //! What workers are asked, and how answers that come in parts are put together.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeroring_core::cvr::store::{
-    CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, Purged, RowPage,
+    CatchupPage, CvrStoreError, Flushed, InspectedQuery, Loaded, Purged, RowPage,
 };
-use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, RowRecord, TtlClock};
+use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, TtlClock};
 
-use super::super::{Answer, PurgeLimits, Reply, RowLookup, RowScan, Verdict};
+use super::super::{Answer, CatchupScan, PurgeLimits, Reply, RowLookup, Verdict, Verdicts};
 
 /// A request.
 pub(super) enum Job {
     Flush(FlushPart),
+    /// Rows of this group are owed.
+    WriteRows(ClientGroupId),
     TtlClock(ClientGroupId, TtlClock, f64),
     Purge(PurgeLimits, Reply<Answer<Purged>>),
     Load(LoadJob),
@@ -21,9 +23,8 @@ pub(super) enum Job {
 
 /// A read of one group.
 pub(super) enum Read {
-    Rows(RowLookup, Reply<Answer<Vec<RowRecord>>>),
-    CatchupRows(RowScan, Reply<Answer<RowPage>>),
-    CatchupConfig(CatchupRange, Reply<Answer<Vec<ConfigChange>>>),
+    Rows(RowLookup, Reply<Answer<RowPage>>),
+    CatchUp(CatchupScan, Reply<Answer<CatchupPage>>),
     Inspect(ClientGroupId, Option<ClientId>, TtlClock, Reply<Answer<Vec<InspectedQuery>>>),
 }
 
@@ -38,6 +39,10 @@ impl Job {
     pub(super) fn refuse(self, error: CvrStoreError) {
         match self {
             Job::Flush(part) => part.settle(Err(error)),
+            // They stay owed; there is one such request per group at most.
+            Job::WriteRows(group) => {
+                tracing::error!(%group, %error, "rows of a CVR are not written")
+            }
             Job::TtlClock(group, ..) => {
                 tracing::warn!(%group, %error, "a TTL clock was not written");
             }
@@ -53,8 +58,7 @@ impl Read {
     pub(super) fn refuse(self, error: CvrStoreError) {
         match self {
             Read::Rows(_, reply) => answer(reply, Err(error)),
-            Read::CatchupRows(_, reply) => answer(reply, Err(error)),
-            Read::CatchupConfig(_, reply) => answer(reply, Err(error)),
+            Read::CatchUp(_, reply) => answer(reply, Err(error)),
             Read::Inspect(.., reply) => answer(reply, Err(error)),
         }
     }
@@ -76,48 +80,63 @@ pub(super) struct FlushPart {
     /// committed.
     pub(super) locked: Option<bool>,
     at: usize,
-    batch: Arc<Verdicts>,
+    held: bool,
+    batch: Arc<Mutex<Gathered>>,
 }
 
 /// The verdicts of a batch, whose groups are written in several transactions.
-struct Verdicts(Mutex<Gathered>);
-
 struct Gathered {
-    verdicts: Vec<Option<Verdict>>,
+    ready: Vec<Verdict>,
+    /// Neither settled nor held: the ready ones are given when there are none of these.
     missing: usize,
-    reply: Option<Reply<Vec<Verdict>>>,
+    reply: Verdicts,
+}
+
+impl Gathered {
+    fn give(&mut self) {
+        if self.missing == 0 && !self.ready.is_empty() {
+            let ready = std::mem::take(&mut self.ready);
+            if catch_unwind(AssertUnwindSafe(|| (self.reply)(ready))).is_err() {
+                tracing::error!("the receiver of CVR verdicts panicked");
+            }
+        }
+    }
 }
 
 impl FlushPart {
-    /// The parts of a batch; when all are settled, the reply is given.
-    pub(super) fn split(batch: Vec<GroupFlush>, reply: Reply<Vec<Verdict>>) -> Vec<FlushPart> {
-        if batch.is_empty() {
-            answer(reply, Vec::new());
-            return Vec::new();
-        }
-        let verdicts = Arc::new(Verdicts(Mutex::new(Gathered {
-            verdicts: batch.iter().map(|_| None).collect(),
-            missing: batch.len(),
-            reply: Some(reply),
-        })));
-        let part = |(at, flush)| FlushPart { flush, locked: None, at, batch: verdicts.clone() };
+    /// The parts of a batch.
+    pub(super) fn split(batch: Vec<GroupFlush>, reply: Verdicts) -> Vec<FlushPart> {
+        let gathered = Gathered { ready: Vec::new(), missing: batch.len(), reply };
+        let gathered = Arc::new(Mutex::new(gathered));
+        let part = |(at, flush)| {
+            let batch = gathered.clone();
+            FlushPart { flush, locked: None, at, held: false, batch }
+        };
         batch.into_iter().enumerate().map(part).collect()
     }
 
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It has to wait for somebody else: the others of its batch need not.
+    pub(super) fn hold(&mut self) {
+        if !std::mem::replace(&mut self.held, true) {
+            let mut gathered = self.gathered();
+            gathered.missing -= 1;
+            gathered.give();
+        }
+    }
+
     /// Gives this group's verdict.
-    pub(super) fn settle(self, result: Answer<zeroring_core::cvr::store::Flushed>) {
-        let mut gathered = self.batch.0.lock().unwrap_or_else(PoisonError::into_inner);
-        gathered.verdicts[self.at] = Some(Verdict { group: self.flush.group, result });
-        gathered.missing -= 1;
-        if gathered.missing > 0 {
-            return;
+    pub(super) fn settle(self, result: Answer<Flushed>) {
+        let mut gathered = self.gathered();
+        let verdict = Verdict { at: self.at, group: self.flush.group.clone(), result };
+        gathered.ready.push(verdict);
+        if !self.held {
+            gathered.missing -= 1;
         }
-        let verdicts = std::mem::take(&mut gathered.verdicts).into_iter().flatten().collect();
-        let reply = gathered.reply.take();
-        drop(gathered);
-        if let Some(reply) = reply {
-            answer(reply, verdicts);
-        }
+        gathered.give();
     }
 }
 

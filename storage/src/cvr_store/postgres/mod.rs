@@ -2,19 +2,22 @@
 //! (1.9.0), which may read and write the same groups at any moment.
 //!
 //! ```text
-//! executors ──small flushes──────────▶ flush lane ──▶ 1 worker  ─┐
-//!     ├──────large flushes, TTL, purge▶ slow lane ───▶ 1 worker  ─┼─▶ Postgres
-//!     └──────load, rows, catch-up────▶ read lane ───▶ ≤ 4 workers ┘
+//! executors ──flushes───────────────▶ flush lane ──▶ 1 worker   ─┐
+//!     │                                  │ rows that follow       │
+//!     │                                  └▶ rows lane ▶ ≤ 2 workers ─┼─▶ Postgres
+//!     ├──────locked flushes, TTL, purge▶ slow lane ───▶ 1 worker   ─┤
+//!     └──────load, rows, catch-up─────▶ read lane ───▶ ≤ 4 workers ─┘
 //! ```
 //!
 //! Each worker is a thread with one connection ([`session`]): made when needed, renewed after
-//! 5–10 minutes, closed when idle. With fewer than three connections allowed, workers serve several
+//! 5–10 minutes, closed when idle. With fewer than four connections allowed, workers serve several
 //! lanes.
 //!
 //! *Group commit.* The flush worker takes everything that waits and writes it as one transaction in
 //! one round trip ([`sql`], [`batch`], [`write`]); while it commits, the next batch gathers. A
-//! refused group writes nothing and leaves the others alone. Flushes of more than
-//! [`MAX_SMALL_ROWS`] rows go to the slow lane, so that a big hydration delays nobody else's poke.
+//! refused group writes nothing and leaves the others alone; one that is locked elsewhere waits in
+//! the slow lane. The rows of large flushes follow on connections of their own ([`rows`]), so that a
+//! big hydration delays nobody's poke.
 //!
 //! *Reads* that wait together are one round trip too: many groups in one load, and other reads of
 //! many groups in one transaction.
@@ -22,9 +25,9 @@
 //! *Invariants* that all servers of a database keep (spec: view-syncer-cvr §2.11), and how:
 //! - a group changes only under the lock of its `instances` row, after ownership and version were
 //!   checked there: every flush begins so;
-//! - `rowsVersion` names the version that `rows` are of: both are written in the transaction of the
-//!   metadata, always. (An original may write rows after the metadata. We need not, and so a crash
-//!   never leaves a group behind its rows.) Loads wait for the rows of others, reads check;
+//! - `rowsVersion` names the version that `rows` are of: both are written in one transaction, that
+//!   of the metadata or (rows that follow) a later one, in the order of versions. Loads wait for the
+//!   rows of others, reads and flushes check;
 //! - a verdict is given after the commit was acknowledged, or found to have happened.
 //!
 //! *Failures.* A lost connection is made anew, and what was under way is done again or found done;
@@ -35,6 +38,7 @@ mod job;
 mod params;
 mod queue;
 mod read;
+mod rows;
 mod schema;
 mod session;
 mod sql;
@@ -47,9 +51,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use zeroring_core::cvr::store::{
-    CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, Purged, RowPage,
+    CatchupPage, CvrStoreError, InspectedQuery, Loaded, Purged, RowPage,
 };
-use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, RowRecord, TtlClock};
+use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, TtlClock};
 use zeroring_net::pg::{Client, PgConfig, PgError};
 
 use self::job::{FlushPart, Job, LoadJob, Read, answer};
@@ -58,13 +62,15 @@ pub use self::schema::SCHEMA_VERSION;
 use self::session::{Session, Shared};
 use self::sql::Sql;
 use self::worker::Worker;
-use super::{Answer, CvrStore, PurgeLimits, Reply, RowLookup, RowScan, Verdict};
-
-/// Flushes of more rows than this go to the slow lane.
-const MAX_SMALL_ROWS: usize = 1_000;
+use super::owed::Owed;
+use super::{Answer, CatchupScan, CvrStore, PurgeLimits, Reply, RowLookup, RowOptions, Verdicts};
 
 /// More connections than this do not read faster: a load takes many groups at once.
 const MAX_READERS: usize = 4;
+
+/// Writers of rows that follow: while one writes those of a large hydration, another one does not
+/// let the rest wait.
+const MAX_ROW_WRITERS: usize = 2;
 
 /// Where the store is and how it is used.
 #[derive(Debug, Clone)]
@@ -82,6 +88,8 @@ pub struct PostgresCvrConfig {
     pub socket_inactivity: Option<Duration>,
     /// `ZERO_IDLE_IN_TRANSACTION_SESSION_TIMEOUT`; zero for none.
     pub idle_in_transaction: Duration,
+    /// Rows that follow.
+    pub rows: RowOptions,
 }
 
 impl PostgresCvrConfig {
@@ -94,6 +102,7 @@ impl PostgresCvrConfig {
             max_connections: 30,
             socket_inactivity: Some(Duration::from_secs(120)),
             idle_in_transaction: Duration::from_secs(60),
+            rows: RowOptions::default(),
         }
     }
 }
@@ -142,21 +151,32 @@ pub enum ConnectError {
 /// process (it migrates; several servers may do so at once) with the task id (`ZERO_TASK_ID`,
 /// unique per server), and give the store to the executors as `Arc<dyn CvrStore>`. Rounds of
 /// purging are asked for by the caller, as with the embedded store. Executors should flush what
-/// becomes ready together as one batch, and a large hydration as a batch of its own: a batch is
-/// answered when its last group is settled.
+/// becomes ready together as one batch.
 #[derive(Debug)]
 pub struct PostgresCvrStore {
     queue: Arc<Queue<Job>>,
+    owed: Arc<Owed<Job>>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// How many workers serve these lanes.
+fn workers(lanes: &[Lane], connections: usize) -> usize {
+    // One each for flushes, slow ones, rows and reads; then more for reads.
+    match lanes {
+        [Lane::Read] => connections.saturating_sub(3).clamp(1, MAX_READERS),
+        [Lane::Rows] => connections.saturating_sub(2 + MAX_READERS).clamp(1, MAX_ROW_WRITERS),
+        _ => 1,
+    }
 }
 
 /// The lanes of each kind of worker, by the number of connections allowed.
 fn kinds(connections: usize) -> &'static [&'static [Lane]] {
     match connections {
-        0 | 1 => &[&[Lane::Flush, Lane::Slow, Lane::Read]],
-        2 => &[&[Lane::Flush, Lane::Slow], &[Lane::Read]],
-        _ => &[&[Lane::Flush], &[Lane::Slow], &[Lane::Read]],
+        0 | 1 => &[&[Lane::Flush, Lane::Slow, Lane::Rows, Lane::Read]],
+        2 => &[&[Lane::Flush, Lane::Slow, Lane::Rows], &[Lane::Read]],
+        3 => &[&[Lane::Flush], &[Lane::Slow, Lane::Rows], &[Lane::Read]],
+        _ => &[&[Lane::Flush], &[Lane::Slow], &[Lane::Rows], &[Lane::Read]],
     }
 }
 
@@ -184,27 +204,39 @@ impl PostgresCvrStore {
             task_id: task_id.into(),
             idle_in_transaction: config.idle_in_transaction.as_millis().to_string(),
             closing: AtomicBool::new(false),
+            pooled: AtomicBool::new(false),
         });
         let kinds = kinds(config.max_connections);
         let queue = Arc::new(Queue::new(kinds));
-        let mut store =
-            PostgresCvrStore { queue: queue.clone(), shared: shared.clone(), threads: Vec::new() };
+        let owed = Arc::new(Owed::new(config.rows));
+        let mut store = PostgresCvrStore {
+            queue: queue.clone(),
+            owed: owed.clone(),
+            shared: shared.clone(),
+            threads: Vec::new(),
+        };
         let mut first = Some(first);
         for lanes in kinds {
-            let readers = config.max_connections.saturating_sub(2).clamp(1, MAX_READERS);
-            let count = if **lanes == [Lane::Read] { readers } else { 1 };
-            for n in 0..count {
+            for n in 0..workers(lanes, config.max_connections) {
                 let mut session = Session::new(shared.clone());
                 if let Some(client) = first.take() {
                     session.adopt(client);
                 }
-                let worker = Worker::new(queue.clone(), lanes, session, schema.clone());
+                let worker =
+                    Worker::new(queue.clone(), owed.clone(), lanes, session, schema.clone());
                 let name = format!("cvr-{:?}-{n}", lanes[0]).to_lowercase();
                 let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
                 store.threads.push(thread.map_err(ConnectError::Thread)?);
             }
         }
         Ok(store)
+    }
+
+    /// Reads what may be owed; then it waits.
+    fn read(&self, group: &ClientGroupId, job: Job) {
+        if let Some(job) = self.owed.wait(group, job) {
+            self.push(Lane::Read, job);
+        }
     }
 
     fn push(&self, lane: Lane, job: Job) {
@@ -224,33 +256,30 @@ impl PostgresCvrStore {
 
 impl CvrStore for PostgresCvrStore {
     fn load(&self, group: ClientGroupId, connect_ms: f64, reply: Reply<Answer<Loaded>>) {
-        self.push(Lane::Read, Job::Load(LoadJob { group, connect_ms, attempts: 0, reply }));
+        let job = LoadJob { group: group.clone(), connect_ms, attempts: 0, reply };
+        self.read(&group, Job::Load(job));
     }
 
-    fn flush(&self, batch: Vec<GroupFlush>, reply: Reply<Vec<Verdict>>) {
-        let (large, small): (Vec<_>, Vec<_>) = FlushPart::split(batch, reply)
-            .into_iter()
-            .partition(|part| part.flush.rows.len() > MAX_SMALL_ROWS);
-        self.push_all(Lane::Flush, small.into_iter().map(Job::Flush).collect());
-        self.push_all(Lane::Slow, large.into_iter().map(Job::Flush).collect());
+    fn flush(&self, batch: Vec<GroupFlush>, reply: Verdicts) {
+        let parts = FlushPart::split(batch, reply);
+        self.push_all(Lane::Flush, parts.into_iter().map(Job::Flush).collect());
     }
 
-    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<Vec<RowRecord>>>) {
-        self.push(Lane::Read, Job::Read(Read::Rows(lookup, reply)));
+    fn await_rows(&self, group: ClientGroupId, reply: Reply<Answer<()>>) {
+        self.owed.tell(&group, reply);
     }
 
-    fn catchup_rows(&self, scan: RowScan, reply: Reply<Answer<RowPage>>) {
+    fn rows(&self, lookup: RowLookup, reply: Reply<Answer<RowPage>>) {
+        let group = lookup.group.clone();
+        self.read(&group, Job::Read(Read::Rows(lookup, reply)));
+    }
+
+    fn catch_up(&self, scan: CatchupScan, reply: Reply<Answer<CatchupPage>>) {
         if scan.range.is_empty() {
-            return answer(reply, Ok(RowPage::default()));
+            return answer(reply, Ok(CatchupPage::default()));
         }
-        self.push(Lane::Read, Job::Read(Read::CatchupRows(scan, reply)));
-    }
-
-    fn catchup_config(&self, range: CatchupRange, reply: Reply<Answer<Vec<ConfigChange>>>) {
-        if range.is_empty() {
-            return answer(reply, Ok(Vec::new()));
-        }
-        self.push(Lane::Read, Job::Read(Read::CatchupConfig(range, reply)));
+        let group = scan.range.group.clone();
+        self.read(&group, Job::Read(Read::CatchUp(scan, reply)));
     }
 
     fn write_ttl_clock(&self, group: ClientGroupId, clock: TtlClock, now_ms: f64) {
@@ -281,5 +310,6 @@ impl Drop for PostgresCvrStore {
                 tracing::error!("a thread of the CVR store panicked");
             }
         }
+        self.owed.abandon().into_iter().for_each(|job| job.refuse(CvrStoreError::Closed));
     }
 }

@@ -46,6 +46,12 @@ pub(super) struct Records<const N: usize> {
     len: usize,
 }
 
+impl<const N: usize> Default for Records<N> {
+    fn default() -> Records<N> {
+        Records::new()
+    }
+}
+
 impl<const N: usize> Records<N> {
     pub(super) fn new() -> Records<N> {
         Records { columns: std::array::from_fn(|_| String::new()), len: 0 }
@@ -71,7 +77,7 @@ impl<const N: usize> Records<N> {
 
     /// The arrays; empties the records.
     pub(super) fn take(&mut self) -> impl Iterator<Item = Param> {
-        let columns = std::mem::replace(self, Records::new()).columns;
+        let columns = std::mem::take(self).columns;
         columns.into_iter().map(|mut column| {
             column.push_str(if column.is_empty() { "{}" } else { "}" });
             Param::text(column)

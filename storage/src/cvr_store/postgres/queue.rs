@@ -1,6 +1,7 @@
 //! Requests that wait for a worker.
 //!
-//! Three lanes: small flushes, which must never wait for long; large ones and side notes; reads.
+//! Four lanes: flushes, which must never wait for long; those that wait for a lock, and side notes;
+//! rows that follow; reads.
 //! A worker serves some of the lanes, the first that has something; all workers of a lane serve the
 //! same ones, so that one bell wakes one of them.
 
@@ -21,7 +22,12 @@ pub(super) enum Lane {
     Slow = 1,
     /// Reads, in any order.
     Read = 2,
+    /// Rows that follow, of several groups in any order.
+    Rows = 3,
 }
+
+/// How many there are.
+const LANES: usize = 4;
 
 /// What a worker is to do next.
 #[derive(Debug)]
@@ -45,7 +51,7 @@ pub(super) enum Refused {
 
 #[derive(Debug)]
 struct State<T> {
-    lanes: [VecDeque<T>; 3],
+    lanes: [VecDeque<T>; LANES],
     /// Requests for the read lane that are to wait.
     later: Vec<(Instant, T)>,
     closed: bool,
@@ -55,9 +61,9 @@ struct State<T> {
 #[derive(Debug)]
 pub(super) struct Queue<T> {
     state: Mutex<State<T>>,
-    bells: [Condvar; 3],
+    bells: [Condvar; LANES],
     /// For each lane the first lane of its workers, whose bell they hear.
-    first_lane: [Lane; 3],
+    first_lane: [Lane; LANES],
 }
 
 impl<T> Queue<T> {
@@ -65,7 +71,7 @@ impl<T> Queue<T> {
     pub(super) fn new(workers: &[&[Lane]]) -> Queue<T> {
         let lanes = std::array::from_fn(|_| VecDeque::new());
         let state = State { lanes, later: Vec::new(), closed: false };
-        let mut first_lane = [Lane::Flush, Lane::Slow, Lane::Read];
+        let mut first_lane = [Lane::Flush, Lane::Slow, Lane::Read, Lane::Rows];
         for lanes in workers {
             for lane in *lanes {
                 first_lane[*lane as usize] = lanes[0];
@@ -175,7 +181,7 @@ mod tests {
 
     #[test]
     fn lanes_are_served_in_the_order_of_the_worker_and_batches_are_bounded() {
-        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Read]]);
+        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Rows, Lane::Read]]);
         for n in 0..3 {
             queue.push_all(Lane::Read, vec![10 + n]).unwrap();
             queue.push_all(Lane::Flush, vec![n]).unwrap();
@@ -188,7 +194,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_done_after_closing() {
-        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Read]]);
+        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Rows, Lane::Read]]);
         queue.push_later(Duration::from_secs(3_600), 1).unwrap();
         queue.push_all(Lane::Flush, vec![2]).unwrap();
         assert_eq!(taken(&queue, &[Lane::Read], 9), None);
@@ -201,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_full_lane_refuses() {
-        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Read]]);
+        let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Rows, Lane::Read]]);
         for n in 0..MAX_WAITING {
             queue.push_all(Lane::Read, vec![n]).unwrap();
         }

@@ -1,13 +1,14 @@
 //! Loads, lookups and scans, each of one moment.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tracing::warn;
 use zeroring_core::cvr::load::{StoredDesire, assemble};
 use zeroring_core::cvr::store::{
-    CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, RowCursor, RowPage,
+    CatchupPage, CatchupRange, ConfigChange, CvrStoreError, InspectedQuery, Loaded, RowCursor,
+    RowPage,
 };
 use zeroring_core::cvr::{
     ClientGroupId, ClientId, Cvr, Query, QueryBody, QueryHash, RowIdentity, RowRecord, TtlClock,
@@ -17,7 +18,7 @@ use zeroring_core::version::CvrVersion;
 use zeroring_net::pg::{Param, PgError, QueryResult, Row};
 
 use super::super::decode::{self, damaged, version};
-use super::super::{Answer, RowScan};
+use super::super::{Answer, CatchupScan, PAGE_ROWS, RowLookup};
 use super::job::{Read, answer};
 use super::params::{Records, wall};
 use super::session::{Session, Shared};
@@ -74,7 +75,8 @@ impl Reader<'_> {
 
     /// Loads groups (spec §2.5), given the latest connection to each on this server. Those that
     /// others own are taken over.
-    pub(super) fn load(&mut self, groups: &[(ClientGroupId, f64)]) -> Vec<Attempt> {
+    /// Also gives what is to be noted about that ([`Reader::claim`]).
+    pub(super) fn load(&mut self, groups: &[(ClientGroupId, f64)]) -> (Vec<Attempt>, Records<2>) {
         let shared = self.shared();
         let ids = Param::array(groups.iter().map(|(g, _)| Some(g.as_str())));
         let with_deleted = [ids.clone(), false.into()];
@@ -85,21 +87,19 @@ impl Reader<'_> {
             (&shared.sql.load_queries, &with_deleted),
             (&shared.sql.load_desires, ids),
         ]);
+        let mut claims = Records::<2>::new();
+        let all_failed = |e| {
+            let error = failed(e);
+            groups.iter().map(|_| Attempt::Done(Err(error.clone()))).collect()
+        };
         let read = match read {
             Ok(read) => read,
-            Err(e) => {
-                let error = failed(e);
-                return groups.iter().map(|_| Attempt::Done(Err(error.clone()))).collect();
-            }
+            Err(e) => return (all_failed(e), claims),
         };
         let stored = match Stored::of(&read) {
             Ok(stored) => stored,
-            Err(e) => {
-                let error = failed(e);
-                return groups.iter().map(|_| Attempt::Done(Err(error.clone()))).collect();
-            }
+            Err(e) => return (all_failed(e), claims),
         };
-        let mut claims = Records::<2>::new();
         let attempts = groups
             .iter()
             .map(|(group, connect_ms)| {
@@ -112,19 +112,20 @@ impl Reader<'_> {
                 attempt
             })
             .collect();
-        if claims.len() > 0 {
-            self.claim(&shared, &mut claims);
-        }
-        attempts
+        (attempts, claims)
     }
 
     /// Tells the former owners. Only a hint: our first flush takes the groups over anyway.
-    fn claim(&mut self, shared: &Shared, claims: &mut Records<2>) {
+    pub(super) fn claim(&mut self, mut claims: Records<2>) {
         let count = claims.len();
+        if count == 0 {
+            return;
+        }
+        let shared = self.shared();
         let mut params = vec![Param::from(&*shared.task_id)];
         params.extend(claims.take());
         let statements = [(shared.sql.claim.as_str(), &params[..])];
-        let done = self.session.run(|client, _| transaction(client, shared, &statements));
+        let done = self.session.run(|client, _| transaction(client, &shared, &statements));
         if let Err(error) = done {
             warn!(groups = count, %error, "take-overs were not noted");
         }
@@ -193,9 +194,11 @@ impl Read {
                 let mut plan = vec![versions(&lookup.group)];
                 if !lookup.queries.is_empty() {
                     let queries = Param::array(lookup.queries.iter().map(|q| Some(q.as_str())));
-                    plan.push((&sql.rows_of_queries, vec![group(), queries]));
+                    let [table, key] = cursor_params(lookup.from.as_ref())?;
+                    let limit = Param::from(page_rows(lookup.limit) as i64);
+                    plan.push((&sql.rows_of_queries, vec![group(), queries, table, key, limit]));
                 }
-                if !lookup.ids.is_empty() {
+                if !lookup.ids.is_empty() && lookup.from.is_none() {
                     let mut keys = Records::<2>::new();
                     for id in &lookup.ids {
                         keys.push([(&**id.table()).into(), id.key_json().into()]);
@@ -205,17 +208,16 @@ impl Read {
                 }
                 plan
             }
-            Read::CatchupRows(scan, _) => {
+            Read::CatchUp(scan, _) => {
                 let range = &scan.range;
-                vec![versions(&range.group), (&sql.catchup_rows, catchup_params(scan)?)]
-            }
-            Read::CatchupConfig(range, _) => {
-                let params = vec![Param::from(range.group.as_str()), since(range)];
-                vec![
-                    versions(&range.group),
-                    (&sql.catchup_queries, params.clone()),
-                    (&sql.catchup_desires, params),
-                ]
+                let rows = (sql.catchup_rows.as_str(), catchup_params(scan)?);
+                let mut plan = vec![versions(&range.group), rows];
+                if scan.from.is_none() {
+                    let params = vec![Param::from(range.group.as_str()), since(range)];
+                    plan.push((&sql.catchup_queries, params.clone()));
+                    plan.push((&sql.catchup_desires, params));
+                }
+                plan
             }
             Read::Inspect(group, ..) => {
                 let ids = || Param::array([Some(group.as_str())]);
@@ -232,19 +234,14 @@ impl Read {
     fn finish(self, found: &[QueryResult]) {
         match self {
             Read::Rows(lookup, reply) => {
-                let rows = expect_version(&found[0], &lookup.current)
-                    .and_then(|()| distinct_records(&found[1..]));
-                answer(reply, rows.map_err(|e| e.of(&lookup.group, failed)));
+                let page = expect_version(&found[0], &lookup.current)
+                    .and_then(|()| row_page(&lookup, &found[1..]));
+                answer(reply, page.map_err(|e| e.of(&lookup.group, failed)));
             }
-            Read::CatchupRows(scan, reply) => {
+            Read::CatchUp(scan, reply) => {
                 let page = expect_version(&found[0], &scan.range.current)
-                    .and_then(|()| page(&scan, &found[1].rows));
+                    .and_then(|()| catchup_page(&scan, &found[1..]));
                 answer(reply, page.map_err(|e| e.of(&scan.range.group, failed)));
-            }
-            Read::CatchupConfig(range, reply) => {
-                let changes = expect_version(&found[0], &range.current)
-                    .and_then(|()| config_changes(&range, &found[1].rows, &found[2].rows));
-                answer(reply, changes.map_err(|e| e.of(&range.group, failed)));
             }
             Read::Inspect(group, client, clock, reply) => {
                 let list = inspected(found, client.as_ref(), clock);
@@ -255,49 +252,76 @@ impl Read {
 }
 
 /// Records that may have been found in two ways, each once.
-fn distinct_records(found: &[QueryResult]) -> Result<Vec<RowRecord>, Failure> {
-    let mut records: Vec<RowRecord> = Vec::new();
-    let mut seen: HashSet<Arc<RowIdentity>> = HashSet::new();
-    for row in found.iter().flat_map(|r| &r.rows) {
+fn row_page(lookup: &RowLookup, found: &[QueryResult]) -> Result<RowPage, Failure> {
+    let mut page = RowPage::default();
+    let (of_queries, by_key) = found.split_at(usize::from(!lookup.queries.is_empty()));
+    for row in by_key.iter().flat_map(|r| &r.rows) {
+        page.rows.push(record(row)?);
+    }
+    for row in of_queries.iter().flat_map(|r| &r.rows) {
         let record = record(row)?;
-        if found.len() < 2 || seen.insert(record.id.clone()) {
-            records.push(record);
+        // Those that were named came with the first page.
+        if lookup.ids.is_empty() || !lookup.ids.contains(&record.id) {
+            page.rows.push(record);
         }
     }
-    Ok(records)
+    if let Some(result) = of_queries.first() {
+        page.next = cursor_after(&result.rows, lookup.limit)?;
+    }
+    Ok(page)
 }
 
-fn catchup_params(scan: &RowScan) -> Answer<Vec<Param>> {
-    let from: Option<(String, String)> = match &scan.from {
+/// Where a page goes on.
+fn cursor_params(from: Option<&RowCursor>) -> Answer<[Param; 2]> {
+    let from: Option<(String, String)> = match from {
         None => None,
         Some(cursor) => Some(serde_json::from_str(&cursor.0).map_err(|e| {
             CvrStoreError::Storage(format!("a row cursor that is none of ours: {e}"))
         })?),
     };
+    let (table, key) = from.unzip();
+    Ok([table.as_deref().into(), key.as_deref().into()])
+}
+
+fn page_rows(limit: usize) -> usize {
+    limit.clamp(1, PAGE_ROWS)
+}
+
+/// Where the page after these rows begins, if there may be one.
+fn cursor_after(rows: &[Row], limit: usize) -> Result<Option<RowCursor>, Failure> {
+    let Some(last) = rows.last().filter(|_| rows.len() >= page_rows(limit)) else {
+        return Ok(None);
+    };
+    let at: (&str, &str) = (last.get(0)?, last.get(1)?);
+    Ok(Some(RowCursor(serde_json::to_string(&at).map_err(|e| damaged("a row", e))?)))
+}
+
+fn catchup_params(scan: &CatchupScan) -> Answer<Vec<Param>> {
+    let [table, key] = cursor_params(scan.from.as_ref())?;
     Ok(vec![
         Param::from(scan.range.group.as_str()),
         since(&scan.range),
         Param::array(scan.without.iter().map(|q| Some(q.as_str()))),
-        from.as_ref().map(|(table, _)| table.as_str()).into(),
-        from.as_ref().map(|(_, key)| key.as_str()).into(),
-        Param::from(scan.limit.max(1) as i64),
+        table,
+        key,
+        Param::from(page_rows(scan.limit) as i64),
     ])
 }
 
-/// A page of rows that a late client misses, in key order. Postgres leaves out what is surely not
+/// A page of what a late client misses, rows in key order. Postgres leaves out what is surely not
 /// meant; the versions are compared here, as text they are in another order.
-fn page(scan: &RowScan, rows: &[Row]) -> Result<RowPage, Failure> {
-    let mut page = RowPage::default();
+fn catchup_page(scan: &CatchupScan, found: &[QueryResult]) -> Result<CatchupPage, Failure> {
+    let rows = &found[0].rows;
+    let mut page = CatchupPage::default();
     for row in rows {
         let record = record(row)?;
         if scan.range.contains(&record.patch_version) {
             page.rows.push(record);
         }
     }
-    if let Some(last) = rows.last().filter(|_| rows.len() >= scan.limit.max(1)) {
-        let at: (&str, &str) = (last.get(0)?, last.get(1)?);
-        let cursor = serde_json::to_string(&at).map_err(|e| damaged("a row", e))?;
-        page.next = Some(RowCursor(cursor));
+    page.next = cursor_after(rows, scan.limit)?;
+    if let [_, queries, desires] = found {
+        page.config = config_changes(&scan.range, &queries.rows, &desires.rows)?;
     }
     Ok(page)
 }

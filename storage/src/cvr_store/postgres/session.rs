@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tracing::{debug, warn};
-use zeroring_net::pg::{Backoff, Client, PgConfig, PgError, SqlState};
+use tracing::{debug, info, warn};
+use zeroring_net::pg::{Backoff, Client, Format, Param, PgConfig, PgError, Pipeline, SqlState};
 
 use super::sql::Sql;
 
@@ -34,6 +34,26 @@ pub(super) struct Shared {
     pub(super) idle_in_transaction: String,
     /// The store shuts down: answers are given soon, whatever they are.
     pub(super) closing: AtomicBool,
+    /// Statements cannot be prepared: a pooler gives each transaction another connection.
+    pub(super) pooled: AtomicBool,
+}
+
+impl Shared {
+    /// Adds a statement to a pipeline.
+    pub(super) fn add(
+        &self,
+        pipeline: &mut Pipeline<'_>,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<(), PgError> {
+        // BEGIN and COMMIT have no plan that could be kept.
+        if params.is_empty() || self.pooled.load(Ordering::Relaxed) {
+            pipeline.query(sql, params, Format::Text)?;
+        } else {
+            pipeline.cached(sql, params, Format::Text)?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -98,6 +118,11 @@ impl Session {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
+            if is_unknown_statement(&error) && !self.shared.pooled.swap(true, Ordering::Relaxed) {
+                info!("the CVR database is behind a pooler: statements are not prepared");
+                self.close();
+                continue;
+            }
             if !is_lost(&error) {
                 return Err(error);
             }
@@ -147,6 +172,13 @@ fn is_lost(error: &PgError) -> bool {
         | PgError::Auth { .. }
         | PgError::Decode { .. } => false,
     }
+}
+
+/// A prepared statement is not there, or one of its name is: `26000`, `42P05`. Or somebody has
+/// changed a table under it: `0A000`.
+fn is_unknown_statement(error: &PgError) -> bool {
+    let code = error.code();
+    code.is_some_and(|code| ["26000", "42P05", "0A000"].contains(&code.as_str()))
 }
 
 /// `57P01` … `57P05`: shutting down, crashed, starting up, idle session.

@@ -21,26 +21,27 @@ macro_rules! statements {
 
         impl Sql {
             pub(super) fn new(schema: &str) -> Sql {
-                Sql { $($name: qualify($text, schema),)* }
+                let mut sql = Sql { $($name: qualify($text, schema),)* };
+                sql.gate_skip = sql.gate.replace(LOCKING, "SKIP LOCKED");
+                sql
             }
         }
     };
 }
 
-/// Ends [`Sql::gate`]: the groups that are locked elsewhere are left out.
-pub(super) const SKIP_LOCKED: &str = "SKIP LOCKED";
-
-/// What [`Sql::gate`] has in place of [`SKIP_LOCKED`] or nothing.
-pub(super) const LOCKING: &str = "/*locking*/";
+/// Where [`Sql::gate_skip`] leaves out the groups that are locked elsewhere.
+const LOCKING: &str = "/*locking*/";
 
 statements! {
     /// Limits of a transaction that was begun: idle time ($1), lock time ($2). And its plans:
     /// everything is found by primary key, record by record. Postgres, which may know nothing yet
-    /// about tables that have just grown, would rather read them as a whole.
+    /// about tables that have just grown, would rather read them as a whole. So a plan does for all
+    /// parameters, and is made once per connection: making it takes longer than a small flush.
     limits = "SELECT set_config('statement_timeout', '0', true),
         set_config('idle_in_transaction_session_timeout', $1::text, true),
         set_config('lock_timeout', $2::text, true), set_config('enable_seqscan', 'off', true),
-        set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true)";
+        set_config('enable_mergejoin', 'off', true), set_config('jit', 'off', true),
+        set_config('plan_cache_mode', 'force_generic_plan', true)";
 
     /// Stubs of groups ($1) that are flushed for the first time, so that two first flushes meet at
     /// the primary key. Those that are ours to take back are noted.
@@ -51,27 +52,28 @@ statements! {
       SELECT set_config('zeroring.made', coalesce(array_agg(id), '{}')::text, true) FROM made"#;
 
     /// Locks and checks groups. $1 our task id; per group $2 id, $3 expected and $4 new version,
-    /// $5 connection, $6 last activity, $7 clock, $8 profile; then pairs of group and what it
-    /// needs: $9/$10 queries that must exist, $11/$12 clients that must not; $13 earlier attempts
-    /// may have committed.
+    /// $5 connection, $6 last activity, $7 clock, $8 profile, $9 whether the rows must be of the
+    /// expected version (not if more of them follow others that we owe); then pairs of group and
+    /// what it needs: $10/$11 queries that must exist, $12/$13 clients that must not; $14 earlier
+    /// attempts may have committed.
     gate = r#"WITH g AS MATERIALIZED (
         SELECT id, expected, version, to_timestamp(connect / 1000) AS connect,
-          to_timestamp(active / 1000) AS active, clock, profile, n
+          to_timestamp(active / 1000) AS active, clock, profile, rows_too, n
         FROM unnest($2::text[], $3::text[], $4::text[], $5::float8[], $6::float8[], $7::float8[],
-            $8::text[]) WITH ORDINALITY
-          AS x (id, expected, version, connect, active, clock, profile, n)
+            $8::text[], $9::bool[]) WITH ORDINALITY
+          AS x (id, expected, version, connect, active, clock, profile, rows_too, n)
       ), cur AS MATERIALIZED (
         SELECT i."clientGroupID" AS id, i."version", i."owner", i."grantedAt", i."deleted",
           i."lastActive", i."ttlClock", i."profileID"
         FROM @."instances" i WHERE i."clientGroupID" = ANY ($2::text[])
         ORDER BY i."clientGroupID" FOR UPDATE OF i /*locking*/
       ), lacks AS (
-        SELECT x.id, min(x.hash) AS hash FROM unnest($9::text[], $10::text[]) AS x (id, hash)
+        SELECT x.id, min(x.hash) AS hash FROM unnest($10::text[], $11::text[]) AS x (id, hash)
         WHERE NOT EXISTS (SELECT FROM @."queries" q
           WHERE q."clientGroupID" = x.id AND q."queryHash" = x.hash)
         GROUP BY x.id
       ), there AS (
-        SELECT x.id, min(x.client) AS client FROM unnest($11::text[], $12::text[]) AS x (id, client)
+        SELECT x.id, min(x.client) AS client FROM unnest($12::text[], $13::text[]) AS x (id, client)
         WHERE EXISTS (SELECT FROM @."clients" c
           WHERE c."clientGroupID" = x.id AND c."clientID" = x.client)
         GROUP BY x.id
@@ -80,25 +82,31 @@ statements! {
           (extract(epoch FROM cur."grantedAt") * 1000)::float8 AS granted,
           coalesce(cur."owner" IS DISTINCT FROM $1::text AND cur."grantedAt" > g.connect, false)
             AS owned_elsewhere,
-          $13::bool AND cur."version" <> g.expected AND cur."version" = g.version
+          $14::bool AND cur."version" <> g.expected AND cur."version" = g.version
             AND cur."owner" = $1::text AND cur."grantedAt" = g.connect
             AND cur."lastActive" = g.active AND cur."ttlClock" = g.clock
             AND cur."profileID" IS NOT DISTINCT FROM g.profile AS done,
           g.expected = cur."version" AND cur."deleted" IS NOT TRUE AS as_expected,
-          lacks.hash AS lacks, there.client AS there
+          lacks.hash AS lacks, there.client AS there,
+          CASE WHEN g.rows_too THEN (SELECT nullif(coalesce(max(v."version"), '00'), g.expected)
+            FROM @."rowsVersion" v WHERE v."clientGroupID" = g.id) END AS rows_at
         FROM g LEFT JOIN cur USING (id) LEFT JOIN lacks USING (id) LEFT JOIN there USING (id)
       ), won AS MATERIALIZED (
         SELECT id FROM seen
         WHERE locked AND as_expected AND NOT owned_elsewhere AND done IS NOT TRUE
-          AND lacks IS NULL AND there IS NULL
+          AND lacks IS NULL AND there IS NULL AND rows_at IS NULL
       ), noted AS MATERIALIZED (
         SELECT set_config('zeroring.won', coalesce(array_agg(id), '{}')::text, true) AS won FROM won
       )
       SELECT seen.n, won.id IS NOT NULL AS won, coalesce(seen.done, false) AS done, seen.locked,
         EXISTS (SELECT FROM @."instances" i WHERE i."clientGroupID" = seen.id) AS known,
         seen."version", seen."owner", seen.granted, seen.owned_elsewhere,
-        coalesce(seen.as_expected, false) AS as_expected, seen.lacks, seen.there, noted.won IS NULL
+        coalesce(seen.as_expected, false) AS as_expected, seen.lacks, seen.there, seen.rows_at,
+        noted.won IS NULL
       FROM seen LEFT JOIN won USING (id) CROSS JOIN noted"#;
+
+    /// [`Sql::gate`] without waiting.
+    gate_skip = "";
 
     /// $1 our task id; per group $2 id, $3 version, $4 last activity, $5 clock, $6 replica version,
     /// $7 connection, $8 client schema (NULL leaves it), $9 profile.
@@ -112,6 +120,9 @@ statements! {
         AS x (id, version, active, clock, replica, connect, schema, profile)
       JOIN unnest(current_setting('zeroring.won')::text[]) AS won (id) USING (id)
       WHERE i."clientGroupID" = x.id"#;
+
+    /// Writes rows that follow: nothing is asked, the groups $1 may write.
+    rows_follow = "SELECT set_config('zeroring.won', $1::text, true)";
 
     /// Pairs $1 group, $2 client.
     delete_clients = r#"DELETE FROM @."clients" c USING unnest($1::text[], $2::text[]) AS x (id, client)
@@ -294,12 +305,15 @@ statements! {
     versions = r#"SELECT i."version", coalesce(v."version", '00') FROM @."instances" i
       LEFT JOIN @."rowsVersion" v USING ("clientGroupID") WHERE i."clientGroupID" = $1::text"#;
 
-    /// Live rows of group $1 that mention one of the queries $2. (`IS TRUE` keeps the index on
+    /// Live rows of group $1 that mention one of the queries $2, after table $3 and key $4, at most
+    /// $5, in key order. (`IS TRUE` keeps the index on
     /// references out of it, which knows nothing of groups: popular queries are in all of them.)
-    rows_of_queries = r#"SELECT "table", "rowKey"::text, "rowVersion", "patchVersion",
+    rows_of_queries = r#"SELECT "table", "rowKey"::text AS k, "rowVersion", "patchVersion",
         "refCounts"::text
       FROM @."rows" WHERE "clientGroupID" = $1::text AND "schema" = ''
-        AND ("refCounts" ?| $2::text[]) IS TRUE"#;
+        AND ("refCounts" ?| $2::text[]) IS TRUE
+        AND ($3::text IS NULL OR ("table", "rowKey") > ($3::text, $4::text::jsonb))
+      ORDER BY "table", "rowKey" LIMIT $5::int8"#;
 
     /// Live rows of group $1 with tables $2 and keys $3.
     rows_by_key = r#"SELECT r."table", r."rowKey"::text, r."rowVersion", r."patchVersion",

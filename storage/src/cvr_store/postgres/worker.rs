@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::info;
-use zeroring_core::cvr::store::{CvrStoreError, Flushed};
+use zeroring_core::cvr::store::Flushed;
 use zeroring_core::cvr::{ClientGroupId, TtlClock};
 
-use super::super::Answer;
+use super::super::owed::{Owed, Part, RowsPlan};
+use super::super::{Answer, rows_behind};
+use super::batch::Item;
 use super::job::{FlushPart, Job, LoadJob, answer};
 use super::queue::{Lane, Queue, Taken};
 use super::read::{Attempt, Reader};
@@ -21,13 +22,10 @@ const MAX_TAKEN: usize = 256;
 const MAX_GROUPS: usize = 256;
 /// Row records of one transaction, unless a single group has more.
 const MAX_ROWS: usize = 8_192;
-/// Attempts to load a group whose rows another server has still to write, and their distance.
-const LOAD_ATTEMPTS: usize = 10;
-const LOAD_DELAY: Duration = Duration::from_millis(500);
-
 /// A worker and its connection.
 pub(super) struct Worker {
     queue: Arc<Queue<Job>>,
+    owed: Arc<Owed<Job>>,
     lanes: &'static [Lane],
     session: Session,
     known_schemas: HashSet<ClientGroupId>,
@@ -37,11 +35,12 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(
         queue: Arc<Queue<Job>>,
+        owed: Arc<Owed<Job>>,
         lanes: &'static [Lane],
         session: Session,
         schema: Arc<str>,
     ) -> Worker {
-        Worker { queue, lanes, session, known_schemas: HashSet::new(), schema }
+        Worker { queue, owed, lanes, session, known_schemas: HashSet::new(), schema }
     }
 
     fn writer(&mut self) -> Writer<'_> {
@@ -68,15 +67,12 @@ impl Worker {
     fn work(&mut self, jobs: Vec<Job>) {
         let (mut flushes, mut clocks) = (Vec::new(), Vec::new());
         let (mut loads, mut reads) = (Vec::new(), Vec::new());
+        let mut rows = Vec::new();
         for job in jobs {
             match job {
-                Job::Flush(part) => match part.locked {
-                    None => flushes.push(part),
-                    Some(maybe_done) => {
-                        let result = self.writer().commit_waiting(&part.flush, maybe_done);
-                        settle(part, result);
-                    }
-                },
+                Job::Flush(part) if part.locked.is_none() => flushes.push(part),
+                Job::Flush(part) => self.flush_waiting(part),
+                Job::WriteRows(group) => rows.push(group),
                 Job::Load(job) => loads.push(job),
                 Job::TtlClock(group, clock, now_ms) => clocks.push((group, clock, now_ms)),
                 Job::Purge(limits, reply) => {
@@ -89,6 +85,7 @@ impl Worker {
         }
         self.flush(flushes);
         self.ttl_clocks(&mut clocks);
+        self.write_rows(rows);
         self.load(loads);
         self.reader().answer(reads);
     }
@@ -108,21 +105,25 @@ impl Worker {
             let mut rows = 0;
             let (mut now, mut later) = (Vec::new(), Vec::new());
             for part in waiting {
-                let fits = now.is_empty()
-                    || (now.len() < MAX_GROUPS && rows + part.flush.rows.len() <= MAX_ROWS);
+                let fits = now.len() < MAX_GROUPS && rows < MAX_ROWS;
                 // A group that has to wait keeps its place before its next flush.
-                if groups.insert(part.flush.group.clone()) && fits {
-                    rows += part.flush.rows.len();
-                    now.push(part);
-                } else {
+                if !groups.insert(part.flush.group.clone()) || !fits {
                     later.push(part);
+                    continue;
                 }
+                let Some(plan) = self.owed.plan(&part.flush.group, part.flush.rows.len()) else {
+                    later.extend(self.block(part));
+                    continue;
+                };
+                rows += if plan.follow() { 0 } else { part.flush.rows.len() };
+                now.push((part, plan));
             }
-            let flushes: Vec<_> = now.iter().map(|part| &part.flush).collect();
-            let settled = self.writer().commit(&flushes);
-            for (part, settled) in now.into_iter().zip(settled) {
+            let items: Vec<_> =
+                now.iter().map(|(part, rows)| Item { flush: &part.flush, rows: *rows }).collect();
+            let settled = self.writer().commit(&items);
+            for ((part, plan), settled) in now.into_iter().zip(settled) {
                 match settled {
-                    Settled::Verdict(result) => settle(part, result),
+                    Settled::Verdict(result) => self.settle(part, plan, result),
                     Settled::Locked { maybe_done } => self.wait(part, maybe_done),
                 }
             }
@@ -130,9 +131,30 @@ impl Worker {
         }
     }
 
+    /// Commits a flush that was found locked.
+    fn flush_waiting(&mut self, part: FlushPart) {
+        let Some(maybe_done) = part.locked else { return };
+        // The bound on what is owed is not for the few that come this way.
+        let rows = part.flush.rows.len();
+        let plan = self.owed.plan(&part.flush.group, rows).unwrap_or(RowsPlan::FollowOwed);
+        let item = Item { flush: &part.flush, rows: plan };
+        let result = self.writer().commit_waiting(item, maybe_done);
+        self.settle(part, plan, result);
+    }
+
+    /// Lets a flush wait until less is owed; gives it back if that is so already.
+    fn block(&self, mut part: FlushPart) -> Option<FlushPart> {
+        part.hold();
+        match self.owed.block(Job::Flush(part)) {
+            Some(Job::Flush(part)) => Some(part),
+            _ => None,
+        }
+    }
+
     /// Lets the slow lane wait for a group's lock.
     fn wait(&mut self, mut part: FlushPart, maybe_done: bool) {
         part.locked = Some(maybe_done);
+        part.hold();
         let Err((jobs, _)) = self.queue.push_all(Lane::Slow, vec![Job::Flush(part)]) else {
             return;
         };
@@ -140,12 +162,83 @@ impl Worker {
         self.work(jobs);
     }
 
+    /// Gives a verdict; rows that follow are owed from now on.
+    fn settle(&mut self, mut part: FlushPart, plan: RowsPlan, result: Answer<Flushed>) {
+        if let Ok(flushed) = &result
+            && flushed.anomalies > 0
+        {
+            tracing::warn!(group = %part.flush.group, rows = flushed.anomalies,
+                "rows changed that the CVR did not hold as live");
+        }
+        let mut wants_turn = None;
+        if plan.follow() && result.is_ok() {
+            let rows = std::mem::take(&mut part.flush.rows);
+            let version = part.flush.instance.version.clone();
+            if self.owed.add(&part.flush.group, Part { version, rows }) {
+                wants_turn = Some(part.flush.group.clone());
+            }
+        }
+        part.settle(result);
+        wants_turn.into_iter().for_each(|group| self.ask_for_rows(group));
+    }
+
+    /// Has the rows of a group written.
+    fn ask_for_rows(&mut self, group: ClientGroupId) {
+        let asked = self.queue.push_all(Lane::Rows, vec![Job::WriteRows(group.clone())]);
+        if asked.is_err() {
+            // The store shuts down; what is owed is written nevertheless.
+            self.write_rows(vec![group]);
+        }
+    }
+
+    /// Writes rows that follow, in as few transactions as the limits allow.
+    fn write_rows(&mut self, groups: Vec<ClientGroupId>) {
+        let mut groups = groups.into_iter().peekable();
+        while groups.peek().is_some() {
+            let mut owed: Vec<(ClientGroupId, Vec<Part>)> = Vec::new();
+            let mut rows = 0;
+            while let Some(group) = groups.next_if(|_| rows < MAX_ROWS) {
+                let parts = self.owed.take(&group);
+                rows += parts.iter().map(|part| part.rows.len()).sum::<usize>();
+                if !parts.is_empty() {
+                    owed.push((group, parts));
+                }
+            }
+            if owed.is_empty() {
+                continue;
+            }
+            let results = self.writer().write_rows(&owed);
+            for ((group, parts), result) in owed.into_iter().zip(results) {
+                match &result {
+                    Ok(()) => tracing::debug!(%group, flushes = parts.len(), "rows were written"),
+                    Err(error) => tracing::warn!(%group, %error, "rows of a CVR are lost: its \
+                        clients will start afresh"),
+                }
+                self.rows_done(group, &result);
+            }
+        }
+    }
+
+    fn rows_done(&mut self, group: ClientGroupId, result: &Answer<()>) {
+        let released = self.owed.done(&group, result);
+        for (lane, jobs) in [(Lane::Read, released.ready), (Lane::Flush, released.unblocked)] {
+            if let Err((jobs, _)) = self.queue.push_all(lane, jobs) {
+                // The store shuts down.
+                self.work(jobs);
+            }
+        }
+        if released.more {
+            self.ask_for_rows(group);
+        }
+    }
+
     fn load(&mut self, jobs: Vec<LoadJob>) {
         if jobs.is_empty() {
             return;
         }
         let groups: Vec<_> = jobs.iter().map(|j| (j.group.clone(), j.connect_ms)).collect();
-        for (mut job, attempt) in jobs.into_iter().zip(self.reader().load(&groups)) {
+        let (attempts, claims) = self.reader().load(&groups);
+        for (mut job, attempt) in jobs.into_iter().zip(attempts) {
             let (version, rows) = match attempt {
                 Attempt::Done(result) => {
                     answer(job.reply, result);
@@ -156,26 +249,18 @@ impl Worker {
             job.attempts += 1;
             info!(group = %job.group, version, rows, attempt = job.attempts,
                 "the rows of a CVR are behind");
-            let behind = || {
-                CvrStoreError::ClientNotFound(format!(
-                    "max attempts exceeded waiting for CVR@{version} to catch up from {rows}"
-                ))
-            };
-            if job.attempts >= LOAD_ATTEMPTS {
-                answer(job.reply, Err(behind()));
-            } else if let Err((job, _)) = self.queue.push_later(LOAD_DELAY, Job::Load(job)) {
-                job.refuse(behind());
+            if job.attempts >= self.owed.options.load_attempts {
+                answer(job.reply, Err(rows_behind(&version, &rows)));
+                continue;
+            }
+            // They may be our own by now.
+            let group = job.group.clone();
+            let Some(job) = self.owed.wait(&group, Job::Load(job)) else { continue };
+            if let Err((job, _)) = self.queue.push_later(self.owed.options.load_delay, job) {
+                job.refuse(rows_behind(&version, &rows));
             }
         }
+        // Nobody waits for the hints to former owners.
+        self.reader().claim(claims);
     }
-}
-
-fn settle(part: FlushPart, result: Answer<Flushed>) {
-    if let Ok(flushed) = &result
-        && flushed.anomalies > 0
-    {
-        tracing::warn!(group = %part.flush.group, rows = flushed.anomalies,
-            "rows changed that the CVR did not hold as live");
-    }
-    part.settle(result);
 }

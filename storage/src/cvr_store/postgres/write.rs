@@ -16,11 +16,13 @@ use tracing::warn;
 use zeroring_core::cvr::store::{CvrStoreError, Flushed, Purged};
 use zeroring_core::cvr::{ClientGroupId, GroupFlush, TtlClock};
 use zeroring_core::version::CvrVersion;
-use zeroring_net::pg::{Client, Format, Param, PgError, SqlState};
+use zeroring_net::pg::{Client, Param, PgError, SqlState};
 
+use super::super::owed::Part;
 use super::super::{Answer, PurgeLimits};
-use super::batch::{Batch, Locked, Outcome};
+use super::batch::{Batch, Item, Locked, Outcome};
 use super::params::{Records, wall};
+use super::rows;
 use super::session::{Session, Shared};
 use super::sql::purge_delete;
 
@@ -44,10 +46,10 @@ pub(super) struct Writer<'w> {
 
 impl Writer<'_> {
     /// Commits groups, each at most once among them; waits for nobody's locks.
-    pub(super) fn commit(&mut self, flushes: &[&GroupFlush]) -> Vec<Settled> {
-        let mut settled: Vec<_> = flushes.iter().map(|_| None).collect();
-        let at: Vec<usize> = (0..flushes.len()).collect();
-        self.commit_some(flushes, &at, false, &mut settled);
+    pub(super) fn commit(&mut self, items: &[Item<'_>]) -> Vec<Settled> {
+        let mut settled: Vec<_> = items.iter().map(|_| None).collect();
+        let at: Vec<usize> = (0..items.len()).collect();
+        self.commit_some(items, &at, false, &mut settled);
         let lost = || Settled::Verdict(Err(CvrStoreError::Storage("no verdict".to_owned())));
         settled.into_iter().map(|v| v.unwrap_or_else(lost)).collect()
     }
@@ -55,16 +57,16 @@ impl Writer<'_> {
     /// Commits the flushes at these positions, all at once if possible.
     fn commit_some(
         &mut self,
-        flushes: &[&GroupFlush],
+        items: &[Item<'_>],
         at: &[usize],
         mut maybe_done: bool,
         settled: &mut [Option<Settled>],
     ) {
         if let [one] = at {
-            settled[*one] = Some(self.commit_one(flushes[*one], Locked::Skip, maybe_done));
+            settled[*one] = Some(self.commit_one(items[*one], Locked::Skip, maybe_done));
             return;
         }
-        let chosen: Vec<_> = at.iter().map(|n| flushes[*n]).collect();
+        let chosen: Vec<_> = at.iter().map(|n| items[*n]).collect();
         match self.attempt(&chosen, Locked::Skip, &mut maybe_done) {
             Ok(outcomes) => {
                 for (n, outcome) in at.iter().zip(outcomes) {
@@ -74,8 +76,8 @@ impl Writer<'_> {
             // One of them is to blame, or the database: find out which.
             Err(CommitError::Malformed(_) | CommitError::Refused(_)) => {
                 let (first, second) = at.split_at(at.len() / 2);
-                self.commit_some(flushes, first, maybe_done, settled);
-                self.commit_some(flushes, second, maybe_done, settled);
+                self.commit_some(items, first, maybe_done, settled);
+                self.commit_some(items, second, maybe_done, settled);
             }
             Err(CommitError::Unreachable(error)) => {
                 for n in at {
@@ -86,25 +88,21 @@ impl Writer<'_> {
     }
 
     /// Commits a group that [`Writer::commit`] found locked; waits for its lock.
-    pub(super) fn commit_waiting(
-        &mut self,
-        flush: &GroupFlush,
-        maybe_done: bool,
-    ) -> Answer<Flushed> {
-        match self.commit_one(flush, Locked::Wait, maybe_done) {
+    pub(super) fn commit_waiting(&mut self, item: Item<'_>, maybe_done: bool) -> Answer<Flushed> {
+        match self.commit_one(item, Locked::Wait, maybe_done) {
             Settled::Verdict(result) => result,
             // It came into being, or went, while we waited.
             Settled::Locked { .. } => Err(CvrStoreError::ConcurrentModification {
-                expected: flush.expected.cookie(),
+                expected: item.flush.expected.cookie(),
                 actual: CvrVersion::empty().cookie(),
             }),
         }
     }
 
-    fn commit_one(&mut self, flush: &GroupFlush, locked: Locked, mut maybe_done: bool) -> Settled {
+    fn commit_one(&mut self, item: Item<'_>, locked: Locked, mut maybe_done: bool) -> Settled {
         let mut attempt = 1;
         loop {
-            let refused = match self.attempt(&[flush], locked, &mut maybe_done) {
+            let refused = match self.attempt(&[item], locked, &mut maybe_done) {
                 Ok(outcomes) => {
                     let outcome = outcomes.into_iter().next().unwrap_or(Outcome::Locked);
                     return Settled::of(outcome, maybe_done);
@@ -121,25 +119,64 @@ impl Writer<'_> {
             if code == SqlState::LOCK_NOT_AVAILABLE && locked == Locked::Skip {
                 return Settled::Locked { maybe_done };
             }
-            let again =
-                matches!(code, SqlState::DEADLOCK_DETECTED | SqlState::SERIALIZATION_FAILURE);
-            if again && attempt < ATTEMPTS {
+            if is_transient(code) && attempt < ATTEMPTS {
                 attempt += 1;
                 continue;
             }
-            // Classes 22 and 23: a value, or what it refers to.
-            if code.as_str().starts_with("22") || code.as_str().starts_with("23") {
-                let what = format!("a record of a flush is refused: {refused}");
-                let group = flush.group.clone();
-                return Settled::Verdict(Err(CvrStoreError::Damaged { group, what }));
+            return Settled::Verdict(Err(refusal(&item.flush.group, refused)));
+        }
+    }
+
+    /// Writes rows that follow, each group's at once; what became of each.
+    pub(super) fn write_rows(&mut self, owed: &[(ClientGroupId, Vec<Part>)]) -> Vec<Answer<()>> {
+        let error = match self.write_rows_of(owed) {
+            Ok(()) => return owed.iter().map(|_| Ok(())).collect(),
+            Err(error) => error,
+        };
+        match (owed, error) {
+            ([(group, _)], error) => vec![Err(refusal(group, error))],
+            // One of them is to blame: find out which.
+            (owed, PgError::Server(_)) => {
+                let (first, second) = owed.split_at(owed.len() / 2);
+                let mut results = self.write_rows(first);
+                results.extend(self.write_rows(second));
+                results
             }
-            return Settled::Verdict(Err(failed(refused)));
+            (owed, error) => {
+                let error = failed(error);
+                owed.iter().map(|_| Err(error.clone())).collect()
+            }
+        }
+    }
+
+    fn write_rows_of(&mut self, owed: &[(ClientGroupId, Vec<Part>)]) -> Result<(), PgError> {
+        let shared = self.session.shared.clone();
+        let mut attempt = 1;
+        loop {
+            let written =
+                self.session.run(|client, again| Ok((rows::write(client, &shared, owed)?, again)));
+            match written {
+                // Twice written rows are not found as they were.
+                Ok((missing, false)) if missing > 0 => {
+                    warn!(
+                        groups = owed.len(),
+                        rows = missing,
+                        "rows changed that the CVR did not hold as live"
+                    );
+                    return Ok(());
+                }
+                Ok(_) => return Ok(()),
+                Err(error) if error.code().is_some_and(is_transient) && attempt < ATTEMPTS => {
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
 
     fn attempt(
         &mut self,
-        flushes: &[&GroupFlush],
+        items: &[Item<'_>],
         locked: Locked,
         maybe_done: &mut bool,
     ) -> Result<Vec<Outcome>, CommitError> {
@@ -149,13 +186,13 @@ impl Writer<'_> {
         };
         let shared = self.session.shared.clone();
         let mut batch =
-            Batch::new(&shared, flushes, locked, sends_schema).map_err(CommitError::Malformed)?;
+            Batch::new(&shared, items, locked, sends_schema).map_err(CommitError::Malformed)?;
         let outcomes = self.session.run(|client, again| {
             *maybe_done |= again;
-            batch.run(client, *maybe_done)
+            batch.run(client, &shared, *maybe_done)
         });
         let outcomes = outcomes.map_err(CommitError::of)?;
-        for (flush, outcome) in flushes.iter().zip(&outcomes) {
+        for (Item { flush, .. }, outcome) in items.iter().zip(&outcomes) {
             if flush.instance.client_schema.is_some() && matches!(outcome, Outcome::Done(Ok(_))) {
                 if self.known_schemas.len() >= MAX_KNOWN_SCHEMAS {
                     self.known_schemas.clear();
@@ -212,6 +249,23 @@ impl Writer<'_> {
                 })
             })
             .map_err(failed)
+    }
+}
+
+/// It may go well the next time.
+fn is_transient(code: SqlState) -> bool {
+    matches!(code, SqlState::DEADLOCK_DETECTED | SqlState::SERIALIZATION_FAILURE)
+}
+
+/// What Postgres' refusal of a single group's records means.
+fn refusal(group: &ClientGroupId, refused: PgError) -> CvrStoreError {
+    // Classes 22 and 23: a value, or what it refers to.
+    match refused.code().as_ref().map(SqlState::as_str) {
+        Some(code) if code.starts_with("22") || code.starts_with("23") => CvrStoreError::Damaged {
+            group: group.clone(),
+            what: format!("a record of a flush is refused: {refused}"),
+        },
+        _ => failed(refused),
     }
 }
 
@@ -282,11 +336,12 @@ fn in_transaction(
     statements: &[(&str, &[Param])],
 ) -> Result<Vec<zeroring_net::pg::QueryResult>, PgError> {
     let mut pipeline = client.pipeline()?;
-    pipeline.query(begin, &[], Format::Text)?.query(&shared.sql.limits, limits, Format::Text)?;
+    shared.add(&mut pipeline, begin, &[])?;
+    shared.add(&mut pipeline, &shared.sql.limits, limits)?;
     for (sql, params) in statements {
-        pipeline.query(sql, params, Format::Text)?;
+        shared.add(&mut pipeline, sql, params)?;
     }
-    pipeline.query("COMMIT", &[], Format::Text)?;
+    shared.add(&mut pipeline, "COMMIT", &[])?;
     match pipeline.run_one() {
         Ok(mut results) => {
             results.pop();

@@ -6,7 +6,7 @@ use zeroring_core::cvr::store::{
 };
 use zeroring_core::cvr::{ConfigUpdater, Cvr, FlushTimes, RowRecord, TtlClock};
 use zeroring_core::version::CvrVersion;
-use zeroring_storage::cvr_store::RowScan;
+use zeroring_storage::cvr_store::CatchupScan;
 
 use super::lab::{PostgresLab, server};
 use super::schema::database;
@@ -86,7 +86,7 @@ fn the_original_and_we_write_the_same() {
     let signature = pairs.iter().fold(0, |s, r| s ^ r.id.signature_unit());
     assert_eq!((pairs.len(), Some(signature)), (5, cvr.queries["2krwu77h5sl9b"].signature));
 
-    let scan = RowScan { range: range(&cvr, None), without: vec![], from: None, limit: 1_000 };
+    let scan = CatchupScan { range: range(&cvr, None), without: vec![], from: None, limit: 1_000 };
     let rows = store.page(scan).unwrap().rows;
     let gone: Vec<_> = rows.iter().filter(|r| r.ref_counts.is_none()).map(|r| &r.id).collect();
     assert_eq!(gone.iter().map(|id| id.text()).collect::<Vec<_>>(), [r#"["","issue","id","i7"]"#]);

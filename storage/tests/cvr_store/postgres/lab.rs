@@ -4,11 +4,25 @@ use zeroring_net::pg::local_server::LocalServer;
 use zeroring_net::pg::{Client, PgConfig};
 use zeroring_storage::cvr_store::postgres::{PostgresCvrConfig, PostgresCvrStore};
 
+use zeroring_storage::cvr_store::RowOptions;
+
 use crate::lab::{Lab, Server};
 
 /// Commits need not reach the disk: only [`LocalServer::kill`] happens, not a power cut.
 pub fn server() -> LocalServer {
     LocalServer::start(&["fsync=off"]).unwrap()
+}
+
+/// One that is not killed: commits need not even reach the system.
+pub fn fast_server() -> LocalServer {
+    let settings = [
+        "fsync=off",
+        "synchronous_commit=off",
+        "full_page_writes=off",
+        "shared_buffers=256MB",
+        "max_wal_size=4GB",
+    ];
+    LocalServer::start(&settings).unwrap()
 }
 
 /// Servers of one app: its name makes the schema.
@@ -65,8 +79,9 @@ impl PostgresLab {
 }
 
 impl Lab for PostgresLab {
-    fn open(&self, task_id: &str) -> Server {
-        Server(Box::new(self.connect(task_id)))
+    fn open_with(&self, task_id: &str, rows: RowOptions) -> Server {
+        let config = PostgresCvrConfig { rows, ..self.config.clone() };
+        Server(Box::new(PostgresCvrStore::connect(&config, task_id).unwrap()))
     }
 
     fn steps(&self) -> u64 {

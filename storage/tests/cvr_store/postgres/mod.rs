@@ -1,5 +1,6 @@
 //! The store on Postgres: the common contract, and what is its own.
 
+mod cost;
 mod interop;
 mod lab;
 mod outage;
@@ -9,7 +10,7 @@ mod round_trips;
 mod schema;
 mod shared;
 
-use lab::{PostgresLab, server};
+use lab::{PostgresLab, fast_server, server};
 
 use crate::{contract, simulation, suite};
 
@@ -30,4 +31,12 @@ fn the_contract_holds() {
         };
     }
     contract!(run_each);
+}
+
+#[test]
+fn clients_converge_on_the_model() {
+    let postgres = fast_server();
+    let mut lab = PostgresLab::new(&postgres, "simulation");
+    lab.config.max_connections = 8;
+    simulation::clients_converge_on_the_model(&lab);
 }

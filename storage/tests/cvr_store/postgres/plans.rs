@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use zeroring_core::cvr::advance::{AdvancedRow, CountChange};
 use zeroring_core::cvr::store::{CvrStoreError, RowCursor};
 use zeroring_core::cvr::{QueryUpdater, TtlClock};
-use zeroring_storage::cvr_store::{RowLookup, RowScan};
+use zeroring_storage::cvr_store::{CatchupScan, RowLookup};
 
 use super::lab::{PostgresLab, server};
 use crate::lab::*;
@@ -98,13 +98,14 @@ fn reads_that_wait_together_are_answered_apart() {
             current = version(3, 0);
         }
         let (group, queries) = (cvr.id.clone(), vec!["q".into()]);
-        let lookup = RowLookup { group, current, queries, ids: vec![row_id("issue", 100 * n)] };
+        let ids = vec![row_id("issue", 100 * n)];
+        let lookup = RowLookup { group, current, queries, ids, from: None, limit: 1_000 };
         let send = send.clone();
         store.0.rows(lookup, Box::new(move |rows| send.send((n, rows)).unwrap()));
         let from = (n == 9).then(|| RowCursor("nonsense".to_owned()));
-        let scan = RowScan { range: range(cvr, None), without: vec![], from, limit: 1_000 };
+        let scan = CatchupScan { range: range(cvr, None), without: vec![], from, limit: 1_000 };
         let send = send_page.clone();
-        store.0.catchup_rows(scan, Box::new(move |page| send.send((n, page)).unwrap()));
+        store.0.catch_up(scan, Box::new(move |page| send.send((n, page)).unwrap()));
     }
     drop((send, send_page));
     let mine = |n: i64, found: &[zeroring_core::cvr::RowRecord]| {
@@ -116,7 +117,7 @@ fn reads_that_wait_together_are_answered_apart() {
     };
     for (n, rows) in answers {
         match rows {
-            Ok(rows) => mine(n, &rows),
+            Ok(page) => mine(n, &page.rows),
             Err(CvrStoreError::ConcurrentModification { .. }) => assert_eq!(n, 7),
             Err(e) => panic!("{e}"),
         }
