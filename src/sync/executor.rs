@@ -13,9 +13,9 @@ use std::time::Duration;
 use futures_util::{FutureExt, pin_mut, select_biased};
 use zeroring_core::change::Commit;
 use zeroring_core::cvr::internal::ShardTables;
-use zeroring_core::group::{Event, ResetReason, Settings};
-use zeroring_core::ivm::delta::Advanced;
-use zeroring_core::ivm::engine::{Budget, Reset};
+use zeroring_core::group::{Event, ResetReason, Settings, SharedDelta};
+use zeroring_core::ivm::delta::{Advanced, InstanceDelta};
+use zeroring_core::ivm::engine::{Budget, InstanceId, Reset};
 use zeroring_core::version::StateVersion;
 use zeroring_net::http::RawIncoming;
 use zeroring_net::rt::local::Notify;
@@ -39,6 +39,8 @@ use crate::stages::Stage;
 
 /// Work of one slice of an advance or a hydration: about a millisecond.
 const SLICE: u64 = 1_000;
+/// Rows of a delta that are prepared at once: about as long.
+const SLICE_ROWS: usize = 1_000;
 /// Events are handled for so long before sockets get a turn.
 const EVENT_SLICE: Duration = Duration::from_millis(1);
 /// Turns of events that an advance waits at most.
@@ -315,7 +317,7 @@ impl Executor {
             return self.start_over().await;
         }
         let advanced = self.steps().await?;
-        self.deliver(advanced, schema_changed, permissions_changed);
+        self.deliver(advanced, schema_changed, permissions_changed).await;
         Ok(())
     }
 
@@ -337,7 +339,7 @@ impl Executor {
         };
         let advanced = self.steps().await?;
         let schema_changed = **self.state.borrow().world.engine.schema() != *old;
-        self.deliver(advanced, schema_changed, true);
+        self.deliver(advanced, schema_changed, true).await;
         Ok(())
     }
 
@@ -361,7 +363,38 @@ impl Executor {
         }
     }
 
-    fn deliver(&self, advanced: Advanced, schema_changed: bool, permissions_changed: bool) {
+    /// Prepares deltas for groups, once for all that subscribe, in slices: sockets are served in
+    /// between.
+    async fn prepare(
+        &self,
+        deltas: &[InstanceDelta],
+    ) -> Vec<(InstanceId, Result<SharedDelta, String>)> {
+        let tables = self.state.borrow().settings.tables.clone();
+        let mut prepared = Vec::with_capacity(deltas.len());
+        let mut since = 0;
+        for delta in deltas {
+            if !self.state.borrow().has_subscribers(delta.instance) {
+                continue;
+            }
+            let mut made = SharedDelta::begin(delta);
+            let mut result = Ok(());
+            for rows in delta.rows.chunks(SLICE_ROWS) {
+                since += rows.len();
+                if since > SLICE_ROWS {
+                    since = rows.len();
+                    yield_now().await;
+                }
+                let begin = now();
+                result = result.and_then(|()| made.extend(rows, &tables));
+                self.stats.stages.add(Stage::Fanout, begin.elapsed());
+            }
+            prepared.push((delta.instance, result.map(|()| made.end())));
+        }
+        prepared
+    }
+
+    async fn deliver(&self, advanced: Advanced, schema_changed: bool, permissions_changed: bool) {
+        let deltas = self.prepare(&advanced.deltas).await;
         let mut state = self.state.borrow_mut();
         let reason = if schema_changed {
             Some(ResetReason::SchemaChange)
@@ -374,7 +407,7 @@ impl Executor {
             state.world.reload_permissions();
         }
         let begin = now();
-        state.advanced(advanced);
+        state.advanced(deltas, advanced.failed);
         self.stats.stages.add(Stage::Fanout, begin.elapsed());
         if let Some(reason) = reason {
             for key in state.keys() {

@@ -14,8 +14,8 @@ use zeroring_core::cvr::{ClientGroupId, QueryHash};
 use zeroring_core::group::{
     ConnId, Credentials, Effect, Event, Group, Hydrate, Note, Settings, SharedDelta, Timer,
 };
-use zeroring_core::ivm::delta::Advanced;
 use zeroring_core::ivm::engine::InstanceId;
+use zeroring_core::ivm::error::EngineError;
 use zeroring_core::protocol::custom_query::TransformRequest;
 use zeroring_core::protocol::error::ErrorBody;
 use zeroring_net::rt::{Instant, now};
@@ -433,17 +433,27 @@ impl State {
 
     // ---- the engine ---------------------------------------------------------------------------
 
-    /// Hands an advance to the groups that it concerns, and to nobody else.
-    pub(super) fn advanced(&mut self, advanced: Advanced) {
+    /// Somebody is to hear of changes of this instance.
+    pub(super) fn has_subscribers(&self, instance: InstanceId) -> bool {
+        self.subscribers.contains_key(&instance)
+    }
+
+    /// Hands an advance to the groups that it concerns, and to nobody else: its deltas as they were
+    /// prepared, and instances that failed.
+    pub(super) fn advanced(
+        &mut self,
+        deltas: Vec<(InstanceId, Result<SharedDelta, String>)>,
+        failed: Vec<(InstanceId, EngineError)>,
+    ) {
         self.counters.advances += 1;
         let mut affected: BTreeSet<GroupKey> = std::mem::take(&mut self.waiting);
-        for (instance, error) in advanced.failed {
+        for (instance, error) in failed {
             self.instance_failed(instance, &error.to_string(), &mut affected);
         }
-        for delta in &advanced.deltas {
-            let Some(subscribers) = self.subscribers.get(&delta.instance) else { continue };
+        for (instance, delta) in deltas {
+            let Some(subscribers) = self.subscribers.get(&instance) else { continue };
             let keys: Vec<GroupKey> = subscribers.groups().collect();
-            match SharedDelta::of(delta, &self.settings.tables) {
+            match delta {
                 Ok(shared) => {
                     let shared = Arc::new(shared);
                     for key in keys {
@@ -451,7 +461,7 @@ impl State {
                         affected.insert(key);
                     }
                 }
-                Err(why) => self.instance_failed(delta.instance, &why, &mut affected),
+                Err(why) => self.instance_failed(instance, &why, &mut affected),
             }
         }
         self.inbox.extend(affected.into_iter().map(|key| (key, Event::Advanced)));

@@ -42,6 +42,7 @@ pub use model::{
     Ast, Client, ClientState, Cvr, Query, QueryBody, RefCounts, RowRecord, merge_ref_counts,
 };
 pub use patch::{Patch, VersionedPatch};
+pub(crate) use query_update::MAX_SORTED_ROWS;
 pub use query_update::{Executed, Leftovers, QueryUpdater, ReceivedRow, RowChanges, RowRecords};
 pub use row_id::{RowIdentity, format_signature, parse_signature};
 pub use store::{FlushTimes, GroupFlush, PreparedFlush};

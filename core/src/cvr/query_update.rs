@@ -25,7 +25,7 @@ use crate::row::Row;
 use crate::version::{CvrVersion, StateVersion};
 
 /// Row writes of an update that are put in order.
-const MAX_SORTED_ROWS: usize = 10_000;
+pub(crate) const MAX_SORTED_ROWS: usize = 10_000;
 
 /// A query that is executed now.
 #[derive(Debug, Clone, PartialEq, Eq)]

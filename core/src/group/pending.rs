@@ -18,8 +18,8 @@ use super::op::{Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sy
 use super::sync::failed_query;
 use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
 use crate::cvr::internal::ShardTables;
-use crate::cvr::{QueryHash, QueryUpdater, RowIdentity, RowRecords};
-use crate::ivm::delta::InstanceDelta;
+use crate::cvr::{MAX_SORTED_ROWS, QueryHash, QueryUpdater, RowIdentity, RowRecords};
+use crate::ivm::delta::{InstanceDelta, RowDelta};
 use crate::ivm::engine::InstanceId;
 use crate::json::row::wire_json;
 use crate::row::Row;
@@ -31,7 +31,8 @@ use crate::version::StateVersion;
 pub struct SharedDelta {
     /// The instance.
     pub instance: InstanceId,
-    /// Changed rows, each once, by identity: groups then have nothing to sort.
+    /// Changed rows, each once, by identity unless they are too many: groups then have nothing to
+    /// sort.
     pub rows: Vec<SharedRow>,
 }
 
@@ -54,26 +55,44 @@ impl SharedDelta {
     /// # Errors
     /// Why a row cannot be delivered: the instance has failed for its subscribers.
     pub fn of(delta: &InstanceDelta, tables: &ShardTables) -> Result<SharedDelta, String> {
+        let mut made = SharedDelta::begin(delta);
+        made.extend(&delta.rows, tables)?;
+        Ok(made.end())
+    }
+
+    /// Begins to prepare a delta slice by slice.
+    pub fn begin(delta: &InstanceDelta) -> SharedDelta {
+        SharedDelta { instance: delta.instance, rows: Vec::with_capacity(delta.rows.len()) }
+    }
+
+    /// Adds a slice of the delta's rows.
+    ///
+    /// # Errors
+    /// As [`SharedDelta::of`].
+    pub fn extend(&mut self, rows: &[RowDelta], tables: &ShardTables) -> Result<(), String> {
         let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        let mut rows = delta
-            .rows
-            .iter()
-            .map(|d| {
-                if let Some(row) = &d.row
-                    && (d.count_before == 0 || d.content_changed)
-                {
-                    SharedDelta::check(tables, &d.table, row)?;
-                }
-                Ok(SharedRow {
-                    id: Arc::new(RowIdentity::with_key(&d.table, &d.id.key)),
-                    before: count(d.count_before),
-                    after: count(d.count_after),
-                    row: d.row.clone(),
-                })
-            })
-            .collect::<Result<Vec<SharedRow>, String>>()?;
-        rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        Ok(SharedDelta { instance: delta.instance, rows })
+        for d in rows {
+            if let Some(row) = &d.row
+                && (d.count_before == 0 || d.content_changed)
+            {
+                SharedDelta::check(tables, &d.table, row)?;
+            }
+            self.rows.push(SharedRow {
+                id: Arc::new(RowIdentity::with_key(&d.table, &d.id.key)),
+                before: count(d.count_before),
+                after: count(d.count_after),
+                row: d.row.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// All rows were added.
+    pub fn end(mut self) -> SharedDelta {
+        if self.rows.len() <= MAX_SORTED_ROWS {
+            self.rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        }
+        self
     }
 
     /// Makes the JSON of a row, once; a row that cannot be delivered is an error.

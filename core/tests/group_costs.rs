@@ -1,27 +1,28 @@
-//! What a client group costs in memory while nothing happens: a hundred rows that all groups
-//! share, one client each. Counted by an allocator, in a binary of its own.
+//! What a client group costs, counted by an allocator, in a binary of its own: bytes while nothing
+//! happens, and the work of one go, as allocations.
 //!
-//! Not counted: sockets and their tasks, the executor's tables (`docs/benchmarks`).
+//! Not counted: sockets and their tasks, the executor's tables (`src/sync/tests.rs`).
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroring_core::cvr::internal::ShardTables;
 use zeroring_core::cvr::store::{Flushed, Loaded};
 use zeroring_core::cvr::{Ast, ClientGroupId, Cvr, RowIdentity};
 use zeroring_core::group::{
-    ConnId, Connection, Credentials, Effect, Event, Group, Hydrate, Settings, Shared, Transformed,
-    VisitRow, World,
+    ConnId, Connection, Credentials, Effect, Event, Frame, Group, Hydrate, Settings, Shared,
+    SharedDelta, Transformed, VisitRow, World,
 };
+use zeroring_core::ivm::delta::{InstanceDelta, RowDelta};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
 use zeroring_core::json::RawJson;
 use zeroring_core::protocol::up;
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowId};
 use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -32,11 +33,15 @@ use zeroring_core::zql::hash;
 struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+/// The counts are of the whole process: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 
 // SAFETY: every call goes to the system's allocator with the arguments it came with.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
@@ -51,7 +56,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The bound, of which a socket and the executor's tables take the rest of 16 KB.
+/// The bound of the bytes, of which a socket and the executor's tables take the rest of 16 KB.
 const MOST_BYTES: usize = 8 << 10;
 const ROWS: usize = 100;
 const GROUPS: usize = 200;
@@ -92,7 +97,7 @@ struct Executor {
 }
 
 impl Executor {
-    fn new() -> Executor {
+    fn new(rows: usize) -> Executor {
         use ValueType::{Json, Number, String};
         let version = StateVersion::from_lsn(1_000);
         let issue = table(1, "issue", 1, &[("id", String), ("n", Number)]);
@@ -104,7 +109,7 @@ impl Executor {
             ("result", Json),
         ];
         let mut db = Database::default();
-        for i in 0..ROWS {
+        for i in 0..rows {
             let values = [Value::string(format!("i{i:03}")), Value::Number(i as f64)];
             db.put(&issue, Row::new(version.clone(), values));
         }
@@ -187,10 +192,78 @@ impl World for Executor {
     }
 }
 
+/// What happened in a group's slices.
+#[derive(Debug, Default)]
+struct Seen {
+    rows_flushed: usize,
+    rows_sent: usize,
+    /// Allocations of the slice with the most, and slices.
+    most: usize,
+    slices: usize,
+    /// Of the client's query.
+    instance: Option<InstanceId>,
+}
+
+impl Seen {
+    fn slice<R>(&mut self, work: impl FnOnce() -> R) -> R {
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let result = work();
+        self.most = self.most.max(ALLOCATIONS.load(Ordering::Relaxed) - before);
+        self.slices += 1;
+        result
+    }
+}
+
+/// Feeds events, and carries out what they lead to.
+fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen {
+    let (mut seen, mut effects) = (Seen::default(), Vec::new());
+    let mut inbox = VecDeque::from(events);
+    while let Some(event) = inbox.pop_front() {
+        seen.slice(|| group.handle(event, 1_000.0, executor, &mut effects));
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Enter => inbox.push_back(Event::Admitted),
+                Effect::Load { .. } => {
+                    let cvr = Cvr::empty(group.id().clone());
+                    let loaded = Box::new(Loaded { cvr, taken_over_from: None });
+                    inbox.push_back(Event::Loaded(Ok(loaded)));
+                }
+                Effect::Flush(flush) => {
+                    seen.rows_flushed += flush.rows.len();
+                    inbox.push_back(Event::Flushed(Ok(Flushed::default())));
+                }
+                Effect::Hydrate(wanted) => {
+                    let hydrated = wanted.iter().map(|w| (w.query.clone(), executor.hydrate(w)));
+                    let hydrated: Vec<_> = hydrated.collect();
+                    let of = hydrated.iter().find(|(query, _)| query.as_str() == "q");
+                    seen.instance = of.and_then(|(_, id)| id.clone().ok()).or(seen.instance);
+                    inbox.push_back(Event::Hydrated(hydrated));
+                }
+                Effect::Continue => inbox.push_back(Event::Continue),
+                Effect::Release(instance) => executor.engine.unsubscribe(instance),
+                Effect::SendLarge(_, mut poke) => {
+                    while let Some(frames) = seen.slice(|| poke.next_frames()) {
+                        seen.rows_sent += rows_in(&frames);
+                    }
+                }
+                Effect::Send(_, frames) => seen.rows_sent += rows_in(&frames),
+                Effect::Fail(_, error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+    }
+    seen
+}
+
+fn rows_in(frames: &[Frame]) -> usize {
+    let text = |frame: &Frame| String::from_utf8_lossy(&frame.payload).into_owned();
+    frames.iter().map(|frame| text(frame).matches(r#""tableName":"issue""#).count()).sum()
+}
+
 /// A new group with one client, up and idle.
-fn group(executor: &mut Executor, settings: &Arc<Settings>, number: usize) -> Group {
+fn group(executor: &mut Executor, settings: &Arc<Settings>, number: usize) -> (Group, Seen) {
     let id = ClientGroupId::from(format!("client-group-{number:08}"));
-    let mut group = Group::new(id.clone(), settings.clone(), 0.0);
+    let mut group = Group::new(id, settings.clone(), 0.0);
     let connection = Connection {
         conn: ConnId(number as u64),
         client_id: format!("client-{number:08}").into(),
@@ -204,45 +277,15 @@ fn group(executor: &mut Executor, settings: &Arc<Settings>, number: usize) -> Gr
         r#"["initConnection",{{"desiredQueriesPatch":[{{"op":"put","hash":"q","ast":{QUERY},"ttl":1000}}],"clientSchema":{SCHEMA}}}]"#
     );
     let message = Box::new(up::parse(&init).unwrap());
-    let mut inbox = VecDeque::from([
-        Event::Connected(Box::new(connection)),
-        Event::Message(ConnId(number as u64), message),
-    ]);
-    let (mut rows, mut effects) = (0, Vec::new());
-    while let Some(event) = inbox.pop_front() {
-        group.handle(event, 1_000.0, executor, &mut effects);
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Enter => inbox.push_back(Event::Admitted),
-                Effect::Load { .. } => {
-                    let cvr = Cvr::empty(id.clone());
-                    inbox.push_back(Event::Loaded(Ok(Box::new(Loaded {
-                        cvr,
-                        taken_over_from: None,
-                    }))));
-                }
-                Effect::Flush(flush) => {
-                    rows += flush.rows.len();
-                    inbox.push_back(Event::Flushed(Ok(Flushed::default())));
-                }
-                Effect::Hydrate(wanted) => inbox.push_back(Event::Hydrated(
-                    wanted.iter().map(|w| (w.query.clone(), executor.hydrate(w))).collect(),
-                )),
-                Effect::Continue => inbox.push_back(Event::Continue),
-                Effect::Release(instance) => executor.engine.unsubscribe(instance),
-                Effect::Fail(_, error) => panic!("{error}"),
-                _ => {}
-            }
-        }
-    }
-    assert_eq!((rows, group.queries()), (ROWS, 3));
-    group
+    let conn = ConnId(number as u64);
+    let events = vec![Event::Connected(Box::new(connection)), Event::Message(conn, message)];
+    let seen = drive(executor, &mut group, events);
+    assert_eq!(group.queries(), 3);
+    (group, seen)
 }
 
-// One test: the count is of the whole process.
-#[test]
-fn an_idle_group_on_a_shared_query_is_small() {
-    let settings = Arc::new(Settings {
+fn settings() -> Arc<Settings> {
+    Arc::new(Settings {
         app_id: "zero".into(),
         shard_num: 0,
         tables: ShardTables::new("zero", 0),
@@ -252,13 +295,19 @@ fn an_idle_group_on_a_shared_query_is_small() {
         refuses_tokens: None,
         revalidate_ms: 300_000.0,
         retransform_ms: 300_000.0,
-    });
-    let mut executor = Executor::new();
+    })
+}
+
+#[test]
+fn an_idle_group_on_a_shared_query_is_small() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let settings = settings();
+    let mut executor = Executor::new(ROWS);
     let mut groups = Vec::with_capacity(4 * GROUPS);
-    groups.extend((0..GROUPS).map(|n| group(&mut executor, &settings, n)));
+    groups.extend((0..GROUPS).map(|n| group(&mut executor, &settings, n).0));
     executor.shared.sweep();
     let before = live();
-    groups.extend((GROUPS..3 * GROUPS).map(|n| group(&mut executor, &settings, n)));
+    groups.extend((GROUPS..3 * GROUPS).map(|n| group(&mut executor, &settings, n).0));
     executor.shared.sweep();
     let each = (live() - before) / (2 * GROUPS);
     let with = live();
@@ -270,4 +319,52 @@ fn an_idle_group_on_a_shared_query_is_small() {
         "two of its own, and a shared one"
     );
     assert!(each + size_of::<Group>() <= MOST_BYTES, "{each} bytes per group");
+}
+
+/// Rows of a result and of a change that would take an executor for a long time if they were
+/// handled in one go; a slice is a thousand.
+const MANY: usize = 30_000;
+/// A row takes a handful of allocations in the slice that takes it furthest.
+const MOST_ALLOCATIONS: usize = 8_000;
+
+#[test]
+fn nothing_that_a_group_does_with_many_rows_is_done_in_one_go() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let settings = settings();
+    let mut executor = Executor::new(MANY);
+    let (mut group, seen) = group(&mut executor, &settings, 1);
+    println!("cold: {seen:?}");
+    assert_eq!((seen.rows_flushed, seen.rows_sent), (MANY, MANY));
+    assert!(seen.slices > 3 * MANY / 1_000 && seen.most < MOST_ALLOCATIONS, "{seen:?}");
+
+    // All of them change in one transaction.
+    let instance = seen.instance.unwrap();
+    let version = StateVersion::from_lsn(2_000);
+    let rows: Vec<RowDelta> = executor
+        .engine
+        .rows(instance)
+        .unwrap()
+        .map(|held| RowDelta {
+            table: held.table.clone(),
+            id: RowId::of(held.table, held.row),
+            count_before: 1,
+            count_after: 1,
+            row: Some(Row::new(version.clone(), held.row.values.to_vec())),
+            content_changed: true,
+        })
+        .collect();
+    let delta = InstanceDelta { instance, rows: rows.into() };
+    let mut made = SharedDelta::begin(&delta);
+    let mut prepared = Seen::default();
+    for rows in delta.rows.chunks(1_000) {
+        prepared.slice(|| made.extend(rows, &settings.tables)).unwrap();
+    }
+    let made = prepared.slice(|| made.end());
+    assert!(prepared.most < MOST_ALLOCATIONS, "{prepared:?}");
+    executor.version = version;
+    let events = vec![Event::Delta(Arc::new(made)), Event::Advanced];
+    let seen = drive(&mut executor, &mut group, events);
+    println!("advance: {seen:?}");
+    assert_eq!((seen.rows_flushed, seen.rows_sent), (MANY, MANY));
+    assert!(seen.slices > 3 * MANY / 1_000 && seen.most < MOST_ALLOCATIONS, "{seen:?}");
 }
