@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
 use zeroring_core::change::message::LiteValue;
+use zeroring_net::pg::PgConfig;
+use zeroring_net::pg::local_server::LocalServer;
+use zeroring_storage::cvr_store::postgres::PostgresCvrConfig;
 
 use crate::support::*;
 
@@ -17,9 +20,23 @@ const POKES: usize = 5;
 
 #[test]
 fn a_small_group_is_poked_while_a_large_query_is_executed() {
+    keeps_poking(None);
+}
+
+#[test]
+fn nor_does_it_wait_for_the_records_of_a_large_one_in_postgres() {
+    let postgres = LocalServer::start(&["fsync=off"]).unwrap();
+    let connection = PgConfig::parse(&postgres.url("postgres")).unwrap();
+    keeps_poking(Some(PostgresCvrConfig {
+        max_connections: 3,
+        ..PostgresCvrConfig::new(connection)
+    }));
+}
+
+fn keeps_poking(records: Option<PostgresCvrConfig>) {
     let rows = std::env::var("ZERORING_FAIRNESS_ROWS").ok().and_then(|s| s.parse().ok());
     let rows: i64 = rows.unwrap_or(ROWS);
-    let mut server = Server::start(&Setup { executors: 1, ..Setup::default() });
+    let mut server = Server::start(&Setup { executors: 1, records, ..Setup::default() });
     let mut changes: Vec<_> = (0..rows).map(|n| server.issue(&format!("i{n}"), n)).collect();
     changes.push(server.issue("watched", 0));
     server.commit(changes);

@@ -113,7 +113,7 @@ impl Roamer {
 
 /// Issues, and the commits that change them.
 #[derive(Default)]
-pub struct Issues(pub BTreeMap<String, i64>);
+pub struct Issues(pub BTreeMap<String, i64>, Vec<(String, Option<i64>)>);
 
 impl Issues {
     /// One commit, on all of these servers.
@@ -126,10 +126,19 @@ impl Issues {
             };
             server.commit(vec![change]);
         }
+        self.1.push((id.to_owned(), n));
         match n {
             Some(n) => self.0.insert(id.to_owned(), n),
             None => self.0.remove(id),
         };
+    }
+
+    /// Brings a new server to where the others are, at the same versions.
+    pub fn replay(&self, server: &mut Server) {
+        let mut again = Issues::default();
+        for (id, n) in &self.1 {
+            again.commit(std::slice::from_mut(server), id, *n);
+        }
     }
 
     /// The `k`-th of a series in which issues come, change and go.

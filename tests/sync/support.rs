@@ -380,11 +380,19 @@ impl Server {
 
     /// Asks the executors to stop, as SIGTERM does; true if all ended in time.
     pub fn stop(&mut self) -> bool {
-        let Some(executors) = self.executors.take() else { return true };
-        executors.stop_handle().stop();
-        let (failures, all) = executors.join(PATIENCE);
-        assert!(failures.is_empty(), "{failures:?}");
-        all
+        self.begin_stop().join().unwrap()
+    }
+
+    /// The same, without waiting for it.
+    pub fn begin_stop(&mut self) -> std::thread::JoinHandle<bool> {
+        let executors = self.executors.take();
+        std::thread::spawn(move || {
+            let Some(executors) = executors else { return true };
+            executors.stop_handle().stop();
+            let (failures, all) = executors.join(PATIENCE);
+            assert!(failures.is_empty(), "{failures:?}");
+            all
+        })
     }
 }
 
