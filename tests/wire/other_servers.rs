@@ -128,6 +128,28 @@ fn a_group_that_is_elsewhere_sends_its_clients_after_it_and_disturbs_no_other() 
 }
 
 #[test]
+fn a_group_that_somebody_holds_keeps_no_other_waiting() {
+    let mut world = world(&[]);
+    let mut held = joined(&world, "g", "g");
+    // On every executor.
+    let mut free: Vec<Socket> =
+        ["h", "i", "j", "k"].iter().map(|name| joined(&world, name, name)).collect();
+    let mut somebody = postgres::Client::connect(&world.db.url(), postgres::NoTls).unwrap();
+    let mut holds = somebody.transaction().unwrap();
+    let lock = r#"SELECT 1 FROM "zero_0/cvr"."instances" WHERE "clientGroupID" = 'g' FOR UPDATE"#;
+    holds.execute(lock, &[]).unwrap();
+    for n in 4..8 {
+        world.sql(&format!("INSERT INTO item VALUES ('i{n}', {n}, NULL)"));
+        for socket in &mut free {
+            assert_eq!(socket.poke().puts("item").len(), 1);
+        }
+    }
+    assert!(held.ping().is_empty(), "nothing that is not durable is told");
+    holds.rollback().unwrap();
+    held.pokes_until(|p| p.puts("item").len() == 4);
+}
+
+#[test]
 fn clients_of_a_group_that_was_purged_start_anew() {
     let often = [("ZERO_CVR_GARBAGE_COLLECTION_INITIAL_INTERVAL_SECONDS", "1")];
     let mut world = world(&often);
