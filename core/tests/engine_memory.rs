@@ -110,7 +110,7 @@ fn growth(n: usize, query: &dyn Fn(&Schema, usize) -> Query) -> isize {
         assert!(engine.stats().resident_rows > 0);
         peak = live() - before;
         ids.into_iter().rev().for_each(|id| engine.unsubscribe(id));
-        engine.sweep();
+        engine.sweep(&mut Budget::unlimited());
         let s = engine.stats();
         let left = [s.plans, s.instances, s.subscriptions, s.partitions, s.resident_rows, s.routes];
         assert_eq!(left, [0; 6], "round {round}: {s:?}");
@@ -118,7 +118,7 @@ fn growth(n: usize, query: &dyn Fn(&Schema, usize) -> Query) -> isize {
     let grown = live() as isize - before as isize;
     // The source shared its rows with the engine.
     drop(source);
-    engine.sweep();
+    engine.sweep(&mut Budget::unlimited());
     assert_eq!(engine.stats().interned_rows, 0);
     println!("{n} instances: {peak} bytes, {} each; {grown} bytes stay", peak / n);
     grown

@@ -21,7 +21,7 @@ use crate::cvr::{QueryHash, QueryUpdater, RowIdentity, RowRecords};
 use crate::ivm::delta::InstanceDelta;
 use crate::ivm::engine::InstanceId;
 use crate::json::row::wire_json;
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::schema::TableSpec;
 use crate::version::StateVersion;
 
@@ -44,7 +44,7 @@ pub struct SharedRow {
     /// Occurrences after.
     pub after: i64,
     /// The row afterwards, if the query still has it.
-    pub row: Option<Arc<Row>>,
+    pub row: Option<RowRef>,
 }
 
 impl SharedDelta {

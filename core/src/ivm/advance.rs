@@ -7,10 +7,10 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
 
-use super::change_set::{ChangeSet, NetChange, NetTable};
+use super::change_set::{ChangeSet, NetChange, Pairing};
 use super::delta::{Advanced, InstanceDelta, RowDelta};
 use super::dirty::{Hit, HitRow};
-use super::emit::{Emission, NetTables, Snapshot, Telling};
+use super::emit::{Comparison, Emission, NetTables, Telling};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
 use super::instance::{Instance, Phase};
@@ -21,15 +21,13 @@ use super::registry::{Interested, Registry, slot};
 use super::route::{RouteTableId, Target, Who};
 use super::settle::Work;
 use super::shape::{Access, NodeShape, Shape, possible};
+use super::small_set::SmallSet;
 use super::source::Source;
 use super::update::{Input, Update};
-use crate::row::{Key, Row};
-use crate::schema::{Schema, TableId};
+use crate::row::{Key, RowRef};
+use crate::schema::Schema;
 use crate::version::StateVersion;
 use crate::zql::predicate;
-
-/// Changed rows that are paired at a time.
-const PAIRS: usize = 256;
 
 type Hits = HashMap<InstanceId, Vec<Hit>, FxBuildHasher>;
 
@@ -38,10 +36,9 @@ type Hits = HashMap<InstanceId, Vec<Hit>, FxBuildHasher>;
 pub(super) struct Advance {
     pub(super) target: StateVersion,
     pub(super) schema: Arc<Schema>,
-    /// What the commits say, until it is paired by the identity keys in use.
+    /// What the commits say, until it is netted by the identity keys in use.
     commits: ChangeSet,
-    to_pair: Vec<(RouteTableId, TableId, NetTable)>,
-    paired: usize,
+    to_pair: Vec<Pairing>,
     changes: NetTables,
     /// Changed tables still to be routed, and how far the last one is.
     to_route: Vec<RouteTableId>,
@@ -51,7 +48,7 @@ pub(super) struct Advance {
     leaf_hits: HashMap<LeafGroup, LeafHits, FxBuildHasher>,
     led: HashMap<LeafGroup, Arc<Led>, FxBuildHasher>,
     /// Parent rows found for whole groups.
-    found: Vec<Arc<Row>>,
+    found: Vec<RowRef>,
     /// Instances that wait for a plan under the new schema.
     unbound: Vec<InstanceId>,
     /// Instances to re-hydrate and compare, whatever changed.
@@ -66,9 +63,13 @@ pub(super) struct Advance {
 #[derive(Debug)]
 enum Step {
     Update(Update),
-    /// With the sum of its changes, unless it is compared as a whole.
-    Settle(Option<Emission>),
+    /// With the sum of its changes.
+    Settle(Emission),
     Tell(Telling),
+    /// It starts over: what it held is taken apart.
+    TakeApart,
+    /// It started over and is compared as a whole.
+    Compare(Comparison),
 }
 
 impl Advance {
@@ -81,14 +82,13 @@ impl Advance {
     ) -> Advance {
         let changed: HashSet<_> = commits.tables().collect();
         let tables = registry.router.tables().filter(|(_, table, _)| changed.contains(table));
-        let to_pair = tables.map(|(id, table, key)| (id, table, NetTable::new(key))).collect();
+        let to_pair = tables.map(|(id, table, key)| commits.pair(id, table, key)).collect();
         Advance {
             out: Advanced { version: target.clone(), ..Advanced::default() },
             target,
             schema,
             commits,
             to_pair,
-            paired: 0,
             changes: NetTables::default(),
             to_route: Vec::new(),
             routed: 0,
@@ -179,29 +179,19 @@ impl Advance {
         }
     }
 
-    /// Pairs old and new rows by the identity keys in use. True when all are.
+    /// Nets the commits by the identity keys in use. True when all are.
     fn pair(&mut self, budget: &mut Budget) -> bool {
-        while let Some((_, table, net)) = self.to_pair.last_mut() {
-            let rows = self.commits.rows(*table);
-            while let Some(rows) = rows.get(self.paired..).filter(|r| !r.is_empty()) {
-                let rows = &rows[..rows.len().min(PAIRS)];
-                net.add(rows);
-                self.paired += rows.len();
-                budget.spend(rows.len() as u64 / 2);
-                if budget.is_spent() {
-                    return false;
-                }
+        while let Some(pairing) = self.to_pair.last_mut() {
+            if !pairing.step(&self.commits, budget) {
+                return false;
             }
-            self.paired = 0;
-            if let Some((id, _, mut net)) = self.to_pair.pop() {
-                net.close();
-                if !net.changes.is_empty() {
-                    self.changes.insert(id, net);
-                    self.to_route.push(id);
-                }
+            if let Some(Pairing { id, net, .. }) = self.to_pair.pop()
+                && !net.changes.is_empty()
+            {
+                self.changes.insert(id, net);
+                self.to_route.push(id);
             }
         }
-        self.commits = ChangeSet::default();
         true
     }
 
@@ -214,38 +204,44 @@ impl Advance {
     ) -> bool {
         let mut targets = Vec::new();
         while let Some(&id) = self.to_route.last() {
+            let rest: Vec<(u32, NodeId)> = registry.router.rest(id).collect();
             let Some(table) = self.changes.get(&id) else {
                 self.to_route.pop();
                 continue;
             };
             while let Some(change) = table.changes.get(self.routed) {
                 targets.clear();
+                if !change.is_real() {
+                    self.routed += 1;
+                    continue;
+                }
                 let old = change.old.iter().filter(|_| !mutant::is(Mutant::OldNotRouted));
                 for row in old.chain(&change.new) {
                     registry.router.find(id, row, &mut targets);
                 }
                 targets.sort_unstable();
                 targets.dedup();
+                let mut reached = 0;
                 let mut route = Route {
                     config,
                     change,
                     row: HitRow::Changed(self.routed as u32),
                     hits: &mut self.hits,
                     leaf_hits: &mut self.leaf_hits,
+                    reached: &mut reached,
                 };
                 for &target in &targets {
                     if let Some(mut at) = registry.interested(target.plan) {
                         route.target(&mut at, target);
                     }
                 }
-                for i in 0..registry.router.rest(id).len() {
-                    let (plan, node) = registry.router.rest(id)[i];
+                for &(plan, node) in &rest {
                     if let Some(mut at) = registry.interested(plan) {
                         route.rest(&mut at, plan, node);
                     }
                 }
                 self.routed += 1;
-                budget.spend(1);
+                budget.spend(1 + reached / 8 + rest.len() as u64 / 4);
                 if budget.is_spent() {
                     return false;
                 }
@@ -275,7 +271,12 @@ impl Advance {
             if !Arc::ptr_eq(&at.plan.shape, &reached.shape) {
                 continue;
             }
-            let members = at.plan.members(group.top, group.group).to_vec();
+            let members: Vec<u32> = at
+                .plan
+                .members(group.top, group.group)
+                .into_iter()
+                .flat_map(SmallSet::iter)
+                .collect();
             let first = members.first().and_then(|&slot| at.instance(slot));
             let Some(params) = first.map(|i| Arc::clone(&i.params)) else { continue };
             let leading = Leading {
@@ -293,7 +294,7 @@ impl Advance {
                     let first = self.found.len();
                     self.found.extend(parents);
                     for i in first..self.found.len() {
-                        self.lead_parent(registry, group, &reached.shape, &members, i);
+                        self.lead_parent(registry, group, &reached.shape, i);
                     }
                 }
                 Err(error) => {
@@ -316,7 +317,6 @@ impl Advance {
         registry: &mut Registry,
         group: LeafGroup,
         shape: &Shape,
-        members: &[u32],
         found: usize,
     ) {
         let Some(parent) = shape.node(group.top).parent.map(|p| shape.node(p)) else { return };
@@ -331,15 +331,18 @@ impl Advance {
         targets.retain(|t| t.plan == group.plan && t.node == parent.id);
         let Some(at) = registry.interested(group.plan) else { return };
         let planned = shape.plan.node(parent.id);
-        let mut lead = |slots: &[u32]| {
+        let Some(members) = at.plan.members(group.top, group.group).map(Members::All) else {
+            return;
+        };
+        let mut lead = |slots: Members<'_>| {
             // All of `slots` agree on the parent's parameters.
-            let Some(first) = slots.first().and_then(|&s| at.instance(s)) else { return };
+            let Some(first) = slots.first().and_then(|s| at.instance(s)) else { return };
             if !predicate::weak(planned, row, &first.params) {
                 return;
             }
             let (few, many) =
                 if slots.len() < members.len() { (slots, members) } else { (members, slots) };
-            for &slot in few.iter().filter(|s| many.binary_search(s).is_ok()) {
+            for slot in few.iter().filter(|&s| many.contains(s)) {
                 if let Some(instance) = at.instance(slot) {
                     self.hits.entry(instance.id).or_default().push(hit);
                 }
@@ -347,12 +350,14 @@ impl Advance {
         };
         for target in targets {
             match target.who {
-                Who::Group(g) => lead(at.plan.members(parent.id, g)),
-                Who::Instance(slot) => lead(&[slot]),
+                Who::Group(g) => {
+                    at.plan.members(parent.id, g).map(Members::All).into_iter().for_each(&mut lead);
+                }
+                Who::Instance(slot) => lead(Members::One(slot)),
             }
         }
         if parent.owner.is_some() && parent.access == Access::All {
-            at.plan.groups(parent.id).for_each(|(_, slots)| lead(slots));
+            at.plan.groups(parent.id).for_each(|(_, slots)| lead(Members::All(slots)));
         }
     }
 
@@ -383,21 +388,16 @@ impl Advance {
         if matches!(instance.phase, Phase::Failed(_)) {
             return None;
         }
-        let many = hits.len() > config.rehydrate_above && hits.len() > instance.size().1;
+        let many = hits.len() > config.rehydrate_above && hits.len() > instance.resident;
         let parked = instance.parked.is_some();
         if parked || self.rehydrate.contains(&id) || many {
-            if ready && instance.known.is_none() {
-                let known = Snapshot::of(instance, &registry.plan(plan)?.shape);
-                registry.get_mut(id)?.known = Some(known);
-            }
+            let note_known = ready && instance.known.is_none();
             registry.unpark(id);
-            registry.restart(id);
-            if !ready {
-                // Its hydration begins again, after the advance.
-                return None;
+            registry.start_over(id, note_known);
+            if ready {
+                registry.counters(plan).rehydrations += 1;
             }
-            registry.counters(plan).rehydrations += 1;
-            return Some(Step::Settle(None));
+            return Some(Step::TakeApart);
         }
         if !instance.is_started() {
             return None;
@@ -417,32 +417,48 @@ impl Advance {
         id: InstanceId,
         step: Step,
     ) -> Result<Option<Step>, EngineError> {
-        if registry.get(id).is_none() {
+        let Some(instance) = registry.get(id) else {
             // Unsubscribed between two steps.
             return Ok(None);
+        };
+        if matches!(step, Step::TakeApart) {
+            // An instance that nobody knows goes on hydrating after the advance.
+            let ready = matches!(instance.phase, Phase::Ready);
+            let Some(known) = registry.take_apart(id, budget) else {
+                return Ok(Some(Step::TakeApart));
+            };
+            if let Some(instance) = registry.get_mut(id)
+                && known.is_some()
+            {
+                instance.known = known;
+            }
+            return Ok(ready.then(|| Step::Settle(Emission::default())));
         }
         let changes = &self.changes;
         let input = Input { changes, found: &self.found };
         let out = &mut self.out;
         registry.work(id, source, budget, |instance, w| match step {
+            Step::TakeApart => Ok(None),
             Step::Update(mut update) => {
                 if !update.step(instance, &input, w)? {
                     return Ok(Some(Step::Update(update)));
                 }
                 let ready = matches!(instance.phase, Phase::Ready);
                 // Nobody knows a hydrating instance's rows: settling it is hydration's.
-                Ok(ready.then(|| Step::Settle(Some(Emission::default()))))
+                Ok(ready.then(|| Step::Settle(Emission::default())))
             }
             Step::Settle(mut emission) => {
-                if !instance.settle(w, emission.as_mut())? {
+                if !instance.settle(w, Some(&mut emission))? {
                     return Ok(Some(Step::Settle(emission)));
                 }
-                if let Some(emission) = emission {
-                    return Ok(Some(Step::Tell(emission.close())));
-                }
-                let known = instance.known.take().unwrap_or_default();
-                let rows = known.difference(Snapshot::of(instance, w.shape));
-                w.budget.spend(rows.len() as u64);
+                Ok(Some(match instance.known.take() {
+                    Some(known) => Step::Compare(emission.compare(known)),
+                    None => Step::Tell(emission.close()),
+                }))
+            }
+            Step::Compare(mut comparison) => {
+                let rows = comparison.step(instance, w.shape, w.budget)?;
+                let Some(rows) = rows else { return Ok(Some(Step::Compare(comparison))) };
                 report(id, rows, w, out);
                 Ok(None)
             }
@@ -463,6 +479,44 @@ fn report(instance: InstanceId, rows: Vec<RowDelta>, w: &mut Work<'_>, out: &mut
     }
 }
 
+/// Instances that agree on the parameters of a node.
+#[derive(Clone, Copy)]
+enum Members<'a> {
+    One(u32),
+    All(&'a SmallSet<u32>),
+}
+
+impl<'a> Members<'a> {
+    fn len(self) -> usize {
+        match self {
+            Members::One(_) => 1,
+            Members::All(slots) => slots.len(),
+        }
+    }
+
+    fn first(self) -> Option<u32> {
+        match self {
+            Members::One(slot) => Some(slot),
+            Members::All(slots) => slots.first(),
+        }
+    }
+
+    fn contains(self, slot: u32) -> bool {
+        match self {
+            Members::One(one) => one == slot,
+            Members::All(slots) => slots.contains(slot),
+        }
+    }
+
+    fn iter(self) -> impl Iterator<Item = u32> + 'a {
+        let (one, all) = match self {
+            Members::One(slot) => (Some(slot), None),
+            Members::All(slots) => (None, Some(slots.iter())),
+        };
+        one.into_iter().chain(all.into_iter().flatten())
+    }
+}
+
 /// Leads one changed row.
 struct Route<'a> {
     config: &'a EngineConfig,
@@ -470,6 +524,8 @@ struct Route<'a> {
     row: HitRow,
     hits: &'a mut Hits,
     leaf_hits: &'a mut HashMap<LeafGroup, LeafHits, FxBuildHasher>,
+    /// Instances that were reached, for the budget.
+    reached: &'a mut u64,
 }
 
 impl Route<'_> {
@@ -478,7 +534,7 @@ impl Route<'_> {
         match target.who {
             Who::Group(group) => self.group(at, target.plan, target.node, group),
             Who::Instance(slot) => {
-                self.members(at, target.node, &[slot]);
+                self.members(at, target.node, Members::One(slot));
             }
         }
     }
@@ -492,7 +548,7 @@ impl Route<'_> {
             return;
         }
         for group in 0..at.plan.groups_end(node) {
-            if !at.plan.members(node, group).is_empty() {
+            if at.plan.members(node, group).is_some_and(|m| !m.is_empty()) {
                 at.plan.counters.rest_evaluations += 1;
                 self.group(at, plan, node, group);
             }
@@ -500,8 +556,8 @@ impl Route<'_> {
     }
 
     /// Members agree on what the node's weak predicate reads: the first one's parameters decide.
-    fn matches(&self, at: &Interested<'_>, node: NodeId, members: &[u32]) -> bool {
-        let Some(first) = members.first().and_then(|&slot| at.instance(slot)) else {
+    fn matches(&self, at: &Interested<'_>, node: NodeId, members: Members<'_>) -> bool {
+        let Some(first) = members.first().and_then(|slot| at.instance(slot)) else {
             return false;
         };
         let planned = at.plan.shape.plan.node(node);
@@ -510,7 +566,7 @@ impl Route<'_> {
     }
 
     fn group(&mut self, at: &mut Interested<'_>, plan: u32, node: NodeId, group: u32) {
-        let members = at.plan.members(node, group);
+        let Some(members) = at.plan.members(node, group).map(Members::All) else { return };
         let top = at.plan.shape.node(node).owner.filter(|_| at.plan.shape.node(node).below_leaf);
         let Some(top) = top else {
             self.members(at, node, members);
@@ -547,11 +603,12 @@ impl Route<'_> {
     }
 
     /// To instances that agree on the node's parameters; how many.
-    fn members(&mut self, at: &Interested<'_>, node: NodeId, members: &[u32]) -> u64 {
+    fn members(&mut self, at: &Interested<'_>, node: NodeId, members: Members<'_>) -> u64 {
         if !self.matches(at, node, members) {
             return 0;
         }
-        for instance in members.iter().filter_map(|&slot| at.instance(slot)) {
+        *self.reached += members.len() as u64;
+        for instance in members.iter().filter_map(|slot| at.instance(slot)) {
             if node == Plan::ROOT && self.is_behind(instance, at.plan.shape.node(node)) {
                 continue;
             }

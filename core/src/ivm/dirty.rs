@@ -8,7 +8,6 @@
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use hashbrown::HashSet;
 use rustc_hash::FxBuildHasher;
@@ -23,7 +22,7 @@ use super::plan::{NodeId, Param, Role};
 use super::shape::{Edge, NodeShape, Shape};
 use super::source::{Fetch, Filter, Keys, Source};
 use super::stats::Counters;
-use crate::row::{Key, Row};
+use crate::row::{Key, Row, RowRef};
 use crate::value::Value;
 
 /// Keys per statement of a parent search; bounds the statement's key list.
@@ -67,8 +66,8 @@ impl Dirty {
         }
     }
 
-    pub(super) fn add_unchanged(&mut self, node: &NodeShape, row: &Arc<Row>) {
-        self.add(node, NetChange { old: Some(Arc::clone(row)), new: Some(Arc::clone(row)) });
+    pub(super) fn add_unchanged(&mut self, node: &NodeShape, row: &RowRef) {
+        self.add(node, NetChange { old: Some(row.clone()), new: Some(row.clone()) });
     }
 
     /// Join keys of the old and new versions, for the parents of a body; sorted.
@@ -91,7 +90,7 @@ impl Dirty {
     ) {
         let edge = &node.leaves[leaf];
         // With a log, the index is behind the partitions.
-        let at_rest = state.touched.is_empty();
+        let at_rest = state.touched.is_empty() && state.settling.is_none();
         let index = state.parents.as_ref().and_then(|p| p[leaf].as_ref()).filter(|_| at_rest);
         if let Some(rows) = index
             && keys.len() <= rows.len() / SCAN_SHARE
@@ -145,7 +144,7 @@ impl Search<'_> {
         source: &mut dyn Source,
         budget: &mut Budget,
         counters: &mut Counters,
-    ) -> Result<Vec<Arc<Row>>, EngineError> {
+    ) -> Result<Vec<RowRef>, EngineError> {
         let mut found = Vec::new();
         for keys in keys.chunks(SEARCH_BATCH) {
             let fetch = Fetch {

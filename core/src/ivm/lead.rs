@@ -20,7 +20,7 @@ use super::route::RouteTableId;
 use super::shape::Shape;
 use super::source::{Filter, Source};
 use super::stats::Counters;
-use crate::row::Row;
+use crate::row::RowRef;
 
 /// A topmost EXISTS body and a group of instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,7 +70,7 @@ impl Leading<'_> {
         mut self,
         top: NodeId,
         hits: &[Hit],
-    ) -> Result<(Led, Vec<Arc<Row>>), EngineError> {
+    ) -> Result<(Led, Vec<RowRef>), EngineError> {
         let shape = self.shape;
         let mut dirty: Vec<Dirty> = shape.nodes.iter().map(|_| Dirty::default()).collect();
         for node in shape.owned(top).rev() {
@@ -126,7 +126,7 @@ impl Leading<'_> {
         &mut self,
         search: &Search<'_>,
         keys: &[crate::row::Key],
-    ) -> Result<Vec<Arc<Row>>, EngineError> {
+    ) -> Result<Vec<RowRef>, EngineError> {
         search.run(keys, self.source, self.budget, self.counters)
     }
 }

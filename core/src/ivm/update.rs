@@ -21,14 +21,14 @@ use super::plan::{ExistsEdge, NodeId, Param};
 use super::settle::Work;
 use super::shape::{Edge, Kind, NodeShape, Shape};
 use super::source::{Fetch, Filter, Keys, SourceError};
-use crate::row::{Key, Row};
+use crate::row::{Key, Row, RowRef};
 use crate::zql::predicate;
 
 /// The rows of an advance.
 pub(super) struct Input<'a> {
     pub(super) changes: &'a NetTables,
     /// Rows found for whole groups.
-    pub(super) found: &'a [Arc<Row>],
+    pub(super) found: &'a [RowRef],
 }
 
 /// An instance on its way to the new version.
@@ -77,6 +77,8 @@ impl Update {
         input: &Input<'_>,
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
+        // Of an instance that hydrates: it was interrupted.
+        instance.work_off_all(w);
         while let Some(n) = self.todo.checked_sub(1) {
             let shape = w.shape;
             let node = &shape.nodes[n];
@@ -126,7 +128,7 @@ impl Update {
         {
             // Of what the whole group found, what this instance holds partitions for.
             let state = &instance.nodes[n];
-            let holds = |row: &Arc<Row>| state.partitions.contains_key(&row.project(&node.join));
+            let holds = |row: &RowRef| state.partitions.contains_key(&row.project(&node.join));
             for change in led.rows(node.id) {
                 if change.old.iter().chain(&change.new).any(holds) {
                     dirty.add(node, change.clone());
@@ -184,7 +186,7 @@ impl Update {
         }
         if mutant::is(Mutant::RefillEarly) && apply.put_in == 0 {
             for key in &apply.changed {
-                if instance.nodes[n].partitions[key].is_short(node.window) {
+                if instance.nodes[n].partitions.get(key).is_some_and(|p| p.is_short(node.window)) {
                     instance.fill_one(node, key, w)?;
                 }
             }
@@ -237,7 +239,7 @@ impl Update {
             if partition.touch() {
                 state.touched.push(key.clone());
             }
-            let row = w.interner.intern(&node.table, Arc::clone(new));
+            let row = w.interner.intern(&node.table, new.clone());
             if !partition.insert(&node.order, row) {
                 return Err(EngineError::Invariant("a row entered a window twice"));
             }
