@@ -63,6 +63,7 @@ unsafe impl Sync for RowRef {}
 
 impl Row {
     /// A row of the given version and values.
+    #[allow(clippy::new_ret_no_self)] // A row is only ever made to be shared.
     pub fn new<I>(version: StateVersion, values: I) -> RowRef
     where
         I: IntoIterator<Item = Value>,

@@ -14,7 +14,7 @@ use super::emit::{Comparison, Emission, NetTables, Telling};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
 use super::instance::{Instance, Phase};
-use super::lead::{Leading, LeafGroup, LeafHits, Led};
+use super::lead::{Leading, LeafGroup, LeafHits, Led, Needs};
 use super::mutant::{self, Mutant};
 use super::plan::{NodeId, Plan};
 use super::registry::{Interested, Registry, slot};
@@ -47,8 +47,13 @@ pub(super) struct Advance {
     /// What reached EXISTS bodies that many instances share, and what came of it.
     leaf_hits: HashMap<LeafGroup, LeafHits, FxBuildHasher>,
     led: HashMap<LeafGroup, Arc<Led>, FxBuildHasher>,
-    /// Parent rows found for whole groups.
+    /// The leaf group that is being looked up.
+    leading: Option<Box<Leading>>,
+    /// Parent rows found for whole groups; so many of them were led on, the others are of this
+    /// group.
     found: Vec<RowRef>,
+    parents_led: usize,
+    parents_of: Option<(LeafGroup, Arc<Shape>)>,
     /// Instances that wait for a plan under the new schema.
     unbound: Vec<InstanceId>,
     /// Instances to re-hydrate and compare, whatever changed.
@@ -96,7 +101,10 @@ impl Advance {
             unbound: Vec::new(),
             leaf_hits: HashMap::default(),
             led: HashMap::default(),
+            leading: None,
             found: Vec::new(),
+            parents_led: 0,
+            parents_of: None,
             rehydrate,
             queue: None,
             current: None,
@@ -143,7 +151,7 @@ impl Advance {
         loop {
             let Some((id, step)) = self.current.take() else {
                 let Some(id) = self.queue.as_mut().and_then(Vec::pop) else {
-                    return Some(std::mem::take(&mut self.out));
+                    return self.clear(budget).then(|| std::mem::take(&mut self.out));
                 };
                 self.current = self.begin(config, registry, id).map(|step| (id, step));
                 continue;
@@ -160,6 +168,21 @@ impl Advance {
                 return None;
             }
         }
+    }
+
+    /// Gives the changed rows back, until none is left (true) or the budget is spent.
+    fn clear(&mut self, budget: &mut Budget) -> bool {
+        while let Some((&id, net)) = self.changes.iter_mut().next() {
+            while !net.changes.is_empty() {
+                net.changes.truncate(net.changes.len().saturating_sub(8));
+                budget.spend(1);
+                if budget.is_spent() {
+                    return false;
+                }
+            }
+            self.changes.remove(&id);
+        }
+        true
     }
 
     fn is_empty(&self) -> bool {
@@ -259,81 +282,99 @@ impl Advance {
         source: &mut dyn Source,
         budget: &mut Budget,
     ) -> bool {
-        // In a fixed order: the same commits do the same work.
-        let mut groups: Vec<LeafGroup> = self.leaf_hits.keys().copied().collect();
-        groups.sort_unstable();
-        for group in groups {
-            if budget.is_spent() {
-                return false;
+        loop {
+            while let Some((group, shape)) = self.parents_of.clone()
+                && self.parents_led < self.found.len()
+            {
+                let reached = self.lead_parent(registry, group, &shape, self.parents_led);
+                self.parents_led += 1;
+                budget.spend(1 + reached / 8);
+                if budget.is_spent() {
+                    return false;
+                }
             }
-            let Some(reached) = self.leaf_hits.remove(&group) else { continue };
+            self.parents_of = None;
+            let Some(mut leading) = self.leading.take().or_else(|| self.next_group()) else {
+                return true;
+            };
+            let group = leading.group;
             let Some(at) = registry.interested(group.plan) else { continue };
-            if !Arc::ptr_eq(&at.plan.shape, &reached.shape) {
+            if !Arc::ptr_eq(&at.plan.shape, leading.shape()) {
                 continue;
             }
-            let members: Vec<u32> = at
-                .plan
-                .members(group.top, group.group)
-                .into_iter()
-                .flat_map(SmallSet::iter)
-                .collect();
-            let first = members.first().and_then(|&slot| at.instance(slot));
+            let first = at.plan.members(group.top, group.group).and_then(SmallSet::first);
+            let first = first.and_then(|slot| at.instance(slot));
             let Some(params) = first.map(|i| Arc::clone(&i.params)) else { continue };
-            let leading = Leading {
-                shape: &reached.shape,
+            let mut needs = Needs {
                 tables: &at.plan.tables,
                 params: &params,
                 changes: &self.changes,
-                source,
-                budget,
+                source: &mut *source,
+                budget: &mut *budget,
                 counters: &mut at.plan.counters,
             };
-            match leading.run(group.top, &reached.hits) {
-                Ok((led, parents)) => {
+            match leading.step(&mut needs) {
+                Ok(false) => {
+                    self.leading = Some(leading);
+                    return false;
+                }
+                Ok(true) => {
+                    self.parents_of = Some((group, Arc::clone(leading.shape())));
+                    let (led, parents) = leading.close();
                     self.led.insert(group, Arc::new(led));
-                    let first = self.found.len();
+                    self.parents_led = self.found.len();
                     self.found.extend(parents);
-                    for i in first..self.found.len() {
-                        self.lead_parent(registry, group, &reached.shape, i);
-                    }
                 }
-                Err(error) => {
-                    // Each of them would have met it.
-                    let failed: Vec<InstanceId> =
-                        members.iter().filter_map(|&s| Some(registry.in_slot(s)?.id)).collect();
-                    for id in failed {
-                        registry.fail(id, error.clone());
-                        self.out.failed.push((id, error.clone()));
-                    }
-                }
+                Err(error) => self.fail_group(registry, group, &error),
             }
         }
-        true
     }
 
-    /// Leads a parent row that was found for a group to those members that may hold it.
+    /// The next leaf group, in a fixed order: the same commits do the same work.
+    fn next_group(&mut self) -> Option<Box<Leading>> {
+        let group = *self.leaf_hits.keys().min()?;
+        let reached = self.leaf_hits.remove(&group)?;
+        Some(Box::new(Leading::new(group, reached)))
+    }
+
+    /// Fails the members of a group: each of them would have met the error.
+    fn fail_group(&mut self, registry: &mut Registry, group: LeafGroup, error: &EngineError) {
+        let Some(at) = registry.interested(group.plan) else { return };
+        let members = at.plan.members(group.top, group.group);
+        let slots = members.into_iter().flat_map(SmallSet::iter);
+        let failed: Vec<InstanceId> = slots.filter_map(|s| Some(at.instance(s)?.id)).collect();
+        for id in failed {
+            registry.fail(id, error.clone());
+            self.out.failed.push((id, error.clone()));
+        }
+    }
+
+    /// Leads a parent row that was found for a group to those members that may hold it; how many.
     fn lead_parent(
         &mut self,
         registry: &mut Registry,
         group: LeafGroup,
         shape: &Shape,
         found: usize,
-    ) {
-        let Some(parent) = shape.node(group.top).parent.map(|p| shape.node(p)) else { return };
+    ) -> u64 {
+        let Some(parent) = shape.node(group.top).parent.map(|p| shape.node(p)) else { return 0 };
         let row = &self.found[found];
         let hit = Hit { node: parent.id, row: HitRow::Found(found as u32) };
         let Some(table) = registry.plan(group.plan).map(|p| p.tables[usize::from(parent.id.0)])
         else {
-            return;
+            return 0;
         };
         let mut targets = Vec::new();
         registry.router.find(table, row, &mut targets);
         targets.retain(|t| t.plan == group.plan && t.node == parent.id);
-        let Some(at) = registry.interested(group.plan) else { return };
+        targets.sort_unstable();
+        targets.dedup();
+        let Some(at) = registry.interested(group.plan) else { return 0 };
         let planned = shape.plan.node(parent.id);
         let Some(members) = at.plan.members(group.top, group.group).map(Members::All) else {
-            return;
+            return 0;
         };
+        let mut reached = 0;
         let mut lead = |slots: Members<'_>| {
             // All of `slots` agree on the parent's parameters.
             let Some(first) = slots.first().and_then(|s| at.instance(s)) else { return };
@@ -342,6 +383,7 @@ impl Advance {
             }
             let (few, many) =
                 if slots.len() < members.len() { (slots, members) } else { (members, slots) };
+            reached += few.len() as u64;
             for slot in few.iter().filter(|&s| many.contains(s)) {
                 if let Some(instance) = at.instance(slot) {
                     self.hits.entry(instance.id).or_default().push(hit);
@@ -359,6 +401,7 @@ impl Advance {
         if parent.owner.is_some() && parent.access == Access::All {
             at.plan.groups(parent.id).for_each(|(_, slots)| lead(Members::All(slots)));
         }
+        reached
     }
 
     /// What was found for the leaf groups of an instance.

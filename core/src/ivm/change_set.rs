@@ -71,7 +71,9 @@ impl NetTable {
         if is_new || mutant::is(Mutant::LastOldRow) {
             change.old = Some(old.clone());
         }
-        change.new = None;
+        if !mutant::is(Mutant::NewRowKept) {
+            change.new = None;
+        }
     }
 
     fn note_new(&mut self, new: &RowRef) {

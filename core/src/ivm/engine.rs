@@ -19,6 +19,7 @@ use super::change_set::ChangeSet;
 use super::delta::Advanced;
 use super::error::{AdvanceError, EngineError};
 use super::instance::{Instance, Phase};
+use super::mutant::{self, Mutant};
 use super::plan::{Param, Plan};
 use super::registry::Registry;
 use super::source::Source;
@@ -380,7 +381,7 @@ impl Engine {
             .map(|t| t.table.id)
             .collect();
         let mut rehydrate = self.readers(&truncated);
-        if !self.registry.parked.is_empty() {
+        if !self.registry.parked.is_empty() && !mutant::is(Mutant::ParkedForgotten) {
             let changed = commits.iter().flat_map(|c| &c.tables).map(|t| t.table.id).collect();
             let readers = self.readers(&changed);
             rehydrate.extend(readers.intersection(&self.registry.parked));

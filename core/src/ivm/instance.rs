@@ -16,7 +16,6 @@ use super::shards::ShardMap;
 use super::stack::Stack;
 use crate::row::{Key, Row, RowRef};
 use crate::schema::TableId;
-use crate::zql::order::compare_rows;
 
 /// How far an instance is.
 #[derive(Debug)]
@@ -104,14 +103,10 @@ impl NodeState {
         }
     }
 
-    /// Starts to keep the rows by the parent columns of a leaf. No partition may have a log.
-    pub(super) fn index_parents(&mut self, node: &NodeShape, leaf: usize) {
-        let order = &node.leaves[leaf].parent_order;
-        let resident = self.partitions.values().flat_map(|p| p.rows().iter());
-        let mut rows: Vec<RowRef> = resident.cloned().collect();
-        rows.sort_unstable_by(|a, b| compare_rows(order, a, b));
+    /// Starts to keep the rows by the parent columns of a leaf: these are all of them.
+    pub(super) fn index_parents(&mut self, node: &NodeShape, leaf: usize, rows: Rows) {
         let none = || node.leaves.iter().map(|_| None).collect();
-        self.parents.get_or_insert_with(none)[leaf] = Some(Rows::from_sorted(rows));
+        self.parents.get_or_insert_with(none)[leaf] = Some(rows);
     }
 }
 

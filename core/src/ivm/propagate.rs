@@ -218,7 +218,7 @@ impl Settling {
         if self.removed.len() > 0 {
             return false;
         }
-        if self.now == self.before {
+        if self.now == self.before || mutant::is(Mutant::CountedAnewForgotten) {
             return true;
         }
         let Some(partition) = state.partitions.get(&self.key) else { return true };

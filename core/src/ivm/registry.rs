@@ -108,10 +108,6 @@ impl Registry {
         self.instances.get_mut(slot(id) as usize)?.as_deref_mut().filter(|i| i.id == id)
     }
 
-    pub(super) fn in_slot(&self, slot: u32) -> Option<&Instance> {
-        self.instances.get(slot as usize)?.as_deref()
-    }
-
     pub(super) fn plan(&self, number: u32) -> Option<&PlanEntry> {
         self.plans.get(number as usize)?.as_ref()
     }
@@ -600,9 +596,11 @@ impl PlanEntry {
             let table = self.tables[usize::from(node.id.0)];
             let to = Target { plan, node: node.id, who: Who::Group(group) };
             match &node.access {
-                Access::Equal(equal) => {
-                    for key in equal.keys(params) {
-                        router.add(table, &equal.columns, key, to);
+                Access::Equal(any) => {
+                    for equal in any {
+                        for key in equal.keys(params) {
+                            router.add(table, &equal.columns, key, to);
+                        }
                     }
                 }
                 Access::Between(between) => {
@@ -643,9 +641,11 @@ impl PlanEntry {
             let table = self.tables[usize::from(node.id.0)];
             let to = Target { plan, node: node.id, who: Who::Group(group) };
             match &node.access {
-                Access::Equal(equal) => {
-                    for key in equal.keys(&params) {
-                        router.remove(table, &equal.columns, &key, to);
+                Access::Equal(any) => {
+                    for equal in any {
+                        for key in equal.keys(&params) {
+                            router.remove(table, &equal.columns, &key, to);
+                        }
                     }
                 }
                 Access::Between(between) => {

@@ -55,9 +55,9 @@ struct ColumnIndex {
 }
 
 /// Columns of a row, to be looked up among keys without being copied.
-struct Projected<'a> {
-    row: &'a Row,
-    columns: &'a [usize],
+pub(super) struct Projected<'a> {
+    pub(super) row: &'a Row,
+    pub(super) columns: &'a [usize],
 }
 
 impl Hash for Projected<'_> {

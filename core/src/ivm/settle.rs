@@ -12,6 +12,7 @@ use super::engine::Budget;
 use super::error::EngineError;
 use super::instance::Instance;
 use super::intern::Interner;
+use super::mutant::{self, Mutant};
 use super::partition::{Bound, Order};
 use super::route::{RouteTableId, Router};
 use super::shape::{Kind, NodeShape, Shape};
@@ -53,7 +54,9 @@ impl Instance {
     ) -> Result<bool, EngineError> {
         let shape = w.shape;
         for node in shape.nodes.iter().filter(|n| n.is_held()) {
-            if !self.work_off(node, w, emission.as_deref_mut()) {
+            if !mutant::is(Mutant::FilledWhileSettling)
+                && !self.work_off(node, w, emission.as_deref_mut())
+            {
                 return Ok(false);
             }
             let filled = self.fill(node, w)?;

@@ -46,6 +46,13 @@ fn mixed_branch(mixed: u64, depth: u32) -> usize {
     (mixed >> (64 - FAN_BITS * (depth + 1))) as usize & ((1 << FAN_BITS) - 1)
 }
 
+/// Where the table begins that is behind the one at `at`, below so many splits.
+fn behind(at: u64, depth: u32) -> Option<u64> {
+    let shift = 64 - FAN_BITS * depth;
+    let next = (at.checked_shr(shift)? + 1).checked_shl(shift)?;
+    (next != 0).then_some(next)
+}
+
 impl<T> Shards<T> {
     pub(super) fn len(&self) -> usize {
         self.len
@@ -154,6 +161,17 @@ impl<T> Shards<T> {
         Some(entry)
     }
 
+    fn table(&self, at: u64) -> (&HashTable<T>, Option<u64>) {
+        let (mut node, mut depth) = (&self.root, 0);
+        loop {
+            match node {
+                Node::Leaf(table) => return (table, behind(at, depth)),
+                Node::Split(nodes) => node = &nodes[mixed_branch(at, depth)],
+            }
+            depth += 1;
+        }
+    }
+
     /// Drops the entries of one table that are not worth keeping: the table at `at`, which is 0 or
     /// what the last call returned. How many entries were looked at, and where the next one is.
     pub(super) fn sweep(
@@ -176,15 +194,11 @@ impl<T> Shards<T> {
             table.shrink_to(table.len() * 2, hasher);
         }
         self.len -= before - table.len();
-        let next = match depth {
-            0 => None,
-            _ => ((at >> (64 - FAN_BITS * depth)) + 1).checked_shl(64 - FAN_BITS * depth),
-        };
         if self.len == 0 {
             *self = Shards::default();
             return (before, None);
         }
-        (before, next.filter(|&next| next != 0))
+        (before, behind(at, depth))
     }
 
     /// All entries, in no particular order.
@@ -318,6 +332,13 @@ impl<K: Hash + Eq, V> ShardMap<K, V> {
         self.0.remove(hash_of(key), |e| e.0 == *key, |e| hash_of(&e.0)).map(|e| e.1)
     }
 
+    /// The values of one table: the one at `at`, which is 0 or what the last call returned; and
+    /// where the next table is. In the same order, as long as the map does not change.
+    pub(super) fn table(&self, at: u64) -> (impl Iterator<Item = &V>, Option<u64>) {
+        let (table, next) = self.0.table(at);
+        (table.iter().map(|e| &e.1), next)
+    }
+
     pub(super) fn values(&self) -> impl Iterator<Item = &V> {
         self.0.iter().map(|e| &e.1)
     }
@@ -365,6 +386,12 @@ mod tests {
             all.sort_unstable();
             let expected: Vec<_> = model.into_iter().collect();
             assert_eq!(all, expected);
+            let (mut values, mut at) = (0, Some(0));
+            while let Some(table) = at.map(|at| map.table(at)) {
+                values += table.0.count();
+                at = table.1;
+            }
+            assert_eq!(values, map.len());
             let mut taken: Vec<_> = map.into_iter().collect();
             taken.sort_unstable();
             assert_eq!(taken, expected);

@@ -12,7 +12,7 @@ const FEW: usize = if cfg!(test) { 3 } else { 64 };
 #[derive(Debug)]
 pub(super) enum SmallSet<T> {
     Few(SmallVec<[T; 1]>),
-    Many(Box<BTreeSet<T>>),
+    Many(BTreeSet<T>),
 }
 
 impl<T> Default for SmallSet<T> {
@@ -54,7 +54,7 @@ impl<T: Ord + Copy> SmallSet<T> {
                     all.insert(at, element);
                 }
                 if all.len() > FEW {
-                    *self = SmallSet::Many(Box::new(all.iter().copied().collect()));
+                    *self = SmallSet::Many(all.iter().copied().collect());
                 }
             }
             SmallSet::Many(all) => {
@@ -112,6 +112,21 @@ mod tests {
     use rand::{Rng as _, SeedableRng as _};
 
     use super::*;
+
+    /// Whatever order they are taken out in: none moves all others.
+    #[test]
+    fn many_elements_are_a_tree() {
+        let mut set = SmallSet::default();
+        for n in 0..1_000_u32 {
+            set.insert(n * 7 % 1_000);
+            assert_eq!(matches!(set, SmallSet::Many(_)), n as usize >= FEW);
+        }
+        for n in 0..1_000_u32 {
+            set.remove(n * 11 % 1_000);
+            assert!(matches!(set, SmallSet::Many(_)) || set.len() <= FEW);
+        }
+        assert!(set.is_empty());
+    }
 
     #[test]
     fn a_small_set_is_a_set() {
