@@ -9,7 +9,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::change_set::{ChangeSet, NetChange, Pairing};
 use super::delta::{Advanced, InstanceDelta, RowDelta};
-use super::dirty::{Hit, HitRow};
+use super::dirty::{Hit, HitRow, give_back};
 use super::emit::{Comparison, Emission, NetTables, Telling};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
@@ -173,16 +173,19 @@ impl Advance {
     /// Gives the changed rows back, until none is left (true) or the budget is spent.
     fn clear(&mut self, budget: &mut Budget) -> bool {
         while let Some((&id, net)) = self.changes.iter_mut().next() {
-            while !net.changes.is_empty() {
-                net.changes.truncate(net.changes.len().saturating_sub(8));
-                budget.spend(1);
-                if budget.is_spent() {
-                    return false;
-                }
+            if !give_back(&mut net.changes, budget) {
+                return false;
             }
             self.changes.remove(&id);
         }
-        true
+        while let Some((&group, led)) = self.led.iter_mut().next() {
+            let rows = Arc::get_mut(led).into_iter().flat_map(|led| &mut led.nodes);
+            if !rows.map(|n| &mut n.1).all(|rows| give_back(rows, budget)) {
+                return false;
+            }
+            self.led.remove(&group);
+        }
+        give_back(&mut self.found, budget)
     }
 
     fn is_empty(&self) -> bool {

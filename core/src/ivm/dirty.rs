@@ -77,6 +77,28 @@ impl Dirty {
     }
 }
 
+impl Dirty {
+    /// Gives the rows back, until none is left (true) or the budget is spent.
+    pub(super) fn clear(&mut self, budget: &mut Budget) -> bool {
+        give_back(&mut self.rows, budget)
+    }
+}
+
+/// Elements that are given back at a time.
+const GIVEN_BACK: usize = 8;
+
+/// Drops what a vector holds, until nothing is left (true) or the budget is spent.
+pub(super) fn give_back<T>(all: &mut Vec<T>, budget: &mut Budget) -> bool {
+    while !all.is_empty() {
+        all.truncate(all.len().saturating_sub(GIVEN_BACK));
+        budget.spend(1);
+        if budget.is_spent() {
+            return all.is_empty();
+        }
+    }
+    true
+}
+
 /// The join keys of the old and new versions of the dirty rows of a body, for its parents.
 #[derive(Debug, Default)]
 pub(super) struct JoinKeys {

@@ -251,7 +251,7 @@ struct Change<'a> {
 impl Change<'_> {
     fn units(&self) -> u64 {
         let s = self.settled;
-        (s.left.len() + s.entered.len() + self.kept.len()) as u64 / 2
+        1 + (s.left.len() + s.entered.len() + self.kept.len()) as u64 / 2
     }
 
     /// Each row in view with the change of its count.

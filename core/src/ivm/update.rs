@@ -141,7 +141,7 @@ impl Update {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(self.dirty.iter_mut().all(|dirty| dirty.clear(w.budget)))
     }
 
     /// Finds the dirty rows of a node. False if the budget ended before.
