@@ -230,7 +230,6 @@ impl Advance {
     ) -> bool {
         let mut targets = Vec::new();
         while let Some(&id) = self.to_route.last() {
-            let rest: Vec<(u32, NodeId)> = registry.router.rest(id).collect();
             let Some(table) = self.changes.get(&id) else {
                 self.to_route.pop();
                 continue;
@@ -261,13 +260,11 @@ impl Advance {
                         route.target(&mut at, target);
                     }
                 }
-                for &(plan, node) in &rest {
-                    if let Some(mut at) = registry.interested(plan) {
-                        route.rest(&mut at, plan, node);
-                    }
-                }
+                let rest = registry.for_each_rest(id, &mut |at, plan, node| {
+                    route.rest(at, plan, node);
+                });
                 self.routed += 1;
-                budget.spend(1 + reached / 8 + rest.len() as u64 / 4);
+                budget.spend(1 + reached / 8 + rest / 4);
                 if budget.is_spent() {
                     return false;
                 }

@@ -519,6 +519,23 @@ impl Registry {
         Some(Interested { plan, instances: &self.instances, hydrating: &self.hydrating })
     }
 
+    /// The plan of each node on the rest list of a table, and all instances; how many.
+    pub(super) fn for_each_rest(
+        &mut self,
+        table: RouteTableId,
+        visit: &mut dyn FnMut(&mut Interested<'_>, u32, NodeId),
+    ) -> u64 {
+        let Registry { router, plans, instances, hydrating, .. } = self;
+        let mut nodes = 0;
+        for (number, node) in router.rest(table) {
+            nodes += 1;
+            if let Some(Some(plan)) = plans.get_mut(number as usize) {
+                visit(&mut Interested { plan, instances, hydrating }, number, node);
+            }
+        }
+        nodes
+    }
+
     pub(super) fn stats(&self) -> EngineStats {
         let mut stats = EngineStats {
             plans: self.by_plan.len(),
