@@ -9,7 +9,7 @@ use zeroring_core::change::{Commit, RowChange, TableChange};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
 use zeroring_core::ivm::plan::Direction;
 use zeroring_core::ivm::source::Source;
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -66,7 +66,7 @@ fn labels() -> Arc<TableSpec> {
     })
 }
 
-fn label(n: usize, item: usize, version: &StateVersion) -> Arc<Row> {
+fn label(n: usize, item: usize, version: &StateVersion) -> RowRef {
     let values = [Value::string(format!("label-{n}")), Value::string(format!("item-{item}"))];
     Row::new(version.clone(), values)
 }
@@ -164,7 +164,7 @@ impl World {
     /// is one of the engine, and of the source as far as it is read.
     fn writes(&self, writes: &[Vec<(usize, i32)>]) -> Vec<Vec<RowChange>> {
         let version = StateVersion::from_lsn(self.lsn);
-        let mut now: HashMap<usize, Arc<Row>> = HashMap::new();
+        let mut now: HashMap<usize, RowRef> = HashMap::new();
         let mut cycle: Vec<Vec<RowChange>> = Vec::new();
         for (at, commit) in writes.iter().enumerate() {
             let version_of_row = StateVersion::from_lsn(at as u64 + 2);

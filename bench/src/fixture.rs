@@ -7,7 +7,7 @@ use zeroring_core::change::message::LiteValue;
 use zeroring_core::change::published::{
     PublishedColumn, PublishedIndex, PublishedSchema, PublishedTable,
 };
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::{ColumnSpec, TableId, TableSpec, UniqueKey, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -47,7 +47,7 @@ pub(crate) fn table() -> Arc<TableSpec> {
 }
 
 /// Item `n`: of project `n / ITEMS`.
-pub(crate) fn row(n: usize, rank: i32, version: &StateVersion) -> Arc<Row> {
+pub(crate) fn row(n: usize, rank: i32, version: &StateVersion) -> RowRef {
     let values = [
         Value::string(format!("item-{n}")),
         Value::string(format!("p{}", n / ITEMS)),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use zeroring_core::change::Commit;
 use zeroring_core::ivm::plan::{Condition, Direction, Node, NodeId, Op, Param};
 use zeroring_core::ivm::source::{Fetch, Filter, Source, SourceError};
-use zeroring_core::row::{Key, Row};
+use zeroring_core::row::{Key, Row, RowRef};
 use zeroring_core::schema::{TableId, TableSpec};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -18,7 +18,7 @@ use zeroring_core::zql::predicate;
 
 /// A row at its place in an order.
 #[derive(Debug, Clone)]
-struct Placed(Arc<[(usize, Direction)]>, Arc<Row>);
+struct Placed(Arc<[(usize, Direction)]>, RowRef);
 
 impl PartialEq for Placed {
     fn eq(&self, o: &Self) -> bool {
@@ -44,7 +44,7 @@ type Order = Arc<[(usize, Direction)]>;
 
 #[derive(Debug, Default)]
 struct Table {
-    by_key: HashMap<Key, Arc<Row>>,
+    by_key: HashMap<Key, RowRef>,
     /// Per indexed column: rows by value.
     by_column: HashMap<usize, HashMap<Value, Vec<Key>>>,
     /// Per indexed order.
@@ -73,11 +73,11 @@ impl Store {
         self.tables.entry(table.id).or_default().sorted.push((order.into(), Sorted::new()));
     }
 
-    pub(crate) fn get(&self, table: TableId, key: &Key) -> Option<&Arc<Row>> {
+    pub(crate) fn get(&self, table: TableId, key: &Key) -> Option<&RowRef> {
         self.tables.get(&table)?.by_key.get(key)
     }
 
-    pub(crate) fn put(&mut self, table: TableId, row: Arc<Row>) {
+    pub(crate) fn put(&mut self, table: TableId, row: RowRef) {
         let key = row.project(&[0]);
         self.remove(table, &key);
         let table = self.tables.entry(table).or_default();
@@ -85,7 +85,7 @@ impl Store {
             index.entry(row.values[column].clone()).or_default().push(key.clone());
         }
         for (order, sorted) in &mut table.sorted {
-            sorted.insert(Placed(Arc::clone(order), Arc::clone(&row)), ());
+            sorted.insert(Placed(Arc::clone(order), row.clone()), ());
         }
         table.by_key.insert(key, row);
     }
@@ -99,7 +99,7 @@ impl Store {
             }
         }
         for (order, sorted) in &mut table.sorted {
-            sorted.remove(&Placed(Arc::clone(order), Arc::clone(&row)));
+            sorted.remove(&Placed(Arc::clone(order), row.clone()));
         }
     }
 
@@ -109,7 +109,7 @@ impl Store {
                 self.remove(change.table.id, &old.project(&[0]));
             }
             for new in change.rows.iter().filter_map(|r| r.new.as_ref()) {
-                self.put(change.table.id, Arc::clone(new));
+                self.put(change.table.id, new.clone());
             }
         }
         self.skip(commit);
@@ -125,7 +125,7 @@ impl Store {
         &'a self,
         f: &'a Fetch<'_>,
         node: &Node,
-    ) -> Box<dyn Iterator<Item = &'a Arc<Row>> + 'a> {
+    ) -> Box<dyn Iterator<Item = &'a RowRef> + 'a> {
         let Some(table) = self.tables.get(&node.table.id) else {
             return Box::new(std::iter::empty());
         };
@@ -185,10 +185,10 @@ impl Source for Store {
     fn fetch(
         &mut self,
         f: &Fetch<'_>,
-        visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
         let node = f.plan.node(f.node);
-        let wanted = |row: &Arc<Row>| {
+        let wanted = |row: &RowRef| {
             (match f.filter {
                 Filter::Whole => self.qualifies(f, f.node, row),
                 Filter::Weak => predicate::weak(node, row, f.params),
@@ -217,18 +217,18 @@ impl Source for Store {
                 None => Box::new(sorted.keys()),
             };
             for placed in rows.filter(|p| wanted(&p.1)).take(limit) {
-                if visit(Arc::clone(&placed.1)).is_break() {
+                if visit(placed.1.clone()).is_break() {
                     break;
                 }
             }
             return Ok(());
         }
-        let mut rows: Vec<&Arc<Row>> = self.candidates(f, node).filter(|row| wanted(row)).collect();
+        let mut rows: Vec<&RowRef> = self.candidates(f, node).filter(|row| wanted(row)).collect();
         if f.ordered || f.limit.is_some() {
             rows.sort_by(|a, b| compare_rows(&node.order, a, b));
         }
         for row in rows.into_iter().take(limit) {
-            if visit(Arc::clone(row)).is_break() {
+            if visit(row.clone()).is_break() {
                 break;
             }
         }

@@ -1,11 +1,9 @@
 //! What is written for clients and read from them.
 
-use std::sync::Arc;
-
 use serde_json::json;
 use zeroring_core::json::row::wire_json;
 use zeroring_core::protocol::poke::PokePart;
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::version::StateVersion;
 use zeroring_core::zql::hash;
 use zeroring_net::ws::{Decoder, Event, Frame};
@@ -14,7 +12,7 @@ use crate::{Batch, Failure, fixture};
 
 const ROWS: usize = 100;
 
-fn rows() -> Vec<Arc<Row>> {
+fn rows() -> Vec<RowRef> {
     let version = StateVersion::from_lsn(1);
     (0..ROWS).map(|n| fixture::row(n, n as i32, &version)).collect()
 }
@@ -26,7 +24,7 @@ pub(crate) fn row_json() -> Result<Batch, Failure> {
     Ok(Box::new(move || {
         let mut bytes = 0;
         for row in &templates {
-            let fresh = Row::new(row.version.clone(), row.values.clone());
+            let fresh = Row::new(row.version.clone(), row.values.to_vec());
             bytes += wire_json(&table, &fresh)?.len();
         }
         Ok(if bytes > 0 { ROWS as u64 } else { 0 })

@@ -14,6 +14,7 @@ pub mod json;
 pub mod protocol;
 pub mod row;
 pub mod schema;
+pub mod text;
 pub mod value;
 pub mod version;
 pub mod zql;

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+
+use crate::text::Text;
 
 /// One column value of a replicated row, or a literal of a query.
 ///
@@ -20,10 +21,13 @@ pub enum Value {
     /// comparing it is an error of the query that does so, never a truncated number.
     UnsafeInt(i64),
     /// A string (UTF-8; compared by bytes, which is code point order).
-    String(Arc<str>),
+    String(Text),
     /// JSON text, delivered as is.
-    Json(Arc<str>),
+    Json(Text),
 }
+
+// Rows consist of these.
+const _: () = assert!(size_of::<Value>() == 16);
 
 impl Value {
     /// Largest integer that a double holds exactly: 2^53 − 1.
@@ -40,7 +44,7 @@ impl Value {
 
     /// A string value.
     pub fn string(s: impl AsRef<str>) -> Value {
-        Value::String(Arc::from(s.as_ref()))
+        Value::String(Text::from(s.as_ref()))
     }
 
     /// True for SQL NULL.

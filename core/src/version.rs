@@ -4,7 +4,8 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::sync::Arc;
+
+use crate::text::Text;
 
 /// What is wrong with a version string.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,12 +64,12 @@ pub fn lexi_decode(s: &str) -> Result<u64, VersionError> {
 
 /// A replica's version: `major` or `major.minor`, both LexiVersions, compared as bytes.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct StateVersion(Arc<str>);
+pub struct StateVersion(Text);
 
 impl StateVersion {
     /// The lowest version, `00`.
     pub fn zero() -> StateVersion {
-        StateVersion(Arc::from("00"))
+        StateVersion(Text::from("00"))
     }
 
     /// The version of a Postgres LSN (or of another 64-bit watermark).
@@ -87,7 +88,7 @@ impl StateVersion {
             lexi_decode(minor)?;
         }
         match parts.next() {
-            None => Ok(StateVersion(Arc::from(s))),
+            None => Ok(StateVersion(Text::from(s))),
             Some(_) => Err(VersionError::Cookie(s.to_owned())),
         }
     }

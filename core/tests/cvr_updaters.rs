@@ -12,7 +12,7 @@ use zeroring_core::cvr::catchup::row_patch;
 use zeroring_core::cvr::internal::ShardTables;
 use zeroring_core::cvr::store::{ClientWrite, QueryWrite, RowChange};
 use zeroring_core::cvr::*;
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::value::Value;
 use zeroring_core::version::{CvrVersion, StateVersion};
 
@@ -39,7 +39,7 @@ fn id(n: i64) -> Arc<RowIdentity> {
     Arc::new(RowIdentity::new("issue".into(), vec![("id".into(), Value::from_i64(n))]))
 }
 
-fn row(at: u64) -> Arc<Row> {
+fn row(at: u64) -> RowRef {
     Row::new(state(at), vec![Value::from_i64(at as i64)])
 }
 

@@ -22,7 +22,7 @@ use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
 use zeroring_core::json::RawJson;
 use zeroring_core::protocol::up;
-use zeroring_core::row::{Row, RowId};
+use zeroring_core::row::{Row, RowId, RowRef};
 use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -187,7 +187,7 @@ impl World for Executor {
         self.engine.signature(instance).map_err(|error| error.to_string())
     }
 
-    fn read_row(&mut self, _id: &RowIdentity) -> Result<Option<Arc<Row>>, String> {
+    fn read_row(&mut self, _id: &RowIdentity) -> Result<Option<RowRef>, String> {
         Err("nobody is late here".to_owned())
     }
 }

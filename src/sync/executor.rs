@@ -144,7 +144,11 @@ impl Executor {
             let more = self.turn(&inputs.mailbox);
             let time = now();
             if duties.sweep.is_due(time) {
-                self.state.borrow_mut().signs_of_life();
+                let mut state = self.state.borrow_mut();
+                state.signs_of_life();
+                // Of a million rows that is a round in six minutes.
+                state.world.engine.sweep(&mut Budget::units(SLICE));
+                drop(state);
                 self.report_progress(time);
             }
             if duties.publish.is_due(time) {
@@ -194,6 +198,7 @@ impl Executor {
         if hydrates {
             self.stats.stages.add(Stage::Hydrate, begin.elapsed());
         }
+        let releasing = !state.world.engine.release(&mut Budget::units(SLICE));
         let computing = state.compute();
         let batches = state.counters.flush_batches;
         state.flush();
@@ -212,7 +217,7 @@ impl Executor {
         }
         self.forward(calls);
         let waits = !self.state.borrow().inbox.is_empty();
-        hydrating || computing || waits || mailbox.has_answers()
+        hydrating || releasing || computing || waits || mailbox.has_answers()
     }
 
     fn ask_endpoint(self: &Rc<Self>, transform: Transform) {

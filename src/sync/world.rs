@@ -14,7 +14,7 @@ use zeroring_core::group::{self, Credentials, Hydrate, Shared, Transformed, Visi
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Status};
 use zeroring_core::ivm::plan::{Param, Plan};
 use zeroring_core::json::RawJson;
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::Schema;
 use zeroring_core::version::StateVersion;
 use zeroring_core::zql::compile::{IdentityKeys, compile};
@@ -299,7 +299,7 @@ impl group::World for World {
         self.engine.signature(instance).map_err(|e| e.to_string())
     }
 
-    fn read_row(&mut self, id: &RowIdentity) -> Result<Option<Arc<Row>>, String> {
+    fn read_row(&mut self, id: &RowIdentity) -> Result<Option<RowRef>, String> {
         let table = self.engine.schema().table(id.table()).cloned();
         let table = table.ok_or_else(|| format!("table \"{}\" is gone", id.table()))?;
         let mut columns = Vec::with_capacity(id.key().len());

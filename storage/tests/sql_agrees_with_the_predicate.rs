@@ -15,7 +15,7 @@ use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progr
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
 use zeroring_core::ivm::plan::{Condition, NodeId, Plan};
 use zeroring_core::ivm::source::{Bound, Fetch, Filter, Keys, Source, SourceError};
-use zeroring_core::row::{Key, Row};
+use zeroring_core::row::{Key, Row, RowRef};
 use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -90,7 +90,7 @@ fn replica(dir: &tempfile::TempDir, schema: &Schema, db: &Database) -> ReplicaSo
     source
 }
 
-fn collect(source: &mut dyn Source, fetch: &Fetch<'_>) -> Result<Vec<Arc<Row>>, SourceError> {
+fn collect(source: &mut dyn Source, fetch: &Fetch<'_>) -> Result<Vec<RowRef>, SourceError> {
     let mut rows = Vec::new();
     source.fetch(fetch, &mut |r| {
         rows.push(r);
@@ -100,7 +100,7 @@ fn collect(source: &mut dyn Source, fetch: &Fetch<'_>) -> Result<Vec<Arc<Row>>, 
 }
 
 /// Rows as comparable text; sorted unless the order counts.
-fn shown(rows: &[Arc<Row>], ordered: bool) -> Vec<String> {
+fn shown(rows: &[RowRef], ordered: bool) -> Vec<String> {
     let mut all: Vec<String> =
         rows.iter().map(|r| format!("{} {:?}", r.version, normal(&r.values))).collect();
     if !ordered {

@@ -17,7 +17,7 @@ use zeroring_core::change::message::{
     ChangeMessage, LiteValue, Relation, ReplicaIdentity, TupleValue,
 };
 use zeroring_core::change::published::PublishedSchema;
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::TableSpec;
 use zeroring_core::value::Value;
 use zeroring_storage::changelog::{Changes, LogOp, changes_since};
@@ -168,7 +168,7 @@ impl World {
     }
 }
 
-type Contents = BTreeMap<Value, Arc<Row>>;
+type Contents = BTreeMap<Value, RowRef>;
 
 fn contents(reader: &mut ReplicaReader, spec: &TableSpec) -> Contents {
     reader.refresh().unwrap();

@@ -357,7 +357,7 @@ fn commits_show_values_as_they_will_be_read() {
         let read =
             reader.get(spec, &spec.primary_key, &[Value::Number(i as f64)]).unwrap().unwrap();
         // Debug tells 1 and 1.0 of different variants apart, equality alone would not.
-        assert_eq!(format!("{:?}", read.values), format!("{:?}", new.values), "{s}");
+        assert_eq!(format!("{:?}", &read.values), format!("{:?}", &new.values), "{s}");
         assert_eq!(read.version, new.version);
     }
 }

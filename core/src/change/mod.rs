@@ -6,7 +6,7 @@ pub mod published;
 
 use std::sync::Arc;
 
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::schema::{Schema, TableSpec};
 use crate::version::StateVersion;
 
@@ -44,7 +44,7 @@ pub struct TableChange {
 #[derive(Debug, Clone)]
 pub struct RowChange {
     /// The row before, absent for an insert.
-    pub old: Option<Arc<Row>>,
+    pub old: Option<RowRef>,
     /// The row after, absent for a delete.
-    pub new: Option<Arc<Row>>,
+    pub new: Option<RowRef>,
 }

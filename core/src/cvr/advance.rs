@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 
 use super::store::RowChange;
 use super::{Patch, QueryHash, QueryUpdater, RowIdentity, RowRecord, UpdateError, VersionedPatch};
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::version::StateVersion;
 
 /// How often a row occurs in one query's result.
@@ -43,7 +43,7 @@ pub struct AdvancedRow {
     /// The row.
     pub id: Arc<RowIdentity>,
     /// Its contents after; may be absent if it only left queries.
-    pub row: Option<Arc<Row>>,
+    pub row: Option<RowRef>,
     /// Per query with a delta, each at most once. Counts may be equal: the contents changed.
     pub counts: SmallVec<[CountChange; 1]>,
     /// Some query of the group that is not in `counts` references the row. Only looked at if
@@ -78,13 +78,13 @@ pub struct RowDeltas {
 impl RowDeltas {
     /// Adds one query's delta. Deltas of a query must be added in the order of its advances.
     /// `row`: contents after, if the query still has the row.
-    pub fn add(&mut self, id: &Arc<RowIdentity>, change: CountChange, row: Option<&Arc<Row>>) {
+    pub fn add(&mut self, id: &Arc<RowIdentity>, change: CountChange, row: Option<&RowRef>) {
         self.merge(id, change, row).by_advance = true;
     }
 
     /// Adds a row of a query that comes (from 0) or goes (to 0) with this update; `row` as it is
     /// now. To be called after the deltas of all advances were added.
-    pub fn add_whole(&mut self, id: &Arc<RowIdentity>, change: CountChange, row: &Arc<Row>) {
+    pub fn add_whole(&mut self, id: &Arc<RowIdentity>, change: CountChange, row: &RowRef) {
         self.merge(id, change, Some(row));
     }
 
@@ -92,7 +92,7 @@ impl RowDeltas {
         &mut self,
         id: &Arc<RowIdentity>,
         change: CountChange,
-        row: Option<&Arc<Row>>,
+        row: Option<&RowRef>,
     ) -> &mut AdvancedRow {
         let at = *self.at.entry(id.clone()).or_insert_with(|| {
             self.rows.push(AdvancedRow {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::store::ConfigChange;
 use super::{Patch, RowIdentity, RowRecord, VersionedPatch};
-use crate::row::Row;
+use crate::row::RowRef;
 
 /// A row record references a row that the replica does not have: the CVR is inconsistent, the
 /// group's queries must be executed anew.
@@ -23,7 +23,7 @@ pub struct MissingRow(pub String);
 /// [`MissingRow`].
 pub fn row_patch(
     record: &RowRecord,
-    contents: impl FnOnce(&Arc<RowIdentity>) -> Option<Arc<Row>>,
+    contents: impl FnOnce(&Arc<RowIdentity>) -> Option<RowRef>,
 ) -> Result<VersionedPatch, MissingRow> {
     let patch = match &record.ref_counts {
         None => Patch::RowDel(record.id.clone()),

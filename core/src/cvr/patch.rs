@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{ClientId, QueryHash, RowIdentity};
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::version::CvrVersion;
 
 /// One change of what clients have (spec: view-syncer-cvr §3; wire form: §4.4).
@@ -18,7 +18,7 @@ pub enum Patch {
     /// The query's result is gone.
     GotDel(QueryHash),
     /// A row, new or changed.
-    RowPut(Arc<RowIdentity>, Arc<Row>),
+    RowPut(Arc<RowIdentity>, RowRef),
     /// A row that no query references any more.
     RowDel(Arc<RowIdentity>),
 }

@@ -21,7 +21,7 @@ use super::{
     Cvr, FlushTimes, GroupFlush, Patch, PreparedFlush, QueryHash, RefCounts, RowIdentity,
     RowRecord, UpdateError, VersionedPatch, merge_ref_counts,
 };
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::version::{CvrVersion, StateVersion};
 
 /// Row writes of an update that are put in order.
@@ -42,7 +42,7 @@ pub struct ReceivedRow {
     /// The row.
     pub id: Arc<RowIdentity>,
     /// Its contents; absent if it only left queries.
-    pub row: Option<Arc<Row>>,
+    pub row: Option<RowRef>,
     /// By how much its counts change; the whole counts for queries just executed.
     pub counts: RefCounts,
 }

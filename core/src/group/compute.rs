@@ -26,7 +26,7 @@ use crate::cvr::{
     RefCounts, RowChanges, RowIdentity, RowRecord, VersionedPatch,
 };
 use crate::ivm::engine::InstanceId;
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::schema::{Schema, TableSpec};
 use crate::version::{CvrVersion, StateVersion};
 
@@ -90,7 +90,7 @@ struct HeldQuery {
     goes: bool,
     tables: Vec<Arc<TableSpec>>,
     /// Index of the table, row, count.
-    rows: VecDeque<(usize, Arc<Row>, i64)>,
+    rows: VecDeque<(usize, RowRef, i64)>,
 }
 
 /// Named rows of queries that come or go.
@@ -578,12 +578,12 @@ struct Held {
     query: QueryHash,
     goes: bool,
     table: Arc<TableSpec>,
-    row: Arc<Row>,
+    row: RowRef,
     count: i64,
 }
 
 impl HeldQuery {
-    fn add(&mut self, table: &Arc<TableSpec>, row: &Arc<Row>, count: u64) {
+    fn add(&mut self, table: &Arc<TableSpec>, row: &RowRef, count: u64) {
         // Few tables, and rows of one come together.
         let known = self.tables.iter().rposition(|known| Arc::ptr_eq(known, table));
         let table = known.unwrap_or_else(|| {
@@ -601,13 +601,7 @@ impl Received {
         self.1.reserve(rows);
     }
 
-    fn add(
-        &mut self,
-        id: &Arc<RowIdentity>,
-        row: Option<&Arc<Row>>,
-        query: &QueryHash,
-        count: i64,
-    ) {
+    fn add(&mut self, id: &Arc<RowIdentity>, row: Option<&RowRef>, query: &QueryHash, count: i64) {
         let at = *self.1.entry(id.clone()).or_insert_with(|| {
             self.0.push(ReceivedRow { id: id.clone(), row: None, counts: RefCounts::new() });
             self.0.len() - 1

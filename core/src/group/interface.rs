@@ -18,7 +18,7 @@ use crate::protocol::custom_query::{TransformRequest, TransformResponse};
 use crate::protocol::error::{ApiFailure, ErrorBody};
 use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::Upstream;
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::schema::{Schema, TableSpec};
 use crate::version::{CvrVersion, StateVersion};
 
@@ -228,7 +228,7 @@ pub enum Note {
 }
 
 /// Takes a row of an instance: its table under the identity key, the row, its count.
-pub type VisitRow<'a> = dyn FnMut(&Arc<TableSpec>, &Arc<Row>, u64) + 'a;
+pub type VisitRow<'a> = dyn FnMut(&Arc<TableSpec>, &RowRef, u64) + 'a;
 
 /// What a group sees of its executor, at one version of the engine.
 pub trait World {
@@ -287,5 +287,5 @@ pub trait World {
     ///
     /// # Errors
     /// The table or a key column is gone, or the replica cannot be read.
-    fn read_row(&mut self, id: &RowIdentity) -> Result<Option<Arc<Row>>, String>;
+    fn read_row(&mut self, id: &RowIdentity) -> Result<Option<RowRef>, String>;
 }

@@ -19,7 +19,7 @@ use crate::protocol::down;
 use crate::protocol::error::{ErrorBody, ErrorKind};
 use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{InitConnection, InspectOp, Upstream};
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::version::CvrVersion;
 
 /// How long a group stays after its last connection has gone, milliseconds.
@@ -115,7 +115,7 @@ impl Cx<'_> {
     }
 
     /// A row as it is now, read once for all groups that ask at this version.
-    pub(super) fn read_row(&mut self, id: &Arc<RowIdentity>) -> Result<Option<Arc<Row>>, String> {
+    pub(super) fn read_row(&mut self, id: &Arc<RowIdentity>) -> Result<Option<RowRef>, String> {
         let version = self.world.version().clone();
         if let Some(known) = self.world.shared().rows.get(&version, id) {
             return Ok(known);

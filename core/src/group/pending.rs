@@ -22,7 +22,7 @@ use crate::cvr::{MAX_SORTED_ROWS, QueryHash, QueryUpdater, RowIdentity, RowRecor
 use crate::ivm::delta::{InstanceDelta, RowDelta};
 use crate::ivm::engine::InstanceId;
 use crate::json::row::wire_json;
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::schema::TableSpec;
 use crate::version::StateVersion;
 
@@ -46,7 +46,7 @@ pub struct SharedRow {
     /// Occurrences after.
     pub after: i64,
     /// The row afterwards, if the query still has it.
-    pub row: Option<Arc<Row>>,
+    pub row: Option<RowRef>,
 }
 
 impl SharedDelta {

@@ -19,7 +19,7 @@ use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch};
 use crate::json::{RawJson, row as row_json, write};
 use crate::protocol::error::MutationId;
 use crate::protocol::poke::{self, Chunks, PokePart, QueryPatch};
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::schema::Schema;
 use crate::value::Value;
 use crate::version::CvrVersion;
@@ -58,7 +58,7 @@ pub(super) enum WirePatch {
     Desired(Arc<str>, QueryPatch, QueryHash),
     Got(QueryPatch, QueryHash),
     /// The row's JSON is already made.
-    RowPut(Arc<str>, Arc<Row>),
+    RowPut(Arc<str>, RowRef),
     RowDel(Arc<RowIdentity>),
     LastMutationId(Arc<str>, i64),
     MutationPut(MutationId, RawJson),
@@ -110,7 +110,7 @@ impl Encoder<'_> {
     fn encode_put(
         &self,
         id: &Arc<RowIdentity>,
-        row: &Arc<Row>,
+        row: &RowRef,
     ) -> Result<Option<WirePatch>, EncodeError> {
         let name = id.table();
         let table = self
@@ -383,7 +383,7 @@ impl WirePatch {
         match self {
             WirePatch::Desired(client, _, query) => (client, query).hash(hasher),
             WirePatch::Got(_, query) => query.hash(hasher),
-            WirePatch::RowPut(_, row) => Arc::as_ptr(row).hash(hasher),
+            WirePatch::RowPut(_, row) => std::ptr::from_ref(&**row).cast::<()>().hash(hasher),
             WirePatch::RowDel(id) => id.hash(hasher),
             WirePatch::LastMutationId(client, id) => (client, id).hash(hasher),
             WirePatch::MutationPut(id, _) | WirePatch::MutationDel(id) => {
@@ -398,7 +398,7 @@ impl WirePatch {
         match (self, other) {
             (Desired(c, op, q), Desired(c2, op2, q2)) => c == c2 && op == op2 && q == q2,
             (Got(op, q), Got(op2, q2)) => op == op2 && q == q2,
-            (RowPut(t, row), RowPut(t2, row2)) => Arc::ptr_eq(row, row2) && t == t2,
+            (RowPut(t, row), RowPut(t2, row2)) => RowRef::ptr_eq(row, row2) && t == t2,
             (RowDel(id), RowDel(id2)) => id == id2,
             (LastMutationId(c, id), LastMutationId(c2, id2)) => c == c2 && id == id2,
             (MutationPut(id, r), MutationPut(id2, r2)) => id == id2 && r.as_str() == r2.as_str(),

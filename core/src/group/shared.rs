@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use super::poke::{Frame, WirePatch};
 use crate::cvr::client_schema::InvalidClientSchema;
 use crate::cvr::{Ast, ClientSchema, Cvr, QueryBody, QueryHash, RowIdentity};
-use crate::row::Row;
+use crate::row::RowRef;
 use crate::version::{CvrVersion, StateVersion};
 
 /// Bytes of frames that are kept.
@@ -200,7 +200,7 @@ impl SharedFrames {
 #[derive(Debug, Default)]
 pub struct SharedRows {
     version: StateVersion,
-    rows: FxHashMap<Arc<RowIdentity>, Option<Arc<Row>>>,
+    rows: FxHashMap<Arc<RowIdentity>, Option<RowRef>>,
 }
 
 impl SharedRows {
@@ -209,7 +209,7 @@ impl SharedRows {
         &mut self,
         version: &StateVersion,
         id: &Arc<RowIdentity>,
-    ) -> Option<Option<Arc<Row>>> {
+    ) -> Option<Option<RowRef>> {
         if self.version != *version {
             self.version = version.clone();
             self.clear();
@@ -218,7 +218,7 @@ impl SharedRows {
     }
 
     /// Keeps a row that was read at the version of the last [`SharedRows::get`].
-    pub(super) fn put(&mut self, id: Arc<RowIdentity>, row: Option<Arc<Row>>) {
+    pub(super) fn put(&mut self, id: Arc<RowIdentity>, row: Option<RowRef>) {
         if self.rows.len() >= MAX_ROWS {
             self.clear();
         }
@@ -296,6 +296,7 @@ impl SharedQueries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::row::Row;
 
     #[test]
     fn a_query_is_there_once_whatever_hash_a_client_claims() {
@@ -355,7 +356,7 @@ mod tests {
     fn equal_patches_of_one_version_are_encoded_once() {
         let mut shared = SharedFrames::default();
         let row = Row::new(StateVersion::zero(), Vec::new());
-        let put = |row: &Arc<Row>| WirePatch::RowPut("t".into(), row.clone());
+        let put = |row: &RowRef| WirePatch::RowPut("t".into(), row.clone());
         let (one, same) = (put(&row), put(&row));
         let other = put(&Row::new(StateVersion::zero(), Vec::new()));
         let first = shared.parts("v1", &[&one], false, || frames("1"));

@@ -7,29 +7,27 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 use rustc_hash::FxBuildHasher;
 
-use super::change_set::{ChangeSet, NetChange, NetTable};
+use super::change_set::{ChangeSet, NetChange, Pairing};
 use super::delta::{Advanced, InstanceDelta, RowDelta};
-use super::dirty::{Hit, HitRow};
-use super::emit::{Emission, NetTables, Snapshot, Telling};
+use super::dirty::{Hit, HitRow, give_back};
+use super::emit::{Comparison, Emission, NetTables, Telling};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
 use super::instance::{Instance, Phase};
-use super::lead::{Leading, LeafGroup, LeafHits, Led};
+use super::lead::{Leading, LeafGroup, LeafHits, Led, Needs};
 use super::mutant::{self, Mutant};
 use super::plan::{NodeId, Plan};
 use super::registry::{Interested, Registry, slot};
 use super::route::{RouteTableId, Target, Who};
 use super::settle::Work;
 use super::shape::{Access, NodeShape, Shape, possible};
+use super::small_set::SmallSet;
 use super::source::Source;
 use super::update::{Input, Update};
-use crate::row::{Key, Row};
-use crate::schema::{Schema, TableId};
+use crate::row::{Key, RowRef};
+use crate::schema::Schema;
 use crate::version::StateVersion;
 use crate::zql::predicate;
-
-/// Changed rows that are paired at a time.
-const PAIRS: usize = 256;
 
 type Hits = HashMap<InstanceId, Vec<Hit>, FxBuildHasher>;
 
@@ -38,10 +36,9 @@ type Hits = HashMap<InstanceId, Vec<Hit>, FxBuildHasher>;
 pub(super) struct Advance {
     pub(super) target: StateVersion,
     pub(super) schema: Arc<Schema>,
-    /// What the commits say, until it is paired by the identity keys in use.
+    /// What the commits say, until it is netted by the identity keys in use.
     commits: ChangeSet,
-    to_pair: Vec<(RouteTableId, TableId, NetTable)>,
-    paired: usize,
+    to_pair: Vec<Pairing>,
     changes: NetTables,
     /// Changed tables still to be routed, and how far the last one is.
     to_route: Vec<RouteTableId>,
@@ -50,8 +47,13 @@ pub(super) struct Advance {
     /// What reached EXISTS bodies that many instances share, and what came of it.
     leaf_hits: HashMap<LeafGroup, LeafHits, FxBuildHasher>,
     led: HashMap<LeafGroup, Arc<Led>, FxBuildHasher>,
-    /// Parent rows found for whole groups.
-    found: Vec<Arc<Row>>,
+    /// The leaf group that is being looked up.
+    leading: Option<Box<Leading>>,
+    /// Parent rows found for whole groups; so many of them were led on, the others are of this
+    /// group.
+    found: Vec<RowRef>,
+    parents_led: usize,
+    parents_of: Option<(LeafGroup, Arc<Shape>)>,
     /// Instances that wait for a plan under the new schema.
     unbound: Vec<InstanceId>,
     /// Instances to re-hydrate and compare, whatever changed.
@@ -66,9 +68,13 @@ pub(super) struct Advance {
 #[derive(Debug)]
 enum Step {
     Update(Update),
-    /// With the sum of its changes, unless it is compared as a whole.
-    Settle(Option<Emission>),
+    /// With the sum of its changes.
+    Settle(Emission),
     Tell(Telling),
+    /// It starts over: what it held is taken apart.
+    TakeApart,
+    /// It started over and is compared as a whole.
+    Compare(Comparison),
 }
 
 impl Advance {
@@ -81,14 +87,13 @@ impl Advance {
     ) -> Advance {
         let changed: HashSet<_> = commits.tables().collect();
         let tables = registry.router.tables().filter(|(_, table, _)| changed.contains(table));
-        let to_pair = tables.map(|(id, table, key)| (id, table, NetTable::new(key))).collect();
+        let to_pair = tables.map(|(id, table, key)| commits.pair(id, table, key)).collect();
         Advance {
             out: Advanced { version: target.clone(), ..Advanced::default() },
             target,
             schema,
             commits,
             to_pair,
-            paired: 0,
             changes: NetTables::default(),
             to_route: Vec::new(),
             routed: 0,
@@ -96,7 +101,10 @@ impl Advance {
             unbound: Vec::new(),
             leaf_hits: HashMap::default(),
             led: HashMap::default(),
+            leading: None,
             found: Vec::new(),
+            parents_led: 0,
+            parents_of: None,
             rehydrate,
             queue: None,
             current: None,
@@ -143,7 +151,7 @@ impl Advance {
         loop {
             let Some((id, step)) = self.current.take() else {
                 let Some(id) = self.queue.as_mut().and_then(Vec::pop) else {
-                    return Some(std::mem::take(&mut self.out));
+                    return self.clear(budget).then(|| std::mem::take(&mut self.out));
                 };
                 self.current = self.begin(config, registry, id).map(|step| (id, step));
                 continue;
@@ -160,6 +168,24 @@ impl Advance {
                 return None;
             }
         }
+    }
+
+    /// Gives the changed rows back, until none is left (true) or the budget is spent.
+    fn clear(&mut self, budget: &mut Budget) -> bool {
+        while let Some((&id, net)) = self.changes.iter_mut().next() {
+            if !give_back(&mut net.changes, budget) {
+                return false;
+            }
+            self.changes.remove(&id);
+        }
+        while let Some((&group, led)) = self.led.iter_mut().next() {
+            let rows = Arc::get_mut(led).into_iter().flat_map(|led| &mut led.nodes);
+            if !rows.map(|n| &mut n.1).all(|rows| give_back(rows, budget)) {
+                return false;
+            }
+            self.led.remove(&group);
+        }
+        give_back(&mut self.found, budget)
     }
 
     fn is_empty(&self) -> bool {
@@ -179,29 +205,19 @@ impl Advance {
         }
     }
 
-    /// Pairs old and new rows by the identity keys in use. True when all are.
+    /// Nets the commits by the identity keys in use. True when all are.
     fn pair(&mut self, budget: &mut Budget) -> bool {
-        while let Some((_, table, net)) = self.to_pair.last_mut() {
-            let rows = self.commits.rows(*table);
-            while let Some(rows) = rows.get(self.paired..).filter(|r| !r.is_empty()) {
-                let rows = &rows[..rows.len().min(PAIRS)];
-                net.add(rows);
-                self.paired += rows.len();
-                budget.spend(rows.len() as u64 / 2);
-                if budget.is_spent() {
-                    return false;
-                }
+        while let Some(pairing) = self.to_pair.last_mut() {
+            if !pairing.step(&self.commits, budget) {
+                return false;
             }
-            self.paired = 0;
-            if let Some((id, _, mut net)) = self.to_pair.pop() {
-                net.close();
-                if !net.changes.is_empty() {
-                    self.changes.insert(id, net);
-                    self.to_route.push(id);
-                }
+            if let Some(Pairing { id, net, .. }) = self.to_pair.pop()
+                && !net.changes.is_empty()
+            {
+                self.changes.insert(id, net);
+                self.to_route.push(id);
             }
         }
-        self.commits = ChangeSet::default();
         true
     }
 
@@ -220,32 +236,35 @@ impl Advance {
             };
             while let Some(change) = table.changes.get(self.routed) {
                 targets.clear();
+                if !change.is_real() {
+                    self.routed += 1;
+                    continue;
+                }
                 let old = change.old.iter().filter(|_| !mutant::is(Mutant::OldNotRouted));
                 for row in old.chain(&change.new) {
                     registry.router.find(id, row, &mut targets);
                 }
                 targets.sort_unstable();
                 targets.dedup();
+                let mut reached = 0;
                 let mut route = Route {
                     config,
                     change,
                     row: HitRow::Changed(self.routed as u32),
                     hits: &mut self.hits,
                     leaf_hits: &mut self.leaf_hits,
+                    reached: &mut reached,
                 };
                 for &target in &targets {
                     if let Some(mut at) = registry.interested(target.plan) {
                         route.target(&mut at, target);
                     }
                 }
-                for i in 0..registry.router.rest(id).len() {
-                    let (plan, node) = registry.router.rest(id)[i];
-                    if let Some(mut at) = registry.interested(plan) {
-                        route.rest(&mut at, plan, node);
-                    }
-                }
+                let rest = registry.for_each_rest(id, &mut |at, plan, node| {
+                    route.rest(at, plan, node);
+                });
                 self.routed += 1;
-                budget.spend(1);
+                budget.spend(1 + reached / 8 + rest / 4);
                 if budget.is_spent() {
                     return false;
                 }
@@ -263,83 +282,109 @@ impl Advance {
         source: &mut dyn Source,
         budget: &mut Budget,
     ) -> bool {
-        // In a fixed order: the same commits do the same work.
-        let mut groups: Vec<LeafGroup> = self.leaf_hits.keys().copied().collect();
-        groups.sort_unstable();
-        for group in groups {
-            if budget.is_spent() {
-                return false;
+        loop {
+            while let Some((group, shape)) = self.parents_of.clone()
+                && self.parents_led < self.found.len()
+            {
+                let reached = self.lead_parent(registry, group, &shape, self.parents_led);
+                self.parents_led += 1;
+                budget.spend(1 + reached / 8);
+                if budget.is_spent() {
+                    return false;
+                }
             }
-            let Some(reached) = self.leaf_hits.remove(&group) else { continue };
+            self.parents_of = None;
+            let Some(mut leading) = self.leading.take().or_else(|| self.next_group()) else {
+                return true;
+            };
+            let group = leading.group;
             let Some(at) = registry.interested(group.plan) else { continue };
-            if !Arc::ptr_eq(&at.plan.shape, &reached.shape) {
+            if !Arc::ptr_eq(&at.plan.shape, leading.shape()) {
                 continue;
             }
-            let members = at.plan.members(group.top, group.group).to_vec();
-            let first = members.first().and_then(|&slot| at.instance(slot));
+            let first = at.plan.members(group.top, group.group).and_then(SmallSet::first);
+            let first = first.and_then(|slot| at.instance(slot));
             let Some(params) = first.map(|i| Arc::clone(&i.params)) else { continue };
-            let leading = Leading {
-                shape: &reached.shape,
+            let mut needs = Needs {
                 tables: &at.plan.tables,
                 params: &params,
                 changes: &self.changes,
-                source,
-                budget,
+                source: &mut *source,
+                budget: &mut *budget,
                 counters: &mut at.plan.counters,
             };
-            match leading.run(group.top, &reached.hits) {
-                Ok((led, parents)) => {
+            match leading.step(&mut needs) {
+                Ok(false) => {
+                    self.leading = Some(leading);
+                    return false;
+                }
+                Ok(true) => {
+                    self.parents_of = Some((group, Arc::clone(leading.shape())));
+                    let (led, parents) = leading.close();
                     self.led.insert(group, Arc::new(led));
-                    let first = self.found.len();
+                    self.parents_led = self.found.len();
                     self.found.extend(parents);
-                    for i in first..self.found.len() {
-                        self.lead_parent(registry, group, &reached.shape, &members, i);
-                    }
                 }
-                Err(error) => {
-                    // Each of them would have met it.
-                    let failed: Vec<InstanceId> =
-                        members.iter().filter_map(|&s| Some(registry.in_slot(s)?.id)).collect();
-                    for id in failed {
-                        registry.fail(id, error.clone());
-                        self.out.failed.push((id, error.clone()));
-                    }
-                }
+                Err(error) => self.fail_group(registry, group, &error),
             }
         }
-        true
     }
 
-    /// Leads a parent row that was found for a group to those members that may hold it.
+    /// The next leaf group, in a fixed order: the same commits do the same work.
+    fn next_group(&mut self) -> Option<Box<Leading>> {
+        let group = *self.leaf_hits.keys().min()?;
+        let reached = self.leaf_hits.remove(&group)?;
+        Some(Box::new(Leading::new(group, reached)))
+    }
+
+    /// Fails the members of a group: each of them would have met the error.
+    fn fail_group(&mut self, registry: &mut Registry, group: LeafGroup, error: &EngineError) {
+        let Some(at) = registry.interested(group.plan) else { return };
+        let members = at.plan.members(group.top, group.group);
+        let slots = members.into_iter().flat_map(SmallSet::iter);
+        let failed: Vec<InstanceId> = slots.filter_map(|s| Some(at.instance(s)?.id)).collect();
+        for id in failed {
+            registry.fail(id, error.clone());
+            self.out.failed.push((id, error.clone()));
+        }
+    }
+
+    /// Leads a parent row that was found for a group to those members that may hold it; how many.
     fn lead_parent(
         &mut self,
         registry: &mut Registry,
         group: LeafGroup,
         shape: &Shape,
-        members: &[u32],
         found: usize,
-    ) {
-        let Some(parent) = shape.node(group.top).parent.map(|p| shape.node(p)) else { return };
+    ) -> u64 {
+        let Some(parent) = shape.node(group.top).parent.map(|p| shape.node(p)) else { return 0 };
         let row = &self.found[found];
         let hit = Hit { node: parent.id, row: HitRow::Found(found as u32) };
         let Some(table) = registry.plan(group.plan).map(|p| p.tables[usize::from(parent.id.0)])
         else {
-            return;
+            return 0;
         };
         let mut targets = Vec::new();
         registry.router.find(table, row, &mut targets);
         targets.retain(|t| t.plan == group.plan && t.node == parent.id);
-        let Some(at) = registry.interested(group.plan) else { return };
+        targets.sort_unstable();
+        targets.dedup();
+        let Some(at) = registry.interested(group.plan) else { return 0 };
         let planned = shape.plan.node(parent.id);
-        let mut lead = |slots: &[u32]| {
+        let Some(members) = at.plan.members(group.top, group.group).map(Members::All) else {
+            return 0;
+        };
+        let mut reached = 0;
+        let mut lead = |slots: Members<'_>| {
             // All of `slots` agree on the parent's parameters.
-            let Some(first) = slots.first().and_then(|&s| at.instance(s)) else { return };
+            let Some(first) = slots.first().and_then(|s| at.instance(s)) else { return };
             if !predicate::weak(planned, row, &first.params) {
                 return;
             }
             let (few, many) =
                 if slots.len() < members.len() { (slots, members) } else { (members, slots) };
-            for &slot in few.iter().filter(|s| many.binary_search(s).is_ok()) {
+            reached += few.len() as u64;
+            for slot in few.iter().filter(|&s| many.contains(s)) {
                 if let Some(instance) = at.instance(slot) {
                     self.hits.entry(instance.id).or_default().push(hit);
                 }
@@ -347,13 +392,16 @@ impl Advance {
         };
         for target in targets {
             match target.who {
-                Who::Group(g) => lead(at.plan.members(parent.id, g)),
-                Who::Instance(slot) => lead(&[slot]),
+                Who::Group(g) => {
+                    at.plan.members(parent.id, g).map(Members::All).into_iter().for_each(&mut lead);
+                }
+                Who::Instance(slot) => lead(Members::One(slot)),
             }
         }
         if parent.owner.is_some() && parent.access == Access::All {
-            at.plan.groups(parent.id).for_each(|(_, slots)| lead(slots));
+            at.plan.groups(parent.id).for_each(|(_, slots)| lead(Members::All(slots)));
         }
+        reached
     }
 
     /// What was found for the leaf groups of an instance.
@@ -383,21 +431,16 @@ impl Advance {
         if matches!(instance.phase, Phase::Failed(_)) {
             return None;
         }
-        let many = hits.len() > config.rehydrate_above && hits.len() > instance.size().1;
+        let many = hits.len() > config.rehydrate_above && hits.len() > instance.resident;
         let parked = instance.parked.is_some();
         if parked || self.rehydrate.contains(&id) || many {
-            if ready && instance.known.is_none() {
-                let known = Snapshot::of(instance, &registry.plan(plan)?.shape);
-                registry.get_mut(id)?.known = Some(known);
-            }
+            let note_known = ready && instance.known.is_none();
             registry.unpark(id);
-            registry.restart(id);
-            if !ready {
-                // Its hydration begins again, after the advance.
-                return None;
+            registry.start_over(id, note_known);
+            if ready {
+                registry.counters(plan).rehydrations += 1;
             }
-            registry.counters(plan).rehydrations += 1;
-            return Some(Step::Settle(None));
+            return Some(Step::TakeApart);
         }
         if !instance.is_started() {
             return None;
@@ -417,32 +460,48 @@ impl Advance {
         id: InstanceId,
         step: Step,
     ) -> Result<Option<Step>, EngineError> {
-        if registry.get(id).is_none() {
+        let Some(instance) = registry.get(id) else {
             // Unsubscribed between two steps.
             return Ok(None);
+        };
+        if matches!(step, Step::TakeApart) {
+            // An instance that nobody knows goes on hydrating after the advance.
+            let ready = matches!(instance.phase, Phase::Ready);
+            let Some(known) = registry.take_apart(id, budget) else {
+                return Ok(Some(Step::TakeApart));
+            };
+            if let Some(instance) = registry.get_mut(id)
+                && known.is_some()
+            {
+                instance.known = known;
+            }
+            return Ok(ready.then(|| Step::Settle(Emission::default())));
         }
         let changes = &self.changes;
         let input = Input { changes, found: &self.found };
         let out = &mut self.out;
         registry.work(id, source, budget, |instance, w| match step {
+            Step::TakeApart => Ok(None),
             Step::Update(mut update) => {
                 if !update.step(instance, &input, w)? {
                     return Ok(Some(Step::Update(update)));
                 }
                 let ready = matches!(instance.phase, Phase::Ready);
                 // Nobody knows a hydrating instance's rows: settling it is hydration's.
-                Ok(ready.then(|| Step::Settle(Some(Emission::default()))))
+                Ok(ready.then(|| Step::Settle(Emission::default())))
             }
             Step::Settle(mut emission) => {
-                if !instance.settle(w, emission.as_mut())? {
+                if !instance.settle(w, Some(&mut emission))? {
                     return Ok(Some(Step::Settle(emission)));
                 }
-                if let Some(emission) = emission {
-                    return Ok(Some(Step::Tell(emission.close())));
-                }
-                let known = instance.known.take().unwrap_or_default();
-                let rows = known.difference(Snapshot::of(instance, w.shape));
-                w.budget.spend(rows.len() as u64);
+                Ok(Some(match instance.known.take() {
+                    Some(known) => Step::Compare(emission.compare(known)),
+                    None => Step::Tell(emission.close()),
+                }))
+            }
+            Step::Compare(mut comparison) => {
+                let rows = comparison.step(instance, w.shape, w.budget)?;
+                let Some(rows) = rows else { return Ok(Some(Step::Compare(comparison))) };
                 report(id, rows, w, out);
                 Ok(None)
             }
@@ -463,6 +522,44 @@ fn report(instance: InstanceId, rows: Vec<RowDelta>, w: &mut Work<'_>, out: &mut
     }
 }
 
+/// Instances that agree on the parameters of a node.
+#[derive(Clone, Copy)]
+enum Members<'a> {
+    One(u32),
+    All(&'a SmallSet<u32>),
+}
+
+impl<'a> Members<'a> {
+    fn len(self) -> usize {
+        match self {
+            Members::One(_) => 1,
+            Members::All(slots) => slots.len(),
+        }
+    }
+
+    fn first(self) -> Option<u32> {
+        match self {
+            Members::One(slot) => Some(slot),
+            Members::All(slots) => slots.first(),
+        }
+    }
+
+    fn contains(self, slot: u32) -> bool {
+        match self {
+            Members::One(one) => one == slot,
+            Members::All(slots) => slots.contains(slot),
+        }
+    }
+
+    fn iter(self) -> impl Iterator<Item = u32> + 'a {
+        let (one, all) = match self {
+            Members::One(slot) => (Some(slot), None),
+            Members::All(slots) => (None, Some(slots.iter())),
+        };
+        one.into_iter().chain(all.into_iter().flatten())
+    }
+}
+
 /// Leads one changed row.
 struct Route<'a> {
     config: &'a EngineConfig,
@@ -470,6 +567,8 @@ struct Route<'a> {
     row: HitRow,
     hits: &'a mut Hits,
     leaf_hits: &'a mut HashMap<LeafGroup, LeafHits, FxBuildHasher>,
+    /// Instances that were reached, for the budget.
+    reached: &'a mut u64,
 }
 
 impl Route<'_> {
@@ -478,7 +577,7 @@ impl Route<'_> {
         match target.who {
             Who::Group(group) => self.group(at, target.plan, target.node, group),
             Who::Instance(slot) => {
-                self.members(at, target.node, &[slot]);
+                self.members(at, target.node, Members::One(slot));
             }
         }
     }
@@ -492,7 +591,7 @@ impl Route<'_> {
             return;
         }
         for group in 0..at.plan.groups_end(node) {
-            if !at.plan.members(node, group).is_empty() {
+            if at.plan.members(node, group).is_some_and(|m| !m.is_empty()) {
                 at.plan.counters.rest_evaluations += 1;
                 self.group(at, plan, node, group);
             }
@@ -500,8 +599,8 @@ impl Route<'_> {
     }
 
     /// Members agree on what the node's weak predicate reads: the first one's parameters decide.
-    fn matches(&self, at: &Interested<'_>, node: NodeId, members: &[u32]) -> bool {
-        let Some(first) = members.first().and_then(|&slot| at.instance(slot)) else {
+    fn matches(&self, at: &Interested<'_>, node: NodeId, members: Members<'_>) -> bool {
+        let Some(first) = members.first().and_then(|slot| at.instance(slot)) else {
             return false;
         };
         let planned = at.plan.shape.plan.node(node);
@@ -510,7 +609,7 @@ impl Route<'_> {
     }
 
     fn group(&mut self, at: &mut Interested<'_>, plan: u32, node: NodeId, group: u32) {
-        let members = at.plan.members(node, group);
+        let Some(members) = at.plan.members(node, group).map(Members::All) else { return };
         let top = at.plan.shape.node(node).owner.filter(|_| at.plan.shape.node(node).below_leaf);
         let Some(top) = top else {
             self.members(at, node, members);
@@ -547,11 +646,12 @@ impl Route<'_> {
     }
 
     /// To instances that agree on the node's parameters; how many.
-    fn members(&mut self, at: &Interested<'_>, node: NodeId, members: &[u32]) -> u64 {
+    fn members(&mut self, at: &Interested<'_>, node: NodeId, members: Members<'_>) -> u64 {
         if !self.matches(at, node, members) {
             return 0;
         }
-        for instance in members.iter().filter_map(|&slot| at.instance(slot)) {
+        *self.reached += members.len() as u64;
+        for instance in members.iter().filter_map(|slot| at.instance(slot)) {
             if node == Plan::ROOT && self.is_behind(instance, at.plan.shape.node(node)) {
                 continue;
             }

@@ -6,18 +6,17 @@
 //! at or below a permissions edge contribute none.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::memory_source::Database;
 use super::plan::{Condition, ExistsEdge, NodeId, Params, Plan};
-use crate::row::{Key, Row, RowId};
+use crate::row::{Key, Row, RowId, RowRef};
 use crate::zql::{order, predicate};
 
 /// Rows of evidence per join key.
 pub const EVIDENCE: usize = 3;
 
 /// The rows that a query syncs: how often each is counted, and its contents.
-pub type Multiset = BTreeMap<RowId, (u64, Arc<Row>)>;
+pub type Multiset = BTreeMap<RowId, (u64, RowRef)>;
 
 /// Everything that a query syncs from a database.
 pub fn sync(plan: &Plan, params: &Params, db: &Database) -> Multiset {
@@ -35,9 +34,9 @@ pub fn rows(
     params: &Params,
     db: &Database,
     key: Option<(&[usize], &Key)>,
-) -> Vec<Arc<Row>> {
+) -> Vec<RowRef> {
     let n = plan.node(node);
-    let mut found: Vec<Arc<Row>> = db
+    let mut found: Vec<RowRef> = db
         .rows(n.table.id)
         .filter(|r| key.is_none_or(|(columns, k)| joins(r, columns, k)))
         .filter(|r| qualifies(plan, node, params, db, r))
@@ -60,7 +59,7 @@ pub fn qualifies(plan: &Plan, node: NodeId, params: &Params, db: &Database, row:
 }
 
 /// The qualifying rows of a leaf's body for a parent row, in identity-key order.
-fn body(plan: &Plan, e: &ExistsEdge, params: &Params, db: &Database, row: &Row) -> Vec<Arc<Row>> {
+fn body(plan: &Plan, e: &ExistsEdge, params: &Params, db: &Database, row: &Row) -> Vec<RowRef> {
     rows(plan, e.child, params, db, Some((&e.child_columns, &row.project(&e.parent_columns))))
 }
 
@@ -73,14 +72,14 @@ fn add_node(
     node: NodeId,
     params: &Params,
     db: &Database,
-    row: &Arc<Row>,
+    row: &RowRef,
     out: &mut Multiset,
 ) {
     let n = plan.node(node);
     if n.silent {
         return;
     }
-    out.entry(RowId::of(&n.table, row)).or_insert_with(|| (0, Arc::clone(row))).0 += 1;
+    out.entry(RowId::of(&n.table, row)).or_insert_with(|| (0, row.clone())).0 += 1;
     for_each_leaf(&n.condition, &mut |e| {
         if !e.negated && !e.permissions {
             for child in body(plan, e, params, db, row).iter().take(EVIDENCE) {

@@ -1,139 +1,192 @@
 //! The net change between two versions: several commits as one, per table and identity key.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
+use hashbrown::{HashSet, HashTable};
+use rustc_hash::{FxBuildHasher, FxHasher};
 
+use super::engine::Budget;
 use super::mutant::{self, Mutant};
-use crate::change::{Commit, RowChange};
-use crate::row::{Key, Row};
+use super::route::RouteTableId;
+use crate::change::Commit;
+use crate::row::{Key, Row, RowRef};
 use crate::schema::TableId;
+use crate::value::Value;
 
-/// A row before and after; at least one side is present, and they differ.
+/// A row before and after.
 #[derive(Debug, Clone)]
 pub(super) struct NetChange {
-    pub(super) old: Option<Arc<Row>>,
-    pub(super) new: Option<Arc<Row>>,
+    pub(super) old: Option<RowRef>,
+    pub(super) new: Option<RowRef>,
 }
 
-/// Net changes of one table under one identity key.
-#[derive(Debug, Default)]
+impl NetChange {
+    /// Whether anything changed at all: a row that came and went did not.
+    pub(super) fn is_real(&self) -> bool {
+        match (&self.old, &self.new) {
+            (Some(old), Some(new)) => old.version != new.version || old.values != new.values,
+            (None, None) => false,
+            _ => true,
+        }
+    }
+}
+
+/// Net changes of one table under one identity key: the first old and the last new row of each.
+/// Two rows that exchange a unique value are two pairs, each with its old side from one row and
+/// its new side from the other.
+#[derive(Debug)]
 pub(super) struct NetTable {
     identity: Box<[usize]>,
+    /// Some of them are none: see [`NetChange::is_real`].
     pub(super) changes: Vec<NetChange>,
-    index: HashMap<Key, u32, FxBuildHasher>,
+    /// Places in `changes` by identity key, with the key's hash.
+    index: HashTable<(u32, u32)>,
+}
+
+fn hash<'v>(key: impl Iterator<Item = &'v Value>) -> u32 {
+    let mut h = FxHasher::default();
+    key.for_each(|v| v.hash(&mut h));
+    h.finish() as u32 ^ (h.finish() >> 32) as u32
+}
+
+/// A hash of 64 bits from what is kept of it.
+fn spread(kept: u32) -> u64 {
+    u64::from(kept).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl NetTable {
-    /// Without changes yet. Pairs old and new rows by identity key: two rows that exchange a
-    /// unique value are two pairs, each with its old side from one row and its new side from the
-    /// other.
-    pub(super) fn new(identity: &[usize]) -> NetTable {
-        NetTable { identity: identity.into(), ..NetTable::default() }
-    }
-
-    /// Adds changes by replica key.
-    pub(super) fn add(&mut self, changes: &[NetChange]) {
-        for change in changes {
-            if let Some(old) = &change.old {
-                self.entry(old.project(&self.identity)).old = Some(Arc::clone(old));
-            }
-            if let Some(new) = &change.new {
-                self.entry(new.project(&self.identity)).new = Some(Arc::clone(new));
-            }
+    /// Without changes yet; for about so many.
+    fn new(identity: &[usize], rows: usize) -> NetTable {
+        NetTable {
+            identity: identity.into(),
+            changes: Vec::with_capacity(rows),
+            index: HashTable::with_capacity(rows),
         }
     }
 
-    /// All changes were added: drops those that are none.
-    pub(super) fn close(&mut self) {
-        let same = |c: &NetChange| match (&c.old, &c.new) {
-            (Some(old), Some(new)) => old.version == new.version && old.values == new.values,
-            (None, None) => true,
-            _ => false,
+    /// All old sides of a commit come before any new one: keys may move between rows.
+    fn note_old(&mut self, old: &RowRef) {
+        let (change, is_new) = self.entry(old);
+        if is_new || mutant::is(Mutant::LastOldRow) {
+            change.old = Some(old.clone());
+        }
+        if !mutant::is(Mutant::NewRowKept) {
+            change.new = None;
+        }
+    }
+
+    fn note_new(&mut self, new: &RowRef) {
+        self.entry(new).0.new = Some(new.clone());
+    }
+
+    /// The change of a row's identity, and whether it is the first one.
+    fn entry(&mut self, row: &Row) -> (&mut NetChange, bool) {
+        let NetTable { identity, changes, index } = self;
+        let hash = hash(identity.iter().map(|&c| &row.values[c]));
+        let same = |e: &(u32, u32)| {
+            let known = &changes[e.0 as usize];
+            let known = known.old.as_ref().or(known.new.as_ref());
+            known.is_some_and(|k| identity.iter().all(|&c| k.values[c] == row.values[c]))
         };
-        if self.changes.iter().any(same) {
-            let all = std::mem::take(&mut self.changes);
-            self.index.clear();
-            for change in all.into_iter().filter(|c| !same(c)) {
-                if let Some(row) = change.old.as_ref().or(change.new.as_ref()) {
-                    self.index.insert(row.project(&self.identity), self.changes.len() as u32);
-                    self.changes.push(change);
-                }
-            }
+        if let Some(&(at, _)) = index.find(spread(hash), same) {
+            return (&mut changes[at as usize], false);
         }
-    }
-
-    fn entry(&mut self, key: Key) -> &mut NetChange {
-        let next = self.changes.len() as u32;
-        let at = *self.index.entry(key).or_insert(next);
-        if at == next {
-            self.changes.push(NetChange { old: None, new: None });
-        }
-        &mut self.changes[at as usize]
+        let at = changes.len();
+        index.insert_unique(spread(hash), (at as u32, hash), |e| spread(e.1));
+        changes.push(NetChange { old: None, new: None });
+        (&mut changes[at], true)
     }
 
     /// The change of a row by identity key.
     pub(super) fn get(&self, key: &Key) -> Option<&NetChange> {
-        self.index.get(key).map(|&i| &self.changes[i as usize])
+        let same = |e: &(u32, u32)| {
+            let known = &self.changes[e.0 as usize];
+            let known = known.old.as_ref().or(known.new.as_ref());
+            known.is_some_and(|k| self.identity.iter().map(|&c| &k.values[c]).eq(key.iter()))
+        };
+        let &(at, _) = self.index.find(spread(hash(key.iter())), same)?;
+        self.changes.get(at as usize).filter(|c| c.is_real())
     }
 }
 
-/// First old and last new row per replica key, over all commits of an advance.
+/// Commits that are being netted, without the tables that are re-hydrated anyway.
 #[derive(Debug, Default)]
 pub(super) struct ChangeSet {
-    by_replica_key: HashMap<TableId, Vec<NetChange>, FxBuildHasher>,
+    commits: Vec<Arc<Commit>>,
+    skip: HashSet<TableId, FxBuildHasher>,
 }
 
 impl ChangeSet {
-    /// Merges commits, except for the tables that `skip` names.
-    pub(super) fn new(commits: &[Arc<Commit>], skip: &dyn Fn(TableId) -> bool) -> ChangeSet {
-        let tables = || commits.iter().flat_map(|c| &c.tables).filter(|c| !skip(c.table.id));
-        let mut by_replica_key: HashMap<TableId, Vec<NetChange>, FxBuildHasher> =
-            HashMap::default();
-        if commits.len() == 1 {
-            // Net already.
-            for change in tables() {
-                let rows = by_replica_key.entry(change.table.id).or_default();
-                let pair = |r: &RowChange| NetChange { old: r.old.clone(), new: r.new.clone() };
-                rows.extend(change.rows.iter().map(pair));
-            }
-            return ChangeSet { by_replica_key };
-        }
-        let mut merged: HashMap<TableId, HashMap<Key, NetChange, FxBuildHasher>, FxBuildHasher> =
-            HashMap::default();
-        for change in tables() {
-            let key = &change.table.replica_key;
-            let rows = merged.entry(change.table.id).or_default();
-            // All old sides before any new one: keys may move between rows of a commit.
-            for old in change.rows.iter().filter_map(|r| r.old.as_ref()) {
-                rows.entry(old.project(key))
-                    .or_insert_with(|| NetChange { old: Some(Arc::clone(old)), new: None })
-                    .new = None;
-                if mutant::is(Mutant::LastOldRow)
-                    && let Some(entry) = rows.get_mut(&old.project(key))
-                {
-                    entry.old = Some(Arc::clone(old));
-                }
-            }
-            for new in change.rows.iter().filter_map(|r| r.new.as_ref()) {
-                rows.entry(new.project(key)).or_insert(NetChange { old: None, new: None }).new =
-                    Some(Arc::clone(new));
-            }
-        }
-        for (table, rows) in merged {
-            by_replica_key.insert(table, rows.into_values().collect());
-        }
-        ChangeSet { by_replica_key }
+    /// Commits, except for the tables of `skip`.
+    pub(super) fn new(commits: &[Arc<Commit>], skip: HashSet<TableId, FxBuildHasher>) -> ChangeSet {
+        ChangeSet { commits: commits.to_vec(), skip }
     }
 
     /// Tables with changes.
     pub(super) fn tables(&self) -> impl Iterator<Item = TableId> {
-        self.by_replica_key.keys().copied()
+        let changes = self.commits.iter().flat_map(|c| &c.tables);
+        changes.map(|c| c.table.id).filter(|table| !self.skip.contains(table))
     }
 
-    /// The changes of a table by replica key.
-    pub(super) fn rows(&self, table: TableId) -> &[NetChange] {
-        self.by_replica_key.get(&table).map_or(&[], |rows| rows)
+    /// Starts to net the changes of a table under an identity key.
+    pub(super) fn pair(&self, id: RouteTableId, table: TableId, identity: &[usize]) -> Pairing {
+        let changes = self.commits.iter().flat_map(|c| &c.tables);
+        let rows = changes.filter(|c| c.table.id == table).map(|c| c.rows.len()).sum();
+        let at = Place::default();
+        Pairing { id, table, net: NetTable::new(identity, rows), at }
+    }
+}
+
+/// A table's changes on the way to be netted.
+#[derive(Debug)]
+pub(super) struct Pairing {
+    pub(super) id: RouteTableId,
+    table: TableId,
+    pub(super) net: NetTable,
+    at: Place,
+}
+
+/// How far the commits are netted.
+#[derive(Debug, Default)]
+struct Place {
+    commit: usize,
+    /// The old sides of this commit are through.
+    new: bool,
+    /// Change of a table in the commit, and row of it.
+    change: usize,
+    row: usize,
+}
+
+/// Rows between two looks at the budget.
+const ROWS: usize = 64;
+
+impl Pairing {
+    /// Goes on until all commits are netted (true) or the budget is spent.
+    pub(super) fn step(&mut self, set: &ChangeSet, budget: &mut Budget) -> bool {
+        let Pairing { table, net, at, .. } = self;
+        while let Some(commit) = set.commits.get(at.commit) {
+            while let Some(change) = commit.tables.get(at.change) {
+                let rows = change.rows.get(at.row..).unwrap_or_default();
+                if change.table.id != *table || rows.is_empty() {
+                    (at.change, at.row) = (at.change + 1, 0);
+                    continue;
+                }
+                let rows = &rows[..rows.len().min(ROWS)];
+                if at.new {
+                    rows.iter().filter_map(|r| r.new.as_ref()).for_each(|r| net.note_new(r));
+                } else {
+                    rows.iter().filter_map(|r| r.old.as_ref()).for_each(|r| net.note_old(r));
+                }
+                at.row += rows.len();
+                budget.spend(rows.len() as u64 / 4);
+                if budget.is_spent() {
+                    return false;
+                }
+            }
+            let commit = if at.new { at.commit + 1 } else { at.commit };
+            *at = Place { commit, new: !at.new, change: 0, row: 0 };
+        }
+        true
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::engine::InstanceId;
 use super::error::EngineError;
-use crate::row::{Row, RowId};
+use crate::row::{RowId, RowRef};
 use crate::schema::TableSpec;
 use crate::version::StateVersion;
 
@@ -21,7 +21,7 @@ pub struct RowDelta {
     /// Occurrences after.
     pub count_after: u64,
     /// The row at the new version, whenever `count_after > 0`.
-    pub row: Option<Arc<Row>>,
+    pub row: Option<RowRef>,
     /// The row was and is in the query, and its version changed.
     pub content_changed: bool,
 }

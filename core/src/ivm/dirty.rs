@@ -8,10 +8,6 @@
 
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-
-use hashbrown::HashSet;
-use rustc_hash::FxBuildHasher;
 
 use super::change_set::NetChange;
 use super::emit::join_key;
@@ -20,18 +16,24 @@ use super::error::EngineError;
 use super::instance::NodeState;
 use super::mutant::{self, Mutant};
 use super::plan::{NodeId, Param, Role};
+use super::route::Projected;
+use super::rows::Rows;
 use super::shape::{Edge, NodeShape, Shape};
+use super::shards::ShardMap;
 use super::source::{Fetch, Filter, Keys, Source};
 use super::stats::Counters;
-use crate::row::{Key, Row};
+use crate::row::{Key, Row, RowRef};
 use crate::value::Value;
 
 /// Keys per statement of a parent search; bounds the statement's key list.
-const SEARCH_BATCH: usize = 128;
+pub(super) const SEARCH_BATCH: usize = 128;
 
 /// Resident rows and partitions, above which they are indexed by a leaf's parent columns once a
 /// row of its body changes. Tests have few rows, and shall use the index all the same.
 const INDEX_ABOVE: usize = if cfg!(test) { 2 } else { 256 };
+
+/// Rows between two looks at the budget.
+const SCAN_PIECE: usize = if cfg!(test) { 3 } else { 512 };
 
 /// With more keys than this part of the rows, all rows are looked at.
 const SCAN_SHARE: usize = if cfg!(test) { 1 } else { 8 };
@@ -56,67 +58,182 @@ pub(super) enum HitRow {
 #[derive(Debug, Default)]
 pub(super) struct Dirty {
     pub(super) rows: Vec<NetChange>,
-    known: HashSet<Key, FxBuildHasher>,
+    known: ShardMap<Key, ()>,
 }
 
 impl Dirty {
     pub(super) fn add(&mut self, node: &NodeShape, change: NetChange) {
         let Some(row) = change.old.as_ref().or(change.new.as_ref()) else { return };
-        if self.known.insert(row.project(&node.table.primary_key)) {
+        let mut is_new = false;
+        let key = row.project(&node.table.primary_key);
+        self.known.get_or_insert_with(key, || is_new = true);
+        if is_new {
             self.rows.push(change);
         }
     }
 
-    pub(super) fn add_unchanged(&mut self, node: &NodeShape, row: &Arc<Row>) {
-        self.add(node, NetChange { old: Some(Arc::clone(row)), new: Some(Arc::clone(row)) });
+    pub(super) fn add_unchanged(&mut self, node: &NodeShape, row: &RowRef) {
+        self.add(node, NetChange { old: Some(row.clone()), new: Some(row.clone()) });
+    }
+}
+
+impl Dirty {
+    /// Gives the rows back, until none is left (true) or the budget is spent.
+    pub(super) fn clear(&mut self, budget: &mut Budget) -> bool {
+        give_back(&mut self.rows, budget)
+    }
+}
+
+/// Elements that are given back at a time.
+const GIVEN_BACK: usize = 8;
+
+/// Drops what a vector holds, until nothing is left (true) or the budget is spent.
+pub(super) fn give_back<T>(all: &mut Vec<T>, budget: &mut Budget) -> bool {
+    while !all.is_empty() {
+        all.truncate(all.len().saturating_sub(GIVEN_BACK));
+        budget.spend(1);
+        if budget.is_spent() {
+            return all.is_empty();
+        }
+    }
+    true
+}
+
+/// The join keys of the old and new versions of the dirty rows of a body, for its parents.
+#[derive(Debug, Default)]
+pub(super) struct JoinKeys {
+    pub(super) keys: Vec<Key>,
+    known: ShardMap<Key, ()>,
+    /// Dirty rows that were looked at.
+    rows: usize,
+}
+
+impl JoinKeys {
+    /// Adds the keys that `keep` wants, until all rows are through (true) or the budget is spent.
+    pub(super) fn gather(
+        &mut self,
+        dirty: &Dirty,
+        edge: &Edge,
+        budget: &mut Budget,
+        keep: impl Fn(&Key) -> bool,
+    ) -> bool {
+        while let Some(change) = dirty.rows.get(self.rows) {
+            self.rows += 1;
+            for row in change.old.iter().chain(&change.new) {
+                let Some(key) = join_key(row, &edge.child_columns) else { continue };
+                if self.known.contains_key(&key) || !keep(&key) {
+                    continue;
+                }
+                self.keys.push(key.clone());
+                self.known.insert(key, ());
+            }
+            budget.spend(1);
+            if budget.is_spent() {
+                return false;
+            }
+        }
+        true
     }
 
-    /// Join keys of the old and new versions, for the parents of a body; sorted.
-    pub(super) fn keys(&self, edge: &Edge) -> Vec<Key> {
-        let sides = self.rows.iter().flat_map(|c| c.old.iter().chain(&c.new));
-        let mut keys: Vec<Key> =
-            sides.filter_map(|row| join_key(row, &edge.child_columns)).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        keys
+    fn wants(&self, row: &Row, columns: &[usize]) -> bool {
+        self.known.get(&Projected { row, columns }).is_some()
     }
+}
 
-    /// Adds the resident rows of a node with one of the join keys of a leaf.
-    pub(super) fn add_resident(
+/// Finds the resident rows of a node with one of the join keys of a leaf.
+#[derive(Debug, Default)]
+pub(super) struct Resident {
+    /// By the index of parents: keys that were looked up.
+    keys: usize,
+    /// Without: in this table of partitions, behind so many of them and so many rows.
+    table: u64,
+    partition: usize,
+    rank: usize,
+    /// Rows and partitions that were looked at.
+    scanned: usize,
+    /// The index, if it is made on the way.
+    index: Option<Rows>,
+}
+
+impl Resident {
+    /// Adds them to the dirty rows, until it is through (true) or the budget is spent. The
+    /// partitions must not change between two calls.
+    pub(super) fn step(
         &mut self,
         node: &NodeShape,
         leaf: usize,
-        keys: &[Key],
+        keys: &JoinKeys,
         state: &mut NodeState,
-    ) {
+        dirty: &mut Dirty,
+        budget: &mut Budget,
+    ) -> bool {
         let edge = &node.leaves[leaf];
         // With a log, the index is behind the partitions.
-        let at_rest = state.touched.is_empty();
+        let at_rest = (state.touched.is_empty() && state.settling.is_none())
+            || mutant::is(Mutant::StaleParents);
         let index = state.parents.as_ref().and_then(|p| p[leaf].as_ref()).filter(|_| at_rest);
         if let Some(rows) = index
-            && keys.len() <= rows.len() / SCAN_SHARE
+            && keys.keys.len() <= rows.len() / SCAN_SHARE
         {
-            for key in keys {
+            while let Some(key) = keys.keys.get(self.keys) {
+                self.keys += 1;
                 let place = |row: &Row| place(row, &edge.parent_columns, key);
                 for row in rows.iter_since(place).take_while(|r| place(r).is_eq()) {
-                    self.add_unchanged(node, row);
+                    dirty.add_unchanged(node, row);
+                    budget.spend(1);
+                }
+                budget.spend(1);
+                if budget.is_spent() {
+                    return self.keys == keys.keys.len();
                 }
             }
-            return;
+            return true;
         }
-        let wanted = |row: &Row| {
-            keys.binary_search_by(|key| place(row, &edge.parent_columns, key).reverse()).is_ok()
-        };
-        let mut scanned = 0;
-        for partition in state.partitions.values() {
-            scanned += 1 + partition.rows().len();
-            for row in partition.rows().iter().filter(|r| wanted(r)) {
-                self.add_unchanged(node, row);
+        let may_index = at_rest && index.is_none();
+        'tables: loop {
+            let (partitions, next) = state.partitions.table(self.table);
+            for partition in partitions.skip(self.partition) {
+                let rows = partition.rows();
+                for row in rows.iter_from(self.rank).take(SCAN_PIECE) {
+                    if keys.wants(row, &edge.parent_columns) {
+                        dirty.add_unchanged(node, row);
+                    }
+                    if let Some(index) = &mut self.index
+                        && let Err(at) = index.find(&edge.parent_order, row)
+                    {
+                        index.insert(at, row.clone());
+                    }
+                }
+                let seen = rows.len().saturating_sub(self.rank).min(SCAN_PIECE);
+                self.scanned += seen + 1;
+                if may_index && self.index.is_none() && self.scanned > INDEX_ABOVE {
+                    // From the beginning: what is dirty already is not so twice.
+                    *self = Resident { index: Some(Rows::default()), ..Resident::default() };
+                    continue 'tables;
+                }
+                self.rank += seen;
+                budget.spend(seen as u64 / if self.index.is_some() { 1 } else { 16 } + 1);
+                let is_through = self.rank >= rows.len();
+                if is_through {
+                    (self.partition, self.rank) = (self.partition + 1, 0);
+                }
+                if budget.is_spent() {
+                    return false;
+                }
+                if !is_through {
+                    continue 'tables;
+                }
+            }
+            (self.partition, self.rank) = (0, 0);
+            match next {
+                Some(next) => self.table = next,
+                None => break,
             }
         }
-        if at_rest && index.is_none() && scanned > INDEX_ABOVE {
-            state.index_parents(node, leaf);
+        if let Some(index) = self.index.take() {
+            state.index_parents(node, leaf, index);
         }
+        true
     }
 }
 
@@ -139,15 +256,16 @@ pub(super) struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// The rows of at most [`SEARCH_BATCH`] keys.
     pub(super) fn run(
         &self,
         keys: &[Key],
         source: &mut dyn Source,
         budget: &mut Budget,
         counters: &mut Counters,
-    ) -> Result<Vec<Arc<Row>>, EngineError> {
+    ) -> Result<Vec<RowRef>, EngineError> {
         let mut found = Vec::new();
-        for keys in keys.chunks(SEARCH_BATCH) {
+        {
             let fetch = Fetch {
                 plan: &self.shape.plan,
                 node: self.node.id,

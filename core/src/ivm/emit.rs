@@ -14,7 +14,8 @@ use super::instance::Instance;
 use super::plan::NodeId;
 use super::route::RouteTableId;
 use super::shape::{NodeShape, Shape};
-use crate::row::{Key, Row, RowId};
+use super::shards::{self, ShardMap};
+use crate::row::{Key, Row, RowId, RowRef};
 use crate::schema::TableSpec;
 use crate::version::StateVersion;
 
@@ -24,7 +25,7 @@ pub(super) type NetTables = HashMap<RouteTableId, NetTable, FxBuildHasher>;
 /// Sums the changes of one instance.
 #[derive(Debug, Default)]
 pub(super) struct Emission {
-    rows: HashMap<RowId, Sum, FxBuildHasher>,
+    rows: ShardMap<RowId, Sum>,
 }
 
 #[derive(Debug)]
@@ -32,30 +33,31 @@ struct Sum {
     node: NodeId,
     delta: i64,
     /// As held; the version is looked up at the end.
-    row: Arc<Row>,
+    row: RowRef,
 }
 
 impl Emission {
     /// A row's count changes; 0 says that it was taken up in a new version.
-    pub(super) fn add(&mut self, node: &NodeShape, row: &Arc<Row>, delta: i64) {
-        let sum = self.rows.entry(RowId::of(&node.table, row)).or_insert_with(|| Sum {
-            node: node.id,
-            delta: 0,
-            row: Arc::clone(row),
-        });
-        sum.delta += delta;
+    pub(super) fn add(&mut self, node: &NodeShape, row: &RowRef, delta: i64) {
+        let make = || Sum { node: node.id, delta: 0, row: row.clone() };
+        self.rows.get_or_insert_with(RowId::of(&node.table, row), make).delta += delta;
     }
 
     /// All changes are summed.
     pub(super) fn close(self) -> Telling {
         Telling { out: Vec::with_capacity(self.rows.len()), rows: self.rows.into_iter() }
     }
+
+    /// An instance that started over is summed: to compare with what its subscribers know.
+    pub(super) fn compare(self, known: Snapshot) -> Comparison {
+        Comparison { now: self.rows.into_iter(), known, gone: None, out: Vec::new() }
+    }
 }
 
 /// Turns the sums of a settled instance into deltas.
 #[derive(Debug)]
 pub(super) struct Telling {
-    rows: hashbrown::hash_map::IntoIter<RowId, Sum>,
+    rows: shards::IntoIter<(RowId, Sum)>,
     out: Vec<RowDelta>,
 }
 
@@ -132,40 +134,35 @@ impl Sum {
 /// The whole result of an instance, to compare a re-hydration with.
 #[derive(Debug, Default)]
 pub(super) struct Snapshot {
-    rows: HashMap<RowId, Counted, FxBuildHasher>,
+    rows: ShardMap<RowId, Counted>,
 }
 
+/// A snapshot that nobody needs any more.
+pub(super) type SnapshotRows = shards::IntoIter<(RowId, Counted)>;
+
 #[derive(Debug)]
-struct Counted {
+pub(super) struct Counted {
     table: Arc<TableSpec>,
     version: StateVersion,
-    /// `None` once [`Snapshot::compact`] gave it up.
-    row: Option<Arc<Row>>,
     count: u64,
 }
 
 impl Snapshot {
     /// What the instance counts now.
     pub(super) fn of(instance: &Instance, shape: &Shape) -> Snapshot {
-        let mut rows: HashMap<RowId, Counted, FxBuildHasher> = HashMap::default();
-        instance.for_each_visible(shape, &mut |node, row, mult| {
-            rows.entry(RowId::of(&node.table, row))
-                .or_insert_with(|| Counted {
-                    table: Arc::clone(&node.table),
-                    version: row.version.clone(),
-                    row: Some(Arc::clone(row)),
-                    count: 0,
-                })
-                .count += mult;
-        });
-        rows.retain(|_, c| c.count > 0);
-        Snapshot { rows }
+        let mut snapshot = Snapshot::default();
+        instance.for_each_visible(shape, &mut |node, row, mult| snapshot.add(node, row, mult));
+        snapshot
     }
 
-    /// Gives the contents up: which rows were known, in which version, is enough for a difference.
-    pub(super) fn compact(&mut self) {
-        self.rows.values_mut().for_each(|c| c.row = None);
-        self.rows.shrink_to_fit();
+    /// A row that is visible in a partition of this multiplicity.
+    pub(super) fn add(&mut self, node: &NodeShape, row: &Row, mult: u64) {
+        if mult == 0 {
+            return;
+        }
+        let make =
+            || Counted { table: Arc::clone(&node.table), version: row.version.clone(), count: 0 };
+        self.rows.get_or_insert_with(RowId::of(&node.table, row), make).count += mult;
     }
 
     /// How often a row is counted.
@@ -173,29 +170,78 @@ impl Snapshot {
         self.rows.get(id).map_or(0, |c| c.count)
     }
 
-    /// What to tell subscribers who know `self` and shall know `now`.
-    pub(super) fn difference(mut self, now: Snapshot) -> Vec<RowDelta> {
-        let mut out = Vec::new();
-        for (id, new) in now.rows {
-            let mut old = self.rows.remove(&id);
-            if let Some(o) = old.take_if(|o| key_names(&o.table).ne(key_names(&new.table))) {
-                out.push(o.left(id.clone()));
+    /// The rows, to be given back one by one.
+    pub(super) fn into_rows(self) -> SnapshotRows {
+        self.rows.into_iter()
+    }
+}
+
+/// What to tell subscribers who know one result and shall know another.
+#[derive(Debug)]
+pub(super) struct Comparison {
+    now: shards::IntoIter<(RowId, Sum)>,
+    known: Snapshot,
+    /// Known rows that are in the result no longer, once all others are through.
+    gone: Option<SnapshotRows>,
+    out: Vec<RowDelta>,
+}
+
+impl Comparison {
+    /// Works until all rows are compared (`Some`) or the budget is spent. Updates the signature,
+    /// which must be that of no rows at the start.
+    ///
+    /// # Errors
+    /// [`EngineError::Invariant`] if a count is below zero.
+    pub(super) fn step(
+        &mut self,
+        instance: &mut Instance,
+        shape: &Shape,
+        budget: &mut Budget,
+    ) -> Result<Option<Vec<RowDelta>>, EngineError> {
+        while let Some((id, sum)) = self.now.next() {
+            let Ok(count) = u64::try_from(sum.delta) else {
+                return Err(EngineError::Invariant("a row's count would be below zero"));
+            };
+            if count > 0 {
+                let node = shape.node(sum.node);
+                if count & 1 == 1 {
+                    instance.signature ^= node.row_name.hash(&sum.row);
+                }
+                self.row(id, node, count, sum.row);
             }
-            let count_before = old.as_ref().map_or(0, |o| o.count);
-            let content_changed = old.is_some_and(|o| o.version != new.version);
-            if count_before != new.count || content_changed {
-                out.push(RowDelta {
-                    table: new.table,
-                    id,
-                    count_before,
-                    count_after: new.count,
-                    row: new.row,
-                    content_changed,
-                });
+            budget.spend(1);
+            if budget.is_spent() {
+                return Ok(None);
             }
         }
-        out.extend(self.rows.into_iter().map(|(id, old)| old.left(id)));
-        out
+        let gone = self.gone.get_or_insert_with(|| std::mem::take(&mut self.known).into_rows());
+        for (id, old) in gone {
+            self.out.push(old.left(id));
+            budget.spend(1);
+            if budget.is_spent() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(std::mem::take(&mut self.out)))
+    }
+
+    fn row(&mut self, id: RowId, node: &NodeShape, count: u64, row: RowRef) {
+        let mut old = self.known.rows.remove(&id);
+        if let Some(o) = old.take_if(|o| key_names(&o.table).ne(key_names(&node.table))) {
+            self.out.push(o.left(id.clone()));
+        }
+        let count_before = old.as_ref().map_or(0, |o| o.count);
+        let content_changed = old.is_some_and(|o| o.version != row.version);
+        if count_before != count || content_changed {
+            self.out.push(RowDelta {
+                table: Arc::clone(&node.table),
+                id,
+                count_before,
+                count_after: count,
+                row: Some(row),
+                content_changed,
+            });
+        }
     }
 }
 

@@ -17,15 +17,15 @@ use rustc_hash::FxBuildHasher;
 use super::advance::Advance;
 use super::change_set::ChangeSet;
 use super::delta::Advanced;
-use super::emit::Snapshot;
 use super::error::{AdvanceError, EngineError};
 use super::instance::{Instance, Phase};
+use super::mutant::{self, Mutant};
 use super::plan::{Param, Plan};
 use super::registry::Registry;
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
 use crate::change::Commit;
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::schema::{Schema, TableId, TableSpec};
 use crate::version::StateVersion;
 
@@ -155,7 +155,7 @@ pub struct HeldRow<'a> {
     /// Its table, with the identity key.
     pub table: &'a Arc<TableSpec>,
     /// The row.
-    pub row: &'a Arc<Row>,
+    pub row: &'a RowRef,
     /// Occurrences in `Sync(Q, D)`.
     pub count: u64,
 }
@@ -254,11 +254,12 @@ impl Engine {
             if done {
                 w.counters.hydrations += 1;
                 instance.phase = Phase::Ready;
-                instance.known = None;
             }
             Ok(done)
         });
         if matches!(done, Ok(true)) {
+            let known = self.registry.get_mut(id).and_then(|i| i.known.take());
+            self.registry.forget(known);
             self.registry.hydrated(id);
             self.registry.unpark(id);
             self.registry.make_room(self.config.max_rows, Some(id));
@@ -380,13 +381,13 @@ impl Engine {
             .map(|t| t.table.id)
             .collect();
         let mut rehydrate = self.readers(&truncated);
-        if !self.registry.parked.is_empty() {
+        if !self.registry.parked.is_empty() && !mutant::is(Mutant::ParkedForgotten) {
             let changed = commits.iter().flat_map(|c| &c.tables).map(|t| t.table.id).collect();
             let readers = self.readers(&changed);
             rehydrate.extend(readers.intersection(&self.registry.parked));
         }
         skip.extend(&truncated);
-        let changes = ChangeSet::new(commits, &|table| skip.contains(&table));
+        let changes = ChangeSet::new(commits, skip);
         let mut advance = Advance::new(target, schema, changes, rehydrate, &self.registry);
         advance.await_plans(&needs_rebind);
         self.advance = Some(Box::new(advance));
@@ -485,17 +486,14 @@ impl Engine {
                 return Ok(());
             }
         };
-        let fresh = match (&instance.phase, self.registry.plan(instance.plan)) {
-            (Phase::Ready, Some(old)) if instance.parked.is_none() => {
-                Some(Snapshot::of(instance, &old.shape))
-            }
-            _ => None,
-        };
-        let known = fresh.or_else(|| self.registry.get_mut(id)?.known.take());
+        let knows = matches!(instance.phase, Phase::Ready) && instance.parked.is_none();
         self.registry.unpark(id);
-        self.registry.detach(id);
+        let remains = self.registry.detach(id);
         if let Some(instance) = self.registry.get_mut(id) {
-            instance.known = known;
+            instance.remains = remains;
+            if let Some(remains) = instance.remains.as_mut().filter(|_| knows) {
+                remains.note_known();
+            }
             instance.params = params;
             instance.unbound = false;
         }
@@ -532,11 +530,19 @@ impl Engine {
         Ok(done)
     }
 
-    /// Drops rows from memory that no query holds any more. Not needed for correctness, and done
-    /// from time to time anyway; for a quiet moment.
-    pub fn sweep(&mut self) {
+    /// Takes the states of instances apart that are gone, until the budget is spent: false if
+    /// there is more to do. Their memory is in use until then, nothing else: call it when there
+    /// is time. During an advance nothing happens.
+    pub fn release(&mut self, budget: &mut Budget) -> bool {
+        self.is_advancing() || self.registry.release(budget)
+    }
+
+    /// [`Engine::release`]s, and looks for rows that no query holds any more (somebody else did
+    /// when the last query gave them up), a part of all rows at a time. Not needed for
+    /// correctness; for a quiet moment, from time to time. During an advance nothing happens.
+    pub fn sweep(&mut self, budget: &mut Budget) {
         if !self.is_advancing() {
-            self.registry.sweep();
+            self.registry.sweep(budget);
         }
     }
 

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
-
 use super::emit::Snapshot;
 use super::engine::InstanceId;
 use super::error::EngineError;
 use super::mutant::{self, Mutant};
 use super::partition::{Partition, Settled};
 use super::plan::Param;
+use super::propagate::Settling;
+use super::remains::Remains;
 use super::rows::Rows;
 use super::shape::{Kind, NodeShape, Shape};
-use crate::row::{Key, Row};
+use super::shards::ShardMap;
+use super::stack::Stack;
+use crate::row::{Key, Row, RowRef};
 use crate::schema::TableId;
-use crate::zql::order::compare_rows;
 
 /// How far an instance is.
 #[derive(Debug)]
@@ -31,14 +31,16 @@ pub(super) enum Phase {
 /// The partitions of one node.
 #[derive(Debug, Default)]
 pub(super) struct NodeState {
-    pub(super) partitions: HashMap<Key, Partition, FxBuildHasher>,
+    pub(super) partitions: ShardMap<Key, Partition>,
     /// Per EXISTS leaf, once it was needed: the resident rows by the leaf's parent columns. Rows
     /// of partitions with a log are as before it.
     pub(super) parents: Option<Box<[Option<Rows>]>>,
     /// Keys of partitions with a log; each once.
-    pub(super) touched: Vec<Key>,
+    pub(super) touched: Stack<Key>,
+    /// The partition whose log is being worked off piece by piece.
+    pub(super) settling: Option<Box<Settling>>,
     /// Keys of partitions that may be short of rows; perhaps stale, perhaps twice.
-    pub(super) unfilled: Vec<Key>,
+    pub(super) unfilled: Stack<Key>,
 }
 
 impl NodeState {
@@ -67,19 +69,44 @@ impl NodeState {
                         at
                     }
                 };
-                rows.insert(at, Arc::clone(row));
+                rows.insert(at, row.clone());
             }
         }
     }
 
-    /// Starts to keep the rows by the parent columns of a leaf. No partition may have a log.
-    pub(super) fn index_parents(&mut self, node: &NodeShape, leaf: usize) {
-        let order = &node.leaves[leaf].parent_order;
-        let resident = self.partitions.values().flat_map(|p| p.rows().iter());
-        let mut rows: Vec<Arc<Row>> = resident.cloned().collect();
-        rows.sort_unstable_by(|a, b| compare_rows(order, a, b));
+    /// The same for one row of the log of a large partition, which was not netted: what the
+    /// partition holds now decides.
+    pub(super) fn note_parent(&mut self, node: &NodeShape, key: &Key, row: &RowRef, added: bool) {
+        let Some(parents) = &mut self.parents else { return };
+        let rows = self.partitions.get(key).map(Partition::rows);
+        let at = rows.and_then(|rows| Some((rows, rows.find(&node.order, row).ok()?)));
+        let is_resident = at.is_some_and(|(rows, at)| rows.at(at).version == row.version);
+        if is_resident != added {
+            return;
+        }
+        for (edge, rows) in node.leaves.iter().zip(parents) {
+            let Some(rows) = rows else { continue };
+            match rows.find(&edge.parent_order, row) {
+                Ok(at) if rows.at(at).version == row.version => {
+                    if !added {
+                        rows.remove(at);
+                    }
+                    continue;
+                }
+                Ok(_) if !added => continue,
+                Ok(at) => drop(rows.remove(at)),
+                Err(_) if !added => continue,
+                Err(_) => {}
+            }
+            let (Ok(at) | Err(at)) = rows.find(&edge.parent_order, row);
+            rows.insert(at, row.clone());
+        }
+    }
+
+    /// Starts to keep the rows by the parent columns of a leaf: these are all of them.
+    pub(super) fn index_parents(&mut self, node: &NodeShape, leaf: usize, rows: Rows) {
         let none = || node.leaves.iter().map(|_| None).collect();
-        self.parents.get_or_insert_with(none)[leaf] = Some(Rows::from_sorted(rows));
+        self.parents.get_or_insert_with(none)[leaf] = Some(rows);
     }
 }
 
@@ -105,6 +132,10 @@ pub(super) struct Instance {
     /// Holds no rows, only `known`, to make room; its signature then. Anything that needs the rows
     /// reads them anew.
     pub(super) parked: Option<u64>,
+    /// Resident rows, as of when they were settled last.
+    pub(super) resident: usize,
+    /// The state before it started over, until that is taken apart: nothing may be read before.
+    pub(super) remains: Option<Box<Remains>>,
 }
 
 impl Instance {
@@ -121,6 +152,8 @@ impl Instance {
             known: None,
             unbound: false,
             parked: None,
+            resident: 0,
+            remains: None,
         }
     }
 
@@ -128,6 +161,7 @@ impl Instance {
     pub(super) fn restart(&mut self, shape: &Shape) {
         self.nodes = shape.nodes.iter().map(|_| NodeState::default()).collect();
         self.signature = 0;
+        self.resident = 0;
         if let Some(root) = self.nodes.first_mut() {
             let mut partition = Partition::new();
             partition.mult = 1;
@@ -162,7 +196,7 @@ impl Instance {
     pub(super) fn for_each_visible<'a>(
         &'a self,
         shape: &'a Shape,
-        visit: &mut dyn FnMut(&'a NodeShape, &'a Arc<Row>, u64),
+        visit: &mut dyn FnMut(&'a NodeShape, &'a RowRef, u64),
     ) {
         for (node, row, mult) in self.visible(shape) {
             visit(node, row, mult);
@@ -172,7 +206,7 @@ impl Instance {
     fn visible<'a>(
         &'a self,
         shape: &'a Shape,
-    ) -> impl Iterator<Item = (&'a NodeShape, &'a Arc<Row>, u64)> + 'a {
+    ) -> impl Iterator<Item = (&'a NodeShape, &'a RowRef, u64)> + 'a {
         held(shape).flat_map(move |node| {
             let partitions = &self.nodes[usize::from(node.id.0)].partitions;
             partitions.values().flat_map(move |p| {
@@ -186,7 +220,7 @@ impl Instance {
     pub(super) fn rows<'a>(
         &'a self,
         shape: &'a Shape,
-    ) -> impl Iterator<Item = (&'a NodeShape, &'a Arc<Row>, u64)> + 'a {
+    ) -> impl Iterator<Item = (&'a NodeShape, &'a RowRef, u64)> + 'a {
         self.visible(shape).filter(|&(_, _, mult)| mult > 0).filter_map(move |(node, row, mult)| {
             if node.alone {
                 // It occurs in no other node, and in one partition only.

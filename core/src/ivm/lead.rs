@@ -11,16 +11,16 @@
 use std::sync::Arc;
 
 use super::change_set::NetChange;
-use super::dirty::{Dirty, Hit, HitRow, Search, search_filter};
+use super::dirty::{Dirty, Hit, HitRow, JoinKeys, SEARCH_BATCH, Search, search_filter};
 use super::emit::NetTables;
 use super::engine::Budget;
 use super::error::EngineError;
 use super::plan::{NodeId, Param};
 use super::route::RouteTableId;
-use super::shape::Shape;
+use super::shape::{Edge, NodeShape, Shape};
 use super::source::{Filter, Source};
 use super::stats::Counters;
-use crate::row::Row;
+use crate::row::RowRef;
 
 /// A topmost EXISTS body and a group of instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,8 +53,7 @@ impl Led {
 }
 
 /// What a look-up for a group needs.
-pub(super) struct Leading<'a> {
-    pub(super) shape: &'a Shape,
+pub(super) struct Needs<'a> {
     pub(super) tables: &'a [RouteTableId],
     /// Of any member: the body reads only what they agree on.
     pub(super) params: &'a [Param],
@@ -64,69 +63,135 @@ pub(super) struct Leading<'a> {
     pub(super) counters: &'a mut Counters,
 }
 
-impl Leading<'_> {
-    /// The dirty rows of a group's body, and the parent rows that they may concern.
-    pub(super) fn run(
-        mut self,
-        top: NodeId,
-        hits: &[Hit],
-    ) -> Result<(Led, Vec<Arc<Row>>), EngineError> {
-        let shape = self.shape;
-        let mut dirty: Vec<Dirty> = shape.nodes.iter().map(|_| Dirty::default()).collect();
-        for node in shape.owned(top).rev() {
-            let n = usize::from(node.id.0);
-            let mut rows = Dirty::default();
-            if let Some(table) = self.changes.get(&self.tables[n]) {
-                for hit in hits.iter().filter(|h| h.node == node.id) {
-                    if let HitRow::Changed(i) = hit.row {
-                        rows.add(node, table.changes[i as usize].clone());
-                    }
-                }
-            }
-            for edge in &node.leaves {
-                let keys = dirty[usize::from(edge.child.0)].keys(edge);
-                let search = Search {
-                    shape,
-                    node,
-                    columns: &edge.parent_columns,
-                    params: self.params,
-                    filter: search_filter(node, shape),
-                    before: None,
-                };
-                for row in self.search(&search, &keys)? {
-                    rows.add_unchanged(node, &row);
-                }
-            }
-            dirty[n] = rows;
+/// A look-up for a group on its way: the dirty rows of its body, and the parent rows that they
+/// may concern.
+#[derive(Debug)]
+pub(super) struct Leading {
+    pub(super) group: LeafGroup,
+    reached: LeafHits,
+    /// Nodes of the body still to do, the last first.
+    nodes: Vec<NodeId>,
+    /// Per node.
+    dirty: Vec<Dirty>,
+    /// Of the node that is being done: hits that were looked at, and leaves that are through.
+    hits: usize,
+    leaf: usize,
+    /// The keys that parents of a leaf, or of the body, are looked for by; and how far.
+    keys: JoinKeys,
+    searched: usize,
+    parents: Vec<RowRef>,
+}
+
+impl Leading {
+    pub(super) fn new(group: LeafGroup, reached: LeafHits) -> Leading {
+        let shape = &reached.shape;
+        Leading {
+            group,
+            nodes: shape.owned(group.top).map(|n| n.id).collect(),
+            dirty: shape.nodes.iter().map(|_| Dirty::default()).collect(),
+            reached,
+            hits: 0,
+            leaf: 0,
+            keys: JoinKeys::default(),
+            searched: 0,
+            parents: Vec::new(),
         }
+    }
+
+    pub(super) fn shape(&self) -> &Arc<Shape> {
+        &self.reached.shape
+    }
+
+    /// Goes on until everything is found (true) or the budget is spent.
+    pub(super) fn step(&mut self, needs: &mut Needs<'_>) -> Result<bool, EngineError> {
+        let shape = Arc::clone(&self.reached.shape);
+        while let Some(&id) = self.nodes.last() {
+            let node = shape.node(id);
+            if !self.changed(node, needs) {
+                return Ok(false);
+            }
+            while let Some(edge) = node.leaves.get(self.leaf) {
+                let filter = search_filter(node, &shape);
+                if !self.search(&shape, node, edge, filter, needs)? {
+                    return Ok(false);
+                }
+                (self.leaf, self.keys, self.searched) = (self.leaf + 1, JoinKeys::default(), 0);
+            }
+            (self.leaf, self.hits) = (0, 0);
+            self.nodes.pop();
+        }
+        let top = self.group.top;
         let Some(parent) = shape.node(top).parent.map(|p| shape.node(p)) else {
             return Err(EngineError::Invariant("an EXISTS body has no parent"));
         };
-        let mut parents = Vec::new();
-        for edge in parent.leaves.iter().filter(|e| e.child == top) {
-            let search = Search {
-                shape,
-                node: parent,
-                columns: &edge.parent_columns,
-                params: self.params,
-                filter: Filter::Any,
-                before: None,
-            };
-            parents = self.search(&search, &dirty[usize::from(top.0)].keys(edge))?;
+        match parent.leaves.iter().find(|e| e.child == top) {
+            Some(edge) => self.search(&shape, parent, edge, Filter::Any, needs),
+            None => Ok(true),
         }
-        let nodes = shape
-            .owned(top)
-            .map(|n| (n.id, std::mem::take(&mut dirty[usize::from(n.id.0)].rows)))
-            .filter(|(_, rows)| !rows.is_empty())
-            .collect();
-        Ok((Led { top, nodes }, parents))
     }
 
+    /// The changed rows that reached a node. False if the budget ended before the last one.
+    fn changed(&mut self, node: &NodeShape, needs: &mut Needs<'_>) -> bool {
+        let n = usize::from(node.id.0);
+        let Some(table) = needs.changes.get(&needs.tables[n]) else { return true };
+        while let Some(hit) = self.reached.hits.get(self.hits) {
+            self.hits += 1;
+            if let HitRow::Changed(i) = hit.row
+                && hit.node == node.id
+            {
+                self.dirty[n].add(node, table.changes[i as usize].clone());
+            }
+            needs.budget.spend(1);
+            if needs.budget.is_spent() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Rows of a node that share a join key with a dirty row of a leaf: dirty rows of the body,
+    /// or, above it, parents. False if the budget ended before the last one.
     fn search(
         &mut self,
-        search: &Search<'_>,
-        keys: &[crate::row::Key],
-    ) -> Result<Vec<Arc<Row>>, EngineError> {
-        search.run(keys, self.source, self.budget, self.counters)
+        shape: &Shape,
+        node: &NodeShape,
+        edge: &Edge,
+        filter: Filter,
+        needs: &mut Needs<'_>,
+    ) -> Result<bool, EngineError> {
+        let children = &self.dirty[usize::from(edge.child.0)];
+        if !self.keys.gather(children, edge, needs.budget, |_| true) {
+            return Ok(false);
+        }
+        while let Some(keys) = self.keys.keys.get(self.searched..).filter(|k| !k.is_empty()) {
+            let keys = &keys[..keys.len().min(SEARCH_BATCH)];
+            self.searched += keys.len();
+            let columns = &edge.parent_columns;
+            let search =
+                Search { shape, node, columns, params: needs.params, filter, before: None };
+            let found = search.run(keys, needs.source, needs.budget, needs.counters)?;
+            if filter == Filter::Any {
+                self.parents.extend(found);
+            } else {
+                let dirty = &mut self.dirty[usize::from(node.id.0)];
+                found.iter().for_each(|row| dirty.add_unchanged(node, row));
+            }
+            if needs.budget.is_spent() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What was found.
+    pub(super) fn close(mut self) -> (Led, Vec<RowRef>) {
+        let top = self.group.top;
+        let shape = &self.reached.shape;
+        let nodes = shape
+            .owned(top)
+            .map(|n| (n.id, std::mem::take(&mut self.dirty[usize::from(n.id.0)].rows)))
+            .filter(|(_, rows)| !rows.is_empty())
+            .collect();
+        (Led { top, nodes }, self.parents)
     }
 }

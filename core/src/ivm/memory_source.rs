@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use super::brute;
 use super::source::{Fetch, Filter, Source, SourceError};
 use crate::change::{Commit, RowChange};
-use crate::row::{Key, Row};
+use crate::row::{Key, Row, RowRef};
 use crate::schema::{TableId, TableSpec};
 use crate::version::StateVersion;
 use crate::zql::{order, predicate};
@@ -15,22 +14,22 @@ use crate::zql::{order, predicate};
 /// All rows of all tables, by replica key. Cloning is cheap enough to keep one per version.
 #[derive(Debug, Clone, Default)]
 pub struct Database {
-    tables: BTreeMap<TableId, BTreeMap<Key, Arc<Row>>>,
+    tables: BTreeMap<TableId, BTreeMap<Key, RowRef>>,
 }
 
 impl Database {
     /// Inserts or replaces a row; returns the one it replaced.
-    pub fn put(&mut self, table: &TableSpec, row: Arc<Row>) -> Option<Arc<Row>> {
+    pub fn put(&mut self, table: &TableSpec, row: RowRef) -> Option<RowRef> {
         self.tables.entry(table.id).or_default().insert(row.project(&table.replica_key), row)
     }
 
     /// Removes the row with the same replica key as `row`.
-    pub fn remove(&mut self, table: &TableSpec, row: &Row) -> Option<Arc<Row>> {
+    pub fn remove(&mut self, table: &TableSpec, row: &Row) -> Option<RowRef> {
         self.tables.get_mut(&table.id)?.remove(&row.project(&table.replica_key))
     }
 
     /// Removes the row with a replica key.
-    pub fn take(&mut self, table: TableId, key: &Key) -> Option<Arc<Row>> {
+    pub fn take(&mut self, table: TableId, key: &Key) -> Option<RowRef> {
         self.tables.get_mut(&table)?.remove(key)
     }
 
@@ -40,12 +39,12 @@ impl Database {
     }
 
     /// A row by its replica key.
-    pub fn get(&self, table: TableId, key: &Key) -> Option<&Arc<Row>> {
+    pub fn get(&self, table: TableId, key: &Key) -> Option<&RowRef> {
         self.tables.get(&table)?.get(key)
     }
 
     /// All rows of a table, in replica-key order.
-    pub fn rows(&self, table: TableId) -> impl DoubleEndedIterator<Item = &Arc<Row>> {
+    pub fn rows(&self, table: TableId) -> impl DoubleEndedIterator<Item = &RowRef> {
         self.tables.get(&table).into_iter().flat_map(BTreeMap::values)
     }
 
@@ -63,7 +62,7 @@ impl Database {
             }
             for RowChange { new, .. } in &change.rows {
                 if let Some(new) = new {
-                    self.put(&change.table, Arc::clone(new));
+                    self.put(&change.table, new.clone());
                 }
             }
         }
@@ -107,12 +106,12 @@ impl Source for MemorySource {
     fn fetch(
         &mut self,
         f: &Fetch<'_>,
-        visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
         self.fetches += 1;
         let node = f.plan.node(f.node);
         // Against the order of keys: who forgets to ask for an order shall notice.
-        let mut found: Vec<&Arc<Row>> = self
+        let mut found: Vec<&RowRef> = self
             .db
             .rows(node.table.id)
             .rev()
@@ -144,7 +143,7 @@ impl Source for MemorySource {
             if f.delivers() {
                 SourceError::check_deliverable(&node.table, row)?;
             }
-            if visit(Arc::clone(row)).is_break() {
+            if visit(row.clone()).is_break() {
                 break;
             }
         }

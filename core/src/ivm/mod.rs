@@ -28,14 +28,19 @@ mod partition;
 pub mod plan;
 #[cfg(any(test, feature = "testing"))]
 pub mod proof;
+mod propagate;
 mod ranges;
 mod registry;
+mod remains;
 mod route;
 mod rows;
 mod settle;
 mod shape;
+mod shards;
 mod signature;
+mod small_set;
 pub mod source;
+mod stack;
 pub mod stats;
 #[cfg(test)]
 mod tests;

@@ -34,6 +34,20 @@ pub(super) enum Mutant {
     HydratingLed,
     /// A row that enters one partition before it leaves another falls out of the index of parents.
     MovedParentForgotten,
+    /// The index of parents is used while it is behind the partitions.
+    StaleParents,
+    /// Of an OR of equalities, only the first branch is routed.
+    OneBranchRouted,
+    /// A row at the bound of a range is not routed.
+    RangeWithoutBounds,
+    /// A commit does not concern a query whose rows are not in memory.
+    ParkedForgotten,
+    /// Rows enter a large partition while what entered before is being worked off.
+    FilledWhileSettling,
+    /// The rows of a large partition do not learn that it counts otherwise now.
+    CountedAnewForgotten,
+    /// Merging commits keeps a new row that a later commit takes away.
+    NewRowKept,
 }
 
 /// Whether a wrong variant is switched on: never.

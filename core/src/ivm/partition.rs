@@ -9,12 +9,11 @@
 //! [`Partition::settle`] nets it and says what that did to the visible rows.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
 
 use super::mutant::{self, Mutant};
 use super::plan::Direction;
-use super::rows::{Place, Rows};
-use crate::row::Row;
+use super::rows::{self, Place, Rows};
+use crate::row::{Row, RowRef};
 use crate::value::Value;
 use crate::zql::order::{compare_rows, compare_to_position, position};
 
@@ -34,10 +33,11 @@ pub(super) enum Bound {
 
 /// Changes since the partition was last settled.
 #[derive(Debug, Default)]
-struct Log {
-    mult: i64,
-    removed: Vec<Arc<Row>>,
-    added: Vec<Arc<Row>>,
+pub(super) struct Log {
+    /// The multiplicity then.
+    pub(super) mult: i64,
+    pub(super) removed: Vec<RowRef>,
+    pub(super) added: Vec<RowRef>,
 }
 
 /// See the module.
@@ -81,13 +81,13 @@ pub(super) struct Settled {
     /// Multiplicity before.
     pub(super) mult_before: i64,
     /// Rows no longer resident (at the version they were held).
-    pub(super) left: Vec<Arc<Row>>,
+    pub(super) left: Vec<RowRef>,
     /// Rows resident now and not before, or in another version.
-    pub(super) entered: Vec<Arc<Row>>,
+    pub(super) entered: Vec<RowRef>,
     /// As `left`, of the visible rows.
-    pub(super) hidden: Vec<Arc<Row>>,
+    pub(super) hidden: Vec<RowRef>,
     /// As `entered`, of the visible rows.
-    pub(super) shown: Vec<Arc<Row>>,
+    pub(super) shown: Vec<RowRef>,
 }
 
 impl Partition {
@@ -108,7 +108,7 @@ impl Partition {
     }
 
     /// Visible rows, in order.
-    pub(super) fn visible(&self, window: Window) -> impl Iterator<Item = &Arc<Row>> {
+    pub(super) fn visible(&self, window: Window) -> impl Iterator<Item = &RowRef> {
         self.rows.iter().take(window.visible(self.rows.len()))
     }
 
@@ -164,10 +164,10 @@ impl Partition {
 
     /// Puts a row in that is before the bound. False if its position is taken (an invariant is
     /// broken). The partition must have been touched.
-    pub(super) fn insert(&mut self, order: &Order, row: Arc<Row>) -> bool {
+    pub(super) fn insert(&mut self, order: &Order, row: RowRef) -> bool {
         let Err(at) = self.rows.find(order, &row) else { return false };
         if let Some(log) = &mut self.log {
-            log.added.push(Arc::clone(&row));
+            log.added.push(row.clone());
         }
         self.rows.insert(at, row);
         true
@@ -175,7 +175,7 @@ impl Partition {
 
     /// Puts rows behind the last one that were read from the bound on, in order. False if they
     /// are not behind it.
-    pub(super) fn append(&mut self, order: &Order, rows: Vec<Arc<Row>>, bound: Bound) -> bool {
+    pub(super) fn append(&mut self, order: &Order, rows: Vec<RowRef>, bound: Bound) -> bool {
         if let (Some(last), Some(first)) = (self.rows.last(), rows.first())
             && compare_rows(order, last, first) != Ordering::Less
         {
@@ -218,9 +218,29 @@ impl Partition {
     }
 
     /// The resident rows, and those that the log still holds.
-    pub(super) fn into_rows(self) -> impl Iterator<Item = Arc<Row>> {
-        let log = self.log.map(|l| *l).unwrap_or_default();
-        self.rows.into_iter().chain(log.removed).chain(log.added)
+    pub(super) fn into_rows(self) -> (rows::IntoIter, std::vec::IntoIter<RowRef>) {
+        let mut log = self.log.map(|l| *l).unwrap_or_default();
+        log.removed.append(&mut log.added);
+        (self.rows.into_iter(), log.removed.into_iter())
+    }
+
+    /// Whether there is a log.
+    pub(super) fn is_touched(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// How many rows are concerned by what the log says, without netting it.
+    pub(super) fn changed_rows(&self) -> usize {
+        let of = |log: &Log| {
+            let kept = if log.mult == self.mult { 0 } else { self.rows.len() };
+            log.added.len() + log.removed.len() + kept
+        };
+        self.log.as_deref().map_or(0, of)
+    }
+
+    /// The log, which is forgotten.
+    pub(super) fn take_log(&mut self) -> Option<Box<Log>> {
+        self.log.take()
     }
 
     /// Nets the log and forgets it.
@@ -265,7 +285,7 @@ impl Partition {
             };
             if leaves_first {
                 if before < limit {
-                    settled.hidden.push(Arc::clone(&left[l]));
+                    settled.hidden.push(left[l].clone());
                 }
                 (before, l) = (before + 1, l + 1);
                 continue;
@@ -273,15 +293,15 @@ impl Partition {
             let Some(row) = current else { break };
             if entered.get(e).is_some_and(|r| compare_rows(order, r, row) == Ordering::Equal) {
                 if at < limit {
-                    settled.shown.push(Arc::clone(row));
+                    settled.shown.push(row.clone());
                 }
                 (at, e) = (at + 1, e + 1);
                 rows.next();
                 continue;
             }
             match (before < limit, at < limit) {
-                (true, false) => settled.hidden.push(Arc::clone(row)),
-                (false, true) => settled.shown.push(Arc::clone(row)),
+                (true, false) => settled.hidden.push(row.clone()),
+                (false, true) => settled.shown.push(row.clone()),
                 _ => {}
             }
             (before, at) = (before + 1, at + 1);
@@ -308,17 +328,16 @@ impl Partition {
 /// The same position in the same version is the same row.
 fn net(
     order: &Order,
-    mut removed: Vec<Arc<Row>>,
-    mut added: Vec<Arc<Row>>,
-) -> (Vec<Arc<Row>>, Vec<Arc<Row>>) {
+    mut removed: Vec<RowRef>,
+    mut added: Vec<RowRef>,
+) -> (Vec<RowRef>, Vec<RowRef>) {
     if removed.is_empty() || added.is_empty() {
         added.sort_by(|a, b| compare_rows(order, a, b));
         removed.sort_by(|a, b| compare_rows(order, a, b));
         return (removed, added);
     }
-    let by_place = |a: &Arc<Row>, b: &Arc<Row>| {
-        compare_rows(order, a, b).then_with(|| a.version.cmp(&b.version))
-    };
+    let by_place =
+        |a: &RowRef, b: &RowRef| compare_rows(order, a, b).then_with(|| a.version.cmp(&b.version));
     removed.sort_by(by_place);
     added.sort_by(by_place);
     let (mut left, mut entered) = (Vec::new(), Vec::new());

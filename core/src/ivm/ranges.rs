@@ -4,6 +4,7 @@
 
 use std::cmp::Ordering;
 
+use super::mutant::{self, Mutant};
 use super::route::Target;
 use crate::value::Value;
 
@@ -19,7 +20,8 @@ pub(super) struct Range {
 
 impl Range {
     fn begins_behind(&self, value: &Value) -> bool {
-        self.from.as_ref().is_some_and(|from| from > value)
+        let exclusive = mutant::is(Mutant::RangeWithoutBounds);
+        self.from.as_ref().is_some_and(|from| from > value || (exclusive && from == value))
     }
 
     fn ends_before(&self, value: &Value) -> bool {

@@ -1,5 +1,6 @@
 //! Plans, instances and what leads changed rows to them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -8,12 +9,14 @@ use rustc_hash::FxBuildHasher;
 use super::emit::Snapshot;
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
-use super::instance::{Instance, Phase, routed_by_join};
+use super::instance::{Instance, Phase};
 use super::intern::Interner;
 use super::plan::{NodeId, Param, Plan};
+use super::remains::{Grave, Remains};
 use super::route::{RouteTableId, Router, Target, Who};
 use super::settle::Work;
 use super::shape::{Access, NodeShape, Shape};
+use super::small_set::SmallSet;
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
 use crate::value::Value;
@@ -23,6 +26,10 @@ const NO_GROUP: u32 = u32::MAX;
 
 /// Bits of an [`InstanceId`] that are its slot; also bounds the number of instances.
 const SLOT_BITS: u32 = 24;
+
+/// Work with which the state of an instance that is gone is taken apart at once: most have few
+/// rows. Tests have fewer, and shall see some that are not through.
+const RELEASE_AT_ONCE: u64 = if cfg!(test) { 2 } else { 512 };
 
 /// A plan in use.
 #[derive(Debug)]
@@ -35,6 +42,8 @@ pub(super) struct PlanEntry {
     groups: Box<[NodeGroups]>,
     by_params: HashMap<Arc<[Param]>, InstanceId, FxBuildHasher>,
     pub(super) instances: usize,
+    /// Instances, and remains of instances: their routes name the plan's number.
+    users: usize,
     pub(super) counters: Counters,
 }
 
@@ -49,8 +58,8 @@ struct NodeGroups {
 #[derive(Debug, Default)]
 struct Group {
     params: Box<[Param]>,
-    /// Slots, ascending.
-    members: Vec<u32>,
+    /// Slots.
+    members: SmallSet<u32>,
 }
 
 /// See the module.
@@ -70,6 +79,8 @@ pub(super) struct Registry {
     pub(super) interner: Interner,
     /// Ready instances that hold no rows.
     pub(super) parked: HashSet<InstanceId, FxBuildHasher>,
+    /// What is taken apart by and by, the oldest first.
+    graves: VecDeque<Grave>,
     /// Work of plans that are gone.
     retired: Counters,
 }
@@ -95,10 +106,6 @@ impl Registry {
 
     pub(super) fn get_mut(&mut self, id: InstanceId) -> Option<&mut Instance> {
         self.instances.get_mut(slot(id) as usize)?.as_deref_mut().filter(|i| i.id == id)
-    }
-
-    pub(super) fn in_slot(&self, slot: u32) -> Option<&Instance> {
-        self.instances.get(slot as usize)?.as_deref()
     }
 
     pub(super) fn plan(&self, number: u32) -> Option<&PlanEntry> {
@@ -160,17 +167,94 @@ impl Registry {
         instance.subscriptions = instance.subscriptions.saturating_sub(1);
         let gone = instance.subscriptions == 0;
         self.subscriptions -= 1;
-        if gone {
-            self.detach(id);
-            self.hydrating.remove(&id);
-            self.parked.remove(&id);
-            self.instances[slot(id) as usize] = None;
-            self.free_slots.push(slot(id));
-            self.live -= 1;
-            if self.live == 0 {
-                self.interner.sweep();
+        if !gone {
+            return;
+        }
+        let slot = slot(id);
+        let remains = self.detach(id);
+        self.hydrating.remove(&id);
+        self.parked.remove(&id);
+        self.live -= 1;
+        if let Some(instance) = self.instances[slot as usize].take() {
+            if let Some(earlier) = instance.remains {
+                self.bury(earlier);
+            }
+            self.forget(instance.known);
+        }
+        if let Some(remains) = remains {
+            self.bury(remains);
+        }
+        let theirs =
+            |g: &&mut Grave| matches!(g, Grave::State { remains, .. } if remains.slot == slot);
+        match self.graves.iter_mut().rev().find(theirs) {
+            Some(Grave::State { frees_slot, .. }) => *frees_slot = true,
+            _ => self.free_slots.push(slot),
+        }
+        self.release(&mut Budget::units(RELEASE_AT_ONCE));
+    }
+
+    /// Leaves a state to be taken apart by [`Registry::release`].
+    pub(super) fn bury(&mut self, remains: Box<Remains>) {
+        self.graves.push_back(Grave::State { remains, frees_slot: false });
+    }
+
+    /// The same for what subscribers of an instance knew.
+    pub(super) fn forget(&mut self, known: Option<Snapshot>) {
+        self.graves.extend(known.map(|known| Grave::Known(known.into_rows())));
+    }
+
+    /// Takes apart what is gone, until the budget is spent (false) or nothing is left.
+    pub(super) fn release(&mut self, budget: &mut Budget) -> bool {
+        while let Some(grave) = self.graves.front_mut() {
+            let done = match grave {
+                Grave::State { remains, .. } => {
+                    remains.step(&mut self.router, &mut self.interner, budget)
+                }
+                Grave::Known(rows) => loop {
+                    if rows.by_ref().take(8).count() == 0 {
+                        break true;
+                    }
+                    budget.spend(1);
+                    if budget.is_spent() {
+                        break false;
+                    }
+                },
+            };
+            if !done {
+                return false;
+            }
+            if let Some(Grave::State { remains, frees_slot }) = self.graves.pop_front() {
+                if frees_slot {
+                    self.free_slots.push(remains.slot);
+                }
+                self.leave_plan(remains.plan);
             }
         }
+        true
+    }
+
+    /// Takes an instance's state apart at once.
+    fn finish(&mut self, mut remains: Box<Remains>) {
+        remains.step(&mut self.router, &mut self.interner, &mut Budget::unlimited());
+        self.leave_plan(remains.plan);
+    }
+
+    /// Goes on taking apart the state that an instance had before it started over. `Some` when it
+    /// is through: with what its subscribers know, if that was asked for.
+    pub(super) fn take_apart(
+        &mut self,
+        id: InstanceId,
+        budget: &mut Budget,
+    ) -> Option<Option<Snapshot>> {
+        let slot = slot(id) as usize;
+        let instance = self.instances.get_mut(slot)?.as_deref_mut().filter(|i| i.id == id)?;
+        let Some(remains) = &mut instance.remains else { return Some(None) };
+        if !remains.step(&mut self.router, &mut self.interner, budget) {
+            return None;
+        }
+        let remains = instance.remains.take()?;
+        self.leave_plan(remains.plan);
+        Some(remains.into_known())
     }
 
     /// Gives an instance its plan, an unread state and its routes.
@@ -183,6 +267,7 @@ impl Registry {
             let shape = Arc::clone(&entry.shape);
             instance.restart(&shape);
             entry.instances += 1;
+            entry.users += 1;
             // A second instance with the same key (after a rebind) stays without one.
             entry.by_params.entry(Arc::clone(&instance.params)).or_insert(id);
             let router = &mut self.router;
@@ -212,6 +297,7 @@ impl Registry {
             shape,
             by_params: HashMap::default(),
             instances: 0,
+            users: 0,
             counters: Counters::default(),
         };
         let number = self.free_plans.pop().unwrap_or(self.plans.len() as u32);
@@ -223,35 +309,36 @@ impl Registry {
         number
     }
 
-    /// Drops rows that nobody holds; without instances the places of those that are gone, too.
-    /// Not during an advance, which remembers places.
-    pub(super) fn sweep(&mut self) {
-        self.interner.sweep();
+    /// Drops rows that nobody holds, until the budget is spent; without instances the places of
+    /// those that are gone, too. Not during an advance, which remembers places.
+    pub(super) fn sweep(&mut self, budget: &mut Budget) {
+        if !self.release(budget) {
+            return;
+        }
+        self.interner.sweep(budget);
         if self.live == 0 {
             self.instances = Vec::new();
             self.free_slots = Vec::new();
             self.plans = Vec::new();
             self.free_plans = Vec::new();
             self.by_plan = HashMap::default();
+            self.graves = VecDeque::new();
             self.router = Router::default();
         }
     }
 
-    /// Takes an instance's state, routes and plan away; drops a plan that nobody uses.
-    pub(super) fn detach(&mut self, id: InstanceId) {
-        self.release_state(id);
+    /// Takes an instance's state, routes and plan away. The state is the caller's to take apart.
+    pub(super) fn detach(&mut self, id: InstanceId) -> Option<Box<Remains>> {
+        let remains = self.take_state(id);
         let slot = slot(id);
-        let Some(instance) = self.instances[slot as usize].as_deref_mut() else { return };
+        let instance = self.instances[slot as usize].as_deref_mut()?;
         let number = instance.plan;
         let groups = std::mem::take(&mut instance.groups);
-        instance.nodes = Box::default();
-        let Some(entry) = self.plans.get_mut(number as usize).and_then(Option::as_mut) else {
-            return;
-        };
         if groups.is_empty() {
             // Detached before.
-            return;
+            return remains;
         }
+        let entry = self.plans.get_mut(number as usize).and_then(Option::as_mut)?;
         for (n, group) in groups.into_iter().enumerate() {
             if group != NO_GROUP {
                 entry.leave_group(NodeId(n as u16), number, slot, group, &mut self.router);
@@ -261,7 +348,15 @@ impl Registry {
             entry.by_params.remove(&instance.params);
         }
         entry.instances -= 1;
-        if entry.instances == 0
+        self.leave_plan(number);
+        remains
+    }
+
+    /// One user of a plan less; a plan that nobody uses is dropped.
+    fn leave_plan(&mut self, number: u32) {
+        let Some(Some(entry)) = self.plans.get_mut(number as usize) else { return };
+        entry.users -= 1;
+        if entry.users == 0
             && let Some(entry) = self.plans[number as usize].take()
         {
             self.retired.add(&entry.counters);
@@ -270,37 +365,50 @@ impl Registry {
         }
     }
 
-    /// Drops an instance's partitions, their routes and rows; it stays attached.
-    pub(super) fn release_state(&mut self, id: InstanceId) {
+    /// Takes an instance's partitions away; it stays attached, without any. Nothing, if there are
+    /// none.
+    fn take_state(&mut self, id: InstanceId) -> Option<Box<Remains>> {
         let slot = slot(id);
-        let Some(instance) = self.instances[slot as usize].as_deref_mut() else { return };
-        let Some(entry) = self.plans.get(instance.plan as usize).and_then(Option::as_ref) else {
-            return;
-        };
+        let instance = self.instances[slot as usize].as_deref_mut()?;
+        let entry = self.plans.get_mut(instance.plan as usize)?.as_mut()?;
         let nodes = std::mem::take(&mut instance.nodes);
-        for (node, mut state) in entry.shape.nodes.iter().zip(nodes) {
-            // The interner forgets rows that nobody else holds.
-            state.parents = None;
-            for (key, partition) in state.partitions {
-                if routed_by_join(node) {
-                    let who = Who::Instance(slot);
-                    let to = Target { plan: instance.plan, node: node.id, who };
-                    let table = entry.tables[usize::from(node.id.0)];
-                    self.router.remove(table, &node.join, &key, to);
-                }
-                for row in partition.into_rows() {
-                    self.interner.release(node.table.id, row);
-                }
-            }
+        instance.resident = 0;
+        if nodes.is_empty() {
+            return None;
         }
+        entry.users += 1;
+        Some(Box::new(Remains::new(&entry.shape, &entry.tables, instance.plan, slot, nodes)))
     }
 
-    /// Starts an instance over, keeping its plan.
-    pub(super) fn restart(&mut self, id: InstanceId) {
-        self.release_state(id);
+    /// Starts an instance over, keeping its plan. What it held is to be taken apart by
+    /// [`Registry::take_apart`]; with `note_known` that says what its subscribers know.
+    pub(super) fn start_over(&mut self, id: InstanceId, note_known: bool) {
+        let remains = self.take_state(id);
         let Some(instance) = self.instances[slot(id) as usize].as_deref_mut() else { return };
         if let Some(entry) = self.plans.get(instance.plan as usize).and_then(Option::as_ref) {
             instance.restart(&entry.shape);
+        }
+        let Some(mut remains) = remains else { return };
+        if note_known {
+            remains.note_known();
+        }
+        match &instance.remains {
+            // A new plan: what was held by the old one counts, and this was never read.
+            Some(_) => self.bury(remains),
+            None => instance.remains = Some(remains),
+        }
+    }
+
+    /// Starts an instance over at once, keeping its plan.
+    pub(super) fn restart(&mut self, id: InstanceId) {
+        let remains = self.take_state(id);
+        if let Some(instance) = self.instances[slot(id) as usize].as_deref_mut()
+            && let Some(entry) = self.plans.get(instance.plan as usize).and_then(Option::as_ref)
+        {
+            instance.restart(&entry.shape);
+        }
+        if let Some(remains) = remains {
+            self.finish(remains);
         }
     }
 
@@ -322,7 +430,7 @@ impl Registry {
                 && Some(i.id) != except
         };
         let mut candidates: Vec<(usize, InstanceId)> =
-            self.instances().filter(is_candidate).map(|i| (i.size().1, i.id)).collect();
+            self.instances().filter(is_candidate).map(|i| (i.resident, i.id)).collect();
         candidates.sort_unstable();
         while self.interner.len() > max_rows
             && let Some((rows, id)) = candidates.pop()
@@ -337,8 +445,7 @@ impl Registry {
         let Some(instance) = self.get(id) else { return };
         let Some(entry) = self.plan(instance.plan) else { return };
         let (plan, signature) = (instance.plan, instance.signature);
-        let mut known = Snapshot::of(instance, &entry.shape);
-        known.compact();
+        let known = Snapshot::of(instance, &entry.shape);
         self.restart(id);
         if let Some(instance) = self.get_mut(id) {
             instance.known = Some(known);
@@ -358,11 +465,14 @@ impl Registry {
 
     /// An instance gives up: its memory goes, the error stays until it is unsubscribed.
     pub(super) fn fail(&mut self, id: InstanceId, error: EngineError) {
-        self.detach(id);
+        let remains = self.detach(id);
+        let earlier = self.get_mut(id).and_then(|i| i.remains.take());
+        earlier.into_iter().chain(remains).for_each(|remains| self.bury(remains));
         self.hydrating.remove(&id);
         self.unpark(id);
+        let known = self.get_mut(id).and_then(|i| i.known.take());
+        self.forget(known);
         if let Some(instance) = self.get_mut(id) {
-            instance.known = None;
             instance.unbound = false;
             instance.phase = Phase::Failed(error);
         }
@@ -409,6 +519,23 @@ impl Registry {
         Some(Interested { plan, instances: &self.instances, hydrating: &self.hydrating })
     }
 
+    /// The plan of each node on the rest list of a table, and all instances; how many.
+    pub(super) fn for_each_rest(
+        &mut self,
+        table: RouteTableId,
+        visit: &mut dyn FnMut(&mut Interested<'_>, u32, NodeId),
+    ) -> u64 {
+        let Registry { router, plans, instances, hydrating, .. } = self;
+        let mut nodes = 0;
+        for (number, node) in router.rest(table) {
+            nodes += 1;
+            if let Some(Some(plan)) = plans.get_mut(number as usize) {
+                visit(&mut Interested { plan, instances, hydrating }, number, node);
+            }
+        }
+        nodes
+    }
+
     pub(super) fn stats(&self) -> EngineStats {
         let mut stats = EngineStats {
             plans: self.by_plan.len(),
@@ -431,11 +558,11 @@ impl Registry {
 }
 
 impl PlanEntry {
-    /// Slots of a group of the owner of a node, ascending.
-    pub(super) fn members(&self, node: NodeId, group: u32) -> &[u32] {
+    /// Slots of a group of the owner of a node.
+    pub(super) fn members(&self, node: NodeId, group: u32) -> Option<&SmallSet<u32>> {
         let owner = self.shape.node(node).owner.unwrap_or(node);
         let groups = &self.groups[usize::from(owner.0)].groups;
-        groups.get(group as usize).map_or(&[], |g| &*g.members)
+        groups.get(group as usize).map(|g| &g.members)
     }
 
     /// Numbers of groups of the owner of a node end here.
@@ -445,13 +572,13 @@ impl PlanEntry {
     }
 
     /// Groups of the owner of a node that have members.
-    pub(super) fn groups(&self, node: NodeId) -> impl Iterator<Item = (u32, &[u32])> {
+    pub(super) fn groups(&self, node: NodeId) -> impl Iterator<Item = (u32, &SmallSet<u32>)> {
         let owner = self.shape.node(node).owner.unwrap_or(node);
         self.groups[usize::from(owner.0)]
             .groups
             .iter()
             .enumerate()
-            .map(|(i, g)| (i as u32, &*g.members))
+            .map(|(i, g)| (i as u32, &g.members))
             .filter(|(_, m)| !m.is_empty())
     }
 
@@ -470,15 +597,13 @@ impl PlanEntry {
             owner.group_params.iter().map(|p| params[usize::from(p.0)].clone()).collect();
         let groups = &mut self.groups[usize::from(owner.id.0)];
         if let Some(&group) = groups.by_params.get(&own) {
-            let members = &mut groups.groups[group as usize].members;
-            if let Err(at) = members.binary_search(&slot) {
-                members.insert(at, slot);
-            }
+            groups.groups[group as usize].members.insert(slot);
             return group;
         }
         let first = groups.by_params.is_empty();
         let group = groups.free.pop().unwrap_or(groups.groups.len() as u32);
-        let made = Group { params: own.clone(), members: vec![slot] };
+        let mut made = Group { params: own.clone(), members: SmallSet::default() };
+        made.members.insert(slot);
         match groups.groups.get_mut(group as usize) {
             Some(free) => *free = made,
             None => groups.groups.push(made),
@@ -488,9 +613,11 @@ impl PlanEntry {
             let table = self.tables[usize::from(node.id.0)];
             let to = Target { plan, node: node.id, who: Who::Group(group) };
             match &node.access {
-                Access::Equal(equal) => {
-                    for key in equal.keys(params) {
-                        router.add(table, &equal.columns, key, to);
+                Access::Equal(any) => {
+                    for equal in any {
+                        for key in equal.keys(params) {
+                            router.add(table, &equal.columns, key, to);
+                        }
                     }
                 }
                 Access::Between(between) => {
@@ -513,9 +640,7 @@ impl PlanEntry {
     ) {
         let groups = &mut self.groups[usize::from(owner.0)];
         let members = &mut groups.groups[group as usize].members;
-        if let Ok(at) = members.binary_search(&slot) {
-            members.remove(at);
-        }
+        members.remove(slot);
         if !members.is_empty() {
             return;
         }
@@ -533,9 +658,11 @@ impl PlanEntry {
             let table = self.tables[usize::from(node.id.0)];
             let to = Target { plan, node: node.id, who: Who::Group(group) };
             match &node.access {
-                Access::Equal(equal) => {
-                    for key in equal.keys(&params) {
-                        router.remove(table, &equal.columns, &key, to);
+                Access::Equal(any) => {
+                    for equal in any {
+                        for key in equal.keys(&params) {
+                            router.remove(table, &equal.columns, &key, to);
+                        }
                     }
                 }
                 Access::Between(between) => {

@@ -10,10 +10,11 @@ use std::hash::{Hash, Hasher};
 
 use hashbrown::{Equivalent, HashMap};
 use rustc_hash::FxBuildHasher;
-use smallvec::SmallVec;
 
 use super::plan::NodeId;
 use super::ranges::{Range, Ranges};
+use super::shards::ShardMap;
+use super::small_set::SmallSet;
 use crate::row::{Key, Row};
 use crate::schema::TableId;
 
@@ -44,20 +45,19 @@ struct RouteTable {
     /// By column.
     ranges: Vec<(usize, Ranges)>,
     /// Nodes whose groups must each be evaluated.
-    rest: Vec<(u32, NodeId)>,
+    rest: SmallSet<(u32, NodeId)>,
 }
 
 #[derive(Debug)]
 struct ColumnIndex {
     columns: Box<[usize]>,
-    /// Sorted targets.
-    targets: HashMap<Key, SmallVec<[Target; 1]>, FxBuildHasher>,
+    targets: ShardMap<Key, SmallSet<Target>>,
 }
 
 /// Columns of a row, to be looked up among keys without being copied.
-struct Projected<'a> {
-    row: &'a Row,
-    columns: &'a [usize],
+pub(super) struct Projected<'a> {
+    pub(super) row: &'a Row,
+    pub(super) columns: &'a [usize],
 }
 
 impl Hash for Projected<'_> {
@@ -107,16 +107,13 @@ impl Router {
         let index = match table.indexes.iter().position(|i| *i.columns == *columns) {
             Some(i) => &mut table.indexes[i],
             None => {
-                let targets = HashMap::default();
+                let targets = ShardMap::default();
                 table.indexes.push(ColumnIndex { columns: columns.into(), targets });
                 let last = table.indexes.len() - 1;
                 &mut table.indexes[last]
             }
         };
-        let targets = index.targets.entry(key).or_default();
-        if let Err(at) = targets.binary_search(&to) {
-            targets.insert(at, to);
-        }
+        index.targets.get_or_insert_with(key, SmallSet::default).insert(to);
     }
 
     /// Takes back [`Router::add`].
@@ -125,9 +122,7 @@ impl Router {
         let Some(i) = table.indexes.iter().position(|i| *i.columns == *columns) else { return };
         let index = &mut table.indexes[i];
         let Some(targets) = index.targets.get_mut(key) else { return };
-        if let Ok(at) = targets.binary_search(&to) {
-            targets.remove(at);
-        }
+        targets.remove(to);
         if targets.is_empty() {
             index.targets.remove(key);
         }
@@ -173,17 +168,17 @@ impl Router {
 
     /// Puts a node on the rest list.
     pub(super) fn add_rest(&mut self, table: RouteTableId, plan: u32, node: NodeId) {
-        self.tables[table.0 as usize].rest.push((plan, node));
+        self.tables[table.0 as usize].rest.insert((plan, node));
     }
 
     /// Takes a node off the rest list.
     pub(super) fn remove_rest(&mut self, table: RouteTableId, plan: u32, node: NodeId) {
-        self.tables[table.0 as usize].rest.retain(|&r| r != (plan, node));
+        self.tables[table.0 as usize].rest.remove((plan, node));
     }
 
     /// The rest list of a table.
-    pub(super) fn rest(&self, table: RouteTableId) -> &[(u32, NodeId)] {
-        &self.tables[table.0 as usize].rest
+    pub(super) fn rest(&self, table: RouteTableId) -> impl Iterator<Item = (u32, NodeId)> {
+        self.tables[table.0 as usize].rest.iter()
     }
 
     /// Appends the targets that the indexes give for a row.
@@ -191,7 +186,7 @@ impl Router {
         let table = &self.tables[table.0 as usize];
         for index in &table.indexes {
             if let Some(targets) = index.targets.get(&Projected { row, columns: &index.columns }) {
-                out.extend_from_slice(targets);
+                out.extend(targets.iter());
             }
         }
         for (column, ranges) in &table.ranges {

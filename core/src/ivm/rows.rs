@@ -2,10 +2,9 @@
 //! pointers at most, reading in order is reading arrays. Few rows are one plain vector.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
 
 use super::partition::Order;
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::zql::order::compare_rows;
 
 /// Most rows of a chunk. Tests have small tables, and shall have many chunks all the same.
@@ -15,14 +14,14 @@ const CHUNK: usize = if cfg!(test) { 4 } else { 256 };
 #[derive(Debug)]
 pub(super) enum Rows {
     /// At most [`CHUNK`] rows.
-    Few(Vec<Arc<Row>>),
+    Few(Vec<RowRef>),
     Many(Box<Many>),
 }
 
 /// More rows: no chunk is empty, and there is at least one.
 #[derive(Debug)]
 pub(super) struct Many {
-    chunks: Vec<Vec<Arc<Row>>>,
+    chunks: Vec<Vec<RowRef>>,
     len: usize,
 }
 
@@ -33,6 +32,21 @@ pub(super) struct Place {
     index: usize,
 }
 
+/// Inserts with room for a quarter more at most: a vector left alone takes as much again.
+fn insert(rows: &mut Vec<RowRef>, at: usize, row: RowRef) {
+    if rows.len() == rows.capacity() {
+        rows.reserve_exact(rows.len() / 4 + 1);
+    }
+    rows.insert(at, row);
+}
+
+/// Gives room back when more than half of it is empty.
+fn trim(rows: &mut Vec<RowRef>) {
+    if rows.capacity() > rows.len() * 2 + 2 {
+        rows.shrink_to(rows.len() + rows.len() / 4);
+    }
+}
+
 impl Default for Rows {
     fn default() -> Self {
         Rows::Few(Vec::new())
@@ -41,9 +55,12 @@ impl Default for Rows {
 
 impl Rows {
     /// Rows in this order already.
-    pub(super) fn from_sorted(rows: Vec<Arc<Row>>) -> Rows {
+    pub(super) fn from_sorted(mut rows: Vec<RowRef>) -> Rows {
         let len = rows.len();
         if len <= CHUNK {
+            if rows.capacity() > len + len / 4 {
+                rows.shrink_to_fit();
+            }
             return Rows::Few(rows);
         }
         // Not full: room for rows between.
@@ -56,7 +73,7 @@ impl Rows {
         Rows::Many(Box::new(Many { chunks, len }))
     }
 
-    fn chunks(&self) -> &[Vec<Arc<Row>>] {
+    fn chunks(&self) -> &[Vec<RowRef>] {
         match self {
             Rows::Few(rows) => std::slice::from_ref(rows),
             Rows::Many(many) => &many.chunks,
@@ -74,17 +91,17 @@ impl Rows {
         self.len() == 0
     }
 
-    pub(super) fn last(&self) -> Option<&Arc<Row>> {
+    pub(super) fn last(&self) -> Option<&RowRef> {
         self.chunks().last().and_then(|c| c.last())
     }
 
     /// All rows, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<Row>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &RowRef> {
         self.chunks().iter().flatten()
     }
 
     /// Rows from a rank on.
-    pub(super) fn iter_from(&self, rank: usize) -> impl Iterator<Item = &Arc<Row>> {
+    pub(super) fn iter_from(&self, rank: usize) -> impl Iterator<Item = &RowRef> {
         let (mut chunk, mut index) = (0, rank);
         let chunks = self.chunks();
         while chunks.get(chunk).is_some_and(|c| index >= c.len()) {
@@ -94,7 +111,7 @@ impl Rows {
         self.iter_at(Place { chunk, index })
     }
 
-    fn iter_at(&self, at: Place) -> impl Iterator<Item = &Arc<Row>> {
+    fn iter_at(&self, at: Place) -> impl Iterator<Item = &RowRef> {
         let chunks = self.chunks().get(at.chunk..).unwrap_or_default();
         let first = chunks.first().and_then(|c| c.get(at.index..)).unwrap_or_default();
         first.iter().chain(chunks.get(1..).unwrap_or_default().iter().flatten())
@@ -104,7 +121,7 @@ impl Rows {
     pub(super) fn iter_since(
         &self,
         place: impl Fn(&Row) -> Ordering,
-    ) -> impl Iterator<Item = &Arc<Row>> {
+    ) -> impl Iterator<Item = &RowRef> {
         let (Ok(at) | Err(at)) = self.search(|row| match place(row) {
             Ordering::Equal => Ordering::Greater,
             other => other,
@@ -114,7 +131,7 @@ impl Rows {
 
     fn search(&self, place: impl Fn(&Row) -> Ordering) -> Result<Place, Place> {
         let chunks = self.chunks();
-        let before = |c: &Vec<Arc<Row>>| c.last().is_some_and(|r| place(r) == Ordering::Less);
+        let before = |c: &Vec<RowRef>| c.last().is_some_and(|r| place(r) == Ordering::Less);
         let chunk = match chunks.len() {
             1 => 0,
             // Behind all of them is the end of the last chunk.
@@ -130,7 +147,7 @@ impl Rows {
     }
 
     /// The row that [`Rows::find`] found.
-    pub(super) fn at(&self, at: Place) -> &Arc<Row> {
+    pub(super) fn at(&self, at: Place) -> &RowRef {
         &self.chunks()[at.chunk][at.index]
     }
 
@@ -140,10 +157,10 @@ impl Rows {
     }
 
     /// Puts a row where [`Rows::find`] said that it would be.
-    pub(super) fn insert(&mut self, at: Place, row: Arc<Row>) {
+    pub(super) fn insert(&mut self, at: Place, row: RowRef) {
         match self {
             Rows::Few(rows) => {
-                rows.insert(at.index, row);
+                insert(rows, at.index, row);
                 if rows.len() > CHUNK {
                     *self = Rows::from_sorted(std::mem::take(rows));
                 }
@@ -151,9 +168,10 @@ impl Rows {
             Rows::Many(many) => {
                 many.len += 1;
                 let chunk = &mut many.chunks[at.chunk];
-                chunk.insert(at.index, row);
+                insert(chunk, at.index, row);
                 if chunk.len() > CHUNK {
                     let upper = chunk.split_off(CHUNK / 2);
+                    chunk.shrink_to(CHUNK / 2 + CHUNK / 8);
                     many.chunks.insert(at.chunk + 1, upper);
                 }
             }
@@ -161,12 +179,17 @@ impl Rows {
     }
 
     /// Takes out the row that [`Rows::find`] found.
-    pub(super) fn remove(&mut self, at: Place) -> Arc<Row> {
+    pub(super) fn remove(&mut self, at: Place) -> RowRef {
         match self {
-            Rows::Few(rows) => rows.remove(at.index),
+            Rows::Few(rows) => {
+                let row = rows.remove(at.index);
+                trim(rows);
+                row
+            }
             Rows::Many(many) => {
                 many.len -= 1;
                 let row = many.chunks[at.chunk].remove(at.index);
+                trim(&mut many.chunks[at.chunk]);
                 many.shrink(at.chunk);
                 if many.chunks.len() == 1 {
                     *self = Rows::Few(many.chunks.pop().unwrap_or_default());
@@ -177,13 +200,16 @@ impl Rows {
     }
 
     /// Puts rows behind the last one.
-    pub(super) fn extend(&mut self, more: Vec<Arc<Row>>) {
+    pub(super) fn extend(&mut self, more: Vec<RowRef>) {
         if self.is_empty() {
             *self = Rows::from_sorted(more);
             return;
         }
         match self {
-            Rows::Few(rows) if rows.len() + more.len() <= CHUNK => rows.extend(more),
+            Rows::Few(rows) if rows.len() + more.len() <= CHUNK => {
+                rows.reserve_exact(more.len());
+                rows.extend(more);
+            }
             Rows::Few(rows) => {
                 let mut all = std::mem::take(rows);
                 all.extend(more);
@@ -193,7 +219,9 @@ impl Rows {
                 many.len += more.len();
                 let mut more = more.into_iter();
                 if let Some(last) = many.chunks.last_mut() {
-                    last.extend(more.by_ref().take(CHUNK.saturating_sub(last.len())));
+                    let room = CHUNK.saturating_sub(last.len()).min(more.len());
+                    last.reserve_exact(room);
+                    last.extend(more.by_ref().take(room));
                 }
                 while more.len() > 0 {
                     many.chunks.push(more.by_ref().take(CHUNK).collect());
@@ -203,12 +231,12 @@ impl Rows {
     }
 
     /// Takes out all rows from a rank on.
-    pub(super) fn split_off(&mut self, rank: usize) -> Vec<Arc<Row>> {
+    pub(super) fn split_off(&mut self, rank: usize) -> Vec<RowRef> {
         match self {
             Rows::Few(rows) if rank >= rows.len() => Vec::new(),
             Rows::Few(rows) => rows.split_off(rank),
             Rows::Many(_) => {
-                let mut all: Vec<Arc<Row>> = std::mem::take(self).into_iter().collect();
+                let mut all: Vec<RowRef> = std::mem::take(self).into_iter().collect();
                 let cut = all.split_off(rank.min(all.len()));
                 *self = Rows::from_sorted(all);
                 cut
@@ -217,11 +245,14 @@ impl Rows {
     }
 }
 
-impl IntoIterator for Rows {
-    type Item = Arc<Row>;
-    type IntoIter = std::iter::Flatten<std::vec::IntoIter<Vec<Arc<Row>>>>;
+/// Takes all rows out, in order; what they were in is freed on the way.
+pub(super) type IntoIter = std::iter::Flatten<std::vec::IntoIter<Vec<RowRef>>>;
 
-    fn into_iter(self) -> Self::IntoIter {
+impl IntoIterator for Rows {
+    type Item = RowRef;
+    type IntoIter = IntoIter;
+
+    fn into_iter(self) -> IntoIter {
         let chunks = match self {
             Rows::Few(rows) => vec![rows],
             Rows::Many(many) => many.chunks,
@@ -242,6 +273,7 @@ impl Many {
         let Some(second) = self.chunks.get(first + 1) else { return };
         if self.chunks[first].len() + second.len() <= CHUNK / 2 {
             let second = self.chunks.remove(first + 1);
+            self.chunks[first].reserve_exact(second.len());
             self.chunks[first].extend(second);
         } else if len == 0 {
             self.chunks.remove(chunk);
@@ -261,12 +293,12 @@ mod tests {
 
     const ORDER: &Order = &[(0, Direction::Asc)];
 
-    fn row(n: u32) -> Arc<Row> {
+    fn row(n: u32) -> RowRef {
         Row::new(StateVersion::zero(), [Value::Number(f64::from(n))])
     }
 
-    fn numbers<'a>(rows: impl Iterator<Item = &'a Arc<Row>>) -> Vec<u32> {
-        let number = |r: &Arc<Row>| match r.values[0] {
+    fn numbers<'a>(rows: impl Iterator<Item = &'a RowRef>) -> Vec<u32> {
+        let number = |r: &RowRef| match r.values[0] {
             Value::Number(n) => n as u32,
             _ => u32::MAX,
         };

@@ -3,24 +3,22 @@
 //! of which only the unread root exists; an advance settles what [`super::update`] touched.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
-use super::emit::{Emission, join_key};
+use super::emit::Emission;
 use super::engine::Budget;
 use super::error::EngineError;
-use super::instance::{Instance, routed_by_join};
+use super::instance::Instance;
 use super::intern::Interner;
 use super::mutant::{self, Mutant};
-use super::partition::{Bound, Order, Partition, Settled};
-use super::plan::NodeId;
-use super::route::{RouteTableId, Router, Target, Who};
-use super::shape::{Edge, Kind, NodeShape, Shape};
+use super::partition::{Bound, Order};
+use super::route::{RouteTableId, Router};
+use super::shape::{Kind, NodeShape, Shape};
 use super::source::{self, Fetch, Filter, Keys, Source};
 use super::stats::Counters;
-use crate::row::{Key, Row};
+use crate::row::{Key, RowRef};
 use crate::zql::order::position;
 
 /// Keys read by one statement when many partitions are new. Bounds the length of the statement's
@@ -56,10 +54,14 @@ impl Instance {
     ) -> Result<bool, EngineError> {
         let shape = w.shape;
         for node in shape.nodes.iter().filter(|n| n.is_held()) {
-            if !self.fill(node, w)? {
+            if !mutant::is(Mutant::FilledWhileSettling)
+                && !self.work_off(node, w, emission.as_deref_mut())
+            {
                 return Ok(false);
             }
-            if !self.propagate(node, w, emission.as_deref_mut())? {
+            let filled = self.fill(node, w)?;
+            // Of a large partition what was read so far: not all at once in the end.
+            if !self.propagate(node, w, emission.as_deref_mut())? || !filled {
                 return Ok(false);
             }
         }
@@ -90,7 +92,6 @@ impl Instance {
                 _ => together = self.fill_batch(node, &batch, w)?,
             }
         }
-        self.nodes[n].unfilled = Vec::new();
         Ok(true)
     }
 
@@ -163,7 +164,7 @@ impl Instance {
             w.counters.fills += 1
         }
         w.budget.spend(Budget::STATEMENT);
-        let mut rows: Vec<Arc<Row>> = Vec::new();
+        let mut rows: Vec<RowRef> = Vec::new();
         let mut bound = Bound::End;
         let mut cut_short = false;
         w.source.fetch(&fetch, &mut |row| {
@@ -265,67 +266,6 @@ impl Instance {
         }
         Ok(())
     }
-
-    /// Settles the touched partitions of a node: emits what changed in view, drops what nobody
-    /// wants, and passes the changes of keys and multiplicities on to the child nodes. False if
-    /// the budget ended before the last one; at least one was settled then.
-    fn propagate(
-        &mut self,
-        node: &NodeShape,
-        w: &mut Work<'_>,
-        mut emission: Option<&mut Emission>,
-    ) -> Result<bool, EngineError> {
-        let n = usize::from(node.id.0);
-        let (above, below) = self.nodes.split_at_mut(n + 1);
-        let state = &mut above[n];
-        let mut worked = false;
-        while let Some(key) = state.touched.pop() {
-            if worked && w.budget.is_spent() {
-                state.touched.push(key);
-                return Ok(false);
-            }
-            worked = true;
-            let Some(partition) = state.partitions.get_mut(&key) else { continue };
-            if partition.wanted < 0 || partition.mult < 0 {
-                return Err(EngineError::Invariant("a partition is wanted less than never"));
-            }
-            let dropped = partition.wanted == 0;
-            if dropped {
-                partition.clear();
-            }
-            let Some(settled) = partition.settle(&node.order, node.window) else { continue };
-            let mult = partition.mult;
-            let change =
-                Change { settled: &settled, mult, kept: kept(partition, node, &settled, mult) };
-            state.note_parents(node, &settled);
-            change.emit(node, emission.as_deref_mut(), &mut self.signature);
-            let work = change.units();
-            for edge in &node.related {
-                change.pass_on(edge, w, &mut below[usize::from(edge.child.0) - n - 1], true);
-            }
-            for edge in &node.leaves {
-                if w.shape.node(edge.child).is_held() {
-                    change.pass_on(edge, w, &mut below[usize::from(edge.child.0) - n - 1], false);
-                }
-            }
-            w.budget.spend(work);
-            if dropped {
-                state.partitions.remove(&key);
-                if routed_by_join(node) {
-                    let to = Target { plan: self.plan, node: node.id, who: Who::Instance(w.slot) };
-                    w.router.remove(w.tables[n], &node.join, &key, to);
-                }
-            }
-            for row in settled.hidden.into_iter().chain(settled.shown) {
-                drop(row);
-            }
-            for row in settled.left {
-                w.interner.release(node.table.id, row);
-            }
-        }
-        state.touched = Vec::new();
-        Ok(true)
-    }
 }
 
 /// Most rows that an unread partition is filled with. Those of a parent begin without an overshoot:
@@ -344,7 +284,7 @@ struct Groups<'a> {
     join: &'a [usize],
     numbers: HashMap<&'a Key, u32, FxBuildHasher>,
     /// Each row with the number of its key.
-    rows: Vec<(u32, Arc<Row>)>,
+    rows: Vec<(u32, RowRef)>,
 }
 
 impl<'a> Groups<'a> {
@@ -352,7 +292,7 @@ impl<'a> Groups<'a> {
         Groups { join, numbers: keys.iter().zip(0..).collect(), rows: Vec::new() }
     }
 
-    fn push(&mut self, row: Arc<Row>) {
+    fn push(&mut self, row: RowRef) {
         // An index returns the rows of a key one after the other: most look-ups are spared.
         let last = self
             .rows
@@ -366,134 +306,11 @@ impl<'a> Groups<'a> {
     }
 
     /// By key, the rows of each in order.
-    fn sorted(mut self, order: &Order) -> std::vec::IntoIter<(u32, Arc<Row>)> {
+    fn sorted(mut self, order: &Order) -> std::vec::IntoIter<(u32, RowRef)> {
         // Orders are total: no two rows of a key are equal.
         self.rows.sort_unstable_by(|(a, x), (b, y)| {
             a.cmp(b).then_with(|| crate::zql::order::compare_rows(order, x, y))
         });
         self.rows.into_iter()
     }
-}
-
-/// Rows in view before and now, if their multiplicity changed.
-fn kept(partition: &Partition, node: &NodeShape, settled: &Settled, mult: i64) -> Vec<Arc<Row>> {
-    if mult == settled.mult_before {
-        return Vec::new();
-    }
-    let shown = |row: &Arc<Row>| {
-        settled
-            .shown
-            .binary_search_by(|s| crate::zql::order::compare_rows(&node.order, s, row))
-            .is_ok()
-    };
-    partition.visible(node.window).filter(|row| !shown(row)).cloned().collect()
-}
-
-/// The change of one partition.
-struct Change<'a> {
-    settled: &'a Settled,
-    mult: i64,
-    kept: Vec<Arc<Row>>,
-}
-
-impl Change<'_> {
-    fn units(&self) -> u64 {
-        let s = self.settled;
-        (s.left.len() + s.entered.len() + self.kept.len()) as u64 / 4
-    }
-
-    /// Each row in view with the change of its count.
-    fn visible(&self) -> impl Iterator<Item = (&Arc<Row>, i64)> {
-        let before = self.settled.mult_before;
-        let hidden = self.settled.hidden.iter().map(move |r| (r, -before));
-        let shown = self.settled.shown.iter().map(move |r| (r, self.mult));
-        hidden.chain(shown).chain(self.kept.iter().map(move |r| (r, self.mult - before)))
-    }
-
-    fn emit(&self, node: &NodeShape, emission: Option<&mut Emission>, signature: &mut u64) {
-        match emission {
-            Some(emission) => {
-                self.visible().for_each(|(row, delta)| emission.add(node, row, delta));
-            }
-            None => {
-                for (row, delta) in self.visible() {
-                    if delta & 1 == 1 {
-                        *signature ^= node.row_name.hash(row);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Tells a child node. Partitions of related edges are wanted by visible parents, those of
-    /// EXISTS edges by resident ones; only visible parents give multiplicity.
-    fn pass_on(
-        &self,
-        edge: &Edge,
-        w: &mut Work<'_>,
-        child: &mut super::instance::NodeState,
-        related: bool,
-    ) {
-        let s = self.settled;
-        let mut tell = |row: &Row, mult: i64, wanted: i64| {
-            let Some(key) = join_key(row, &edge.parent_columns) else { return };
-            want(edge.child, key, mult, wanted, child, w);
-        };
-        if related && mutant::is(Mutant::CountOvershoot) {
-            s.entered.iter().for_each(|r| tell(r, self.mult, 1));
-            s.left.iter().for_each(|r| tell(r, -s.mult_before, -1));
-        } else if related {
-            s.shown.iter().for_each(|r| tell(r, self.mult, 1));
-            s.hidden.iter().for_each(|r| tell(r, -s.mult_before, -1));
-        } else {
-            let visible = mutant::is(Mutant::EvidenceForVisible);
-            let (entered, left) =
-                if visible { (&s.shown, &s.hidden) } else { (&s.entered, &s.left) };
-            entered.iter().for_each(|r| tell(r, 0, 1));
-            left.iter().for_each(|r| tell(r, 0, -1));
-            s.shown.iter().for_each(|r| tell(r, self.mult, 0));
-            s.hidden.iter().for_each(|r| tell(r, -s.mult_before, 0));
-        }
-        let delta = self.mult - s.mult_before;
-        self.kept.iter().for_each(|r| tell(r, delta, 0));
-    }
-}
-
-/// Changes how much a partition is wanted; makes it if it is new.
-fn want(
-    node: NodeId,
-    key: Key,
-    mult: i64,
-    wanted: i64,
-    state: &mut super::instance::NodeState,
-    w: &mut Work<'_>,
-) {
-    if mult == 0 && wanted == 0 {
-        return;
-    }
-    let shape = w.shape.node(node);
-    if let Some(partition) = state.partitions.get_mut(&key) {
-        if partition.touch() {
-            state.touched.push(key.clone());
-        }
-        partition.mult += mult;
-        let wanted_anew = partition.wanted == 0 && !mutant::is(Mutant::WantedAnewForgotten);
-        partition.wanted += wanted;
-        if wanted_anew && partition.is_short(shape.window) {
-            // Filling passed it over while nobody wanted it.
-            state.unfilled.push(key);
-        }
-        return;
-    }
-    if routed_by_join(shape) {
-        let plan = w.plan;
-        let to = Target { plan, node, who: Who::Instance(w.slot) };
-        w.router.add(w.tables[usize::from(node.0)], &shape.join, key.clone(), to);
-    }
-    let mut partition = Partition::new();
-    partition.mult = mult;
-    partition.wanted = wanted;
-    state.unfilled.push(key.clone());
-    state.touched.push(key.clone());
-    state.partitions.insert(key, partition);
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::engine::Overshoot;
+use super::mutant::{self, Mutant};
 use super::partition::Window;
 use super::plan::{Condition, Direction, Node, NodeId, Op, Param, ParamId, Plan, Role, Simple};
 use super::ranges::Range;
@@ -15,6 +16,9 @@ use crate::zql::predicate;
 
 /// Evidence rows per join key of an EXISTS leaf (decisions.md 6).
 pub(super) const EVIDENCE: usize = 3;
+
+/// Branches of an OR that are routed by their equalities, at most: each is an entry per instance.
+const MAX_BRANCHES: usize = 64;
 
 /// A plan with what the engine knows about it.
 #[derive(Debug)]
@@ -97,8 +101,8 @@ pub(super) struct NodeShape {
 /// How a changed row finds the instances that may want it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Access {
-    /// By the values of columns.
-    Equal(Equal),
+    /// By the values of columns: one of these.
+    Equal(Box<[Equal]>),
     /// By where the value of a column lies.
     Between(Between),
     /// Each instance must look at it.
@@ -288,32 +292,64 @@ fn collect_params(condition: &Condition, out: &mut Vec<ParamId>) {
 }
 
 impl Access {
-    /// All equality conjuncts together; without any, one IN list; without that, the bounds of one
-    /// column, both if there is such a column.
+    /// Equalities, if there are any; without, the bounds of one column, both if there is such a
+    /// column.
     fn of(node: &Node) -> Access {
+        if let Some(mut any) = equalities(&node.condition) {
+            if mutant::is(Mutant::OneBranchRouted) {
+                any.truncate(1);
+            }
+            return Access::Equal(any.into());
+        }
         let mut conjuncts = Vec::new();
         collect_conjuncts(&node.condition, &mut conjuncts);
-        let part = |c: &Simple| match c.op {
-            Op::Eq | Op::Is => Some((c.column, Part::Value(c.param))),
-            Op::IsNull => Some((c.column, Part::Null)),
-            _ => None,
-        };
-        let mut parts: Vec<(usize, Part)> = Vec::new();
-        for (column, part) in conjuncts.iter().filter_map(|c| part(c)) {
-            if !parts.iter().any(|p| p.0 == column) {
-                parts.push((column, part));
-            }
+        let simple: Vec<&Simple> = conjuncts.into_iter().filter_map(as_simple).collect();
+        Between::of(node, &simple).map_or(Access::All, Access::Between)
+    }
+}
+
+/// One of these holds whenever a condition does, all EXISTS taken as true: all equality conjuncts
+/// together; without any, one IN list; without that, an OR of which each branch has such. `None`
+/// if there is nothing of the kind; nothing, if the condition never holds.
+fn equalities(condition: &Condition) -> Option<Vec<Equal>> {
+    if let Condition::Const(false) = condition {
+        return Some(Vec::new());
+    }
+    let mut conjuncts = Vec::new();
+    collect_conjuncts(condition, &mut conjuncts);
+    let simple = || conjuncts.iter().copied().filter_map(as_simple);
+    let part = |c: &Simple| match c.op {
+        Op::Eq | Op::Is => Some((c.column, Part::Value(c.param))),
+        Op::IsNull => Some((c.column, Part::Null)),
+        _ => None,
+    };
+    let mut parts: Vec<(usize, Part)> = Vec::new();
+    for (column, part) in simple().filter_map(part) {
+        if !parts.iter().any(|p| p.0 == column) {
+            parts.push((column, part));
         }
-        if parts.is_empty() {
-            let list = conjuncts.iter().find(|c| c.op == Op::In);
-            parts.extend(list.map(|c| (c.column, Part::List(c.param))));
-        }
-        if parts.is_empty() {
-            return Between::of(node, &conjuncts).map_or(Access::All, Access::Between);
-        }
+    }
+    if parts.is_empty() {
+        let list = simple().find(|c| c.op == Op::In);
+        parts.extend(list.map(|c| (c.column, Part::List(c.param))));
+    }
+    if !parts.is_empty() {
         parts.sort_unstable_by_key(|p| p.0);
         let (columns, parts): (Vec<usize>, Vec<Part>) = parts.into_iter().unzip();
-        Access::Equal(Equal { columns: columns.into(), parts: parts.into() })
+        return Some(vec![Equal { columns: columns.into(), parts: parts.into() }]);
+    }
+    let branches = conjuncts.iter().filter_map(|c| match c {
+        Condition::Or(any) => any.iter().map(equalities).collect::<Option<Vec<_>>>(),
+        _ => None,
+    });
+    let any = branches.map(|any| any.concat()).min_by_key(Vec::len)?;
+    (any.len() <= MAX_BRANCHES).then_some(any)
+}
+
+fn as_simple(condition: &Condition) -> Option<&Simple> {
+    match condition {
+        Condition::Simple(s) => Some(s),
+        _ => None,
     }
 }
 
@@ -382,12 +418,11 @@ impl Equal {
     }
 }
 
-fn collect_conjuncts<'a>(condition: &'a Condition, out: &mut Vec<&'a Simple>) {
+fn collect_conjuncts<'a>(condition: &'a Condition, out: &mut Vec<&'a Condition>) {
     match condition {
         Condition::And(all) => all.iter().for_each(|c| collect_conjuncts(c, out)),
-        Condition::Simple(s) => out.push(s),
         Condition::Or(one) if one.len() == 1 => collect_conjuncts(&one[0], out),
-        Condition::Const(_) | Condition::Or(_) | Condition::Exists(_) => {}
+        other => out.push(other),
     }
 }
 

@@ -2,10 +2,9 @@
 //! (`memory_source`, for tests and simulation) and SQLite (`zeroring-storage`).
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use super::plan::{NodeId, Params, Plan};
-use crate::row::{Key, Row};
+use crate::row::{Key, Row, RowRef};
 use crate::schema::TableSpec;
 use crate::value::Value;
 use crate::version::StateVersion;
@@ -122,7 +121,7 @@ pub trait Source {
     fn fetch(
         &mut self,
         fetch: &Fetch<'_>,
-        visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError>;
 
     /// Whether all rows of several keys over `columns` are read faster by one fetch than `most`

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use rustc_hash::FxBuildHasher;
 
 use super::change_set::NetChange;
-use super::dirty::{Dirty, Hit, HitRow, Search, search_filter};
+use super::dirty::{Dirty, Hit, HitRow, JoinKeys, Resident, SEARCH_BATCH, Search, search_filter};
 use super::emit::{NetTables, join_key};
 use super::engine::Budget;
 use super::error::EngineError;
@@ -21,14 +21,14 @@ use super::plan::{ExistsEdge, NodeId, Param};
 use super::settle::Work;
 use super::shape::{Edge, Kind, NodeShape, Shape};
 use super::source::{Fetch, Filter, Keys, SourceError};
-use crate::row::{Key, Row};
+use crate::row::{Key, Row, RowRef};
 use crate::zql::predicate;
 
 /// The rows of an advance.
 pub(super) struct Input<'a> {
     pub(super) changes: &'a NetTables,
     /// Rows found for whole groups.
-    pub(super) found: &'a [Arc<Row>],
+    pub(super) found: &'a [RowRef],
 }
 
 /// An instance on its way to the new version.
@@ -44,10 +44,34 @@ pub(super) struct Update {
     dirty: Vec<Dirty>,
     /// Nodes still to do: those below this number.
     todo: usize,
-    /// How far the partitions of the last of them are, once its dirty rows are known.
+    /// How far the search for the dirty rows of the last of them is.
+    find: Option<Box<Find>>,
+    /// How far its partitions are, once they are known.
     apply: Option<Apply>,
     /// Answers of point checks at the new version.
     points: HashMap<(NodeId, Key), bool, FxBuildHasher>,
+}
+
+/// How far the search for the dirty rows of a node is.
+#[derive(Debug, Default)]
+struct Find {
+    dirty: Dirty,
+    /// Hits of the node, and rows found for the whole group, that were looked at.
+    hits: usize,
+    led: usize,
+    /// The leaf whose parents are looked for.
+    leaf: usize,
+    parents: Parents,
+}
+
+/// How far the search for the parents of a leaf's dirty rows is.
+#[derive(Debug, Default)]
+struct Parents {
+    keys: JoinKeys,
+    resident: Resident,
+    resident_found: bool,
+    /// Keys that were searched for among the rows that are not resident.
+    searched: usize,
 }
 
 /// How far dirty rows are brought to the partitions of a node.
@@ -64,10 +88,21 @@ impl Update {
         hits.sort_unstable();
         hits.dedup();
         let changed = hits.iter().filter(|h| matches!(h.row, HitRow::Changed(_)));
-        let own = changed.map(|h| shape.node(h.node).owner).filter(Option::is_some).collect();
+        let mut own: Vec<_> =
+            changed.map(|h| shape.node(h.node).owner).filter(Option::is_some).collect();
+        own.dedup();
         let nodes = shape.nodes.len();
         let dirty = (0..nodes).map(|_| Dirty::default()).collect();
-        Update { hits, led, own, dirty, todo: nodes, apply: None, points: HashMap::default() }
+        Update {
+            hits,
+            led,
+            own,
+            dirty,
+            todo: nodes,
+            find: None,
+            apply: None,
+            points: HashMap::default(),
+        }
     }
 
     /// Works off nodes, the last first (children have larger numbers). True when done.
@@ -77,13 +112,20 @@ impl Update {
         input: &Input<'_>,
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
+        // Of an instance that hydrates: it was interrupted.
+        instance.work_off_all(w);
         while let Some(n) = self.todo.checked_sub(1) {
             let shape = w.shape;
             let node = &shape.nodes[n];
             let mut apply = match self.apply.take() {
                 Some(apply) => apply,
                 None => {
-                    self.node(node, instance, input, w)?;
+                    let mut find = self.find.take().unwrap_or_default();
+                    if !self.node(node, &mut find, instance, input, w)? {
+                        self.find = Some(find);
+                        return Ok(false);
+                    }
+                    self.dirty[n] = find.dirty;
                     Apply::default()
                 }
             };
@@ -99,26 +141,35 @@ impl Update {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(self.dirty.iter_mut().all(|dirty| dirty.clear(w.budget)))
     }
 
-    /// Finds the dirty rows of a node.
+    /// Finds the dirty rows of a node. False if the budget ended before.
     fn node(
         &mut self,
         node: &NodeShape,
+        find: &mut Find,
         instance: &mut Instance,
         input: &Input<'_>,
         w: &mut Work<'_>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<bool, EngineError> {
         let n = usize::from(node.id.0);
-        let mut dirty = Dirty::default();
         let from = self.hits.partition_point(|h| h.node < node.id);
         let table = input.changes.get(&w.tables[n]);
-        for hit in self.hits[from..].iter().take_while(|h| h.node == node.id) {
+        while let Some(hit) = self.hits.get(from + find.hits).filter(|h| h.node == node.id) {
+            find.hits += 1;
             match (hit.row, table) {
-                (HitRow::Changed(i), Some(t)) => dirty.add(node, t.changes[i as usize].clone()),
+                (HitRow::Changed(i), Some(t)) => {
+                    find.dirty.add(node, t.changes[i as usize].clone());
+                }
                 (HitRow::Changed(_), None) => {}
-                (HitRow::Found(i), _) => dirty.add_unchanged(node, &input.found[i as usize]),
+                (HitRow::Found(i), _) => {
+                    find.dirty.add_unchanged(node, &input.found[i as usize]);
+                }
+            }
+            w.budget.spend(1);
+            if w.budget.is_spent() {
+                return Ok(false);
             }
         }
         if let Some(led) = self.led_by(node.owner)
@@ -126,36 +177,70 @@ impl Update {
         {
             // Of what the whole group found, what this instance holds partitions for.
             let state = &instance.nodes[n];
-            let holds = |row: &Arc<Row>| state.partitions.contains_key(&row.project(&node.join));
-            for change in led.rows(node.id) {
+            let holds = |row: &RowRef| state.partitions.contains_key(&row.project(&node.join));
+            while let Some(change) = led.rows(node.id).get(find.led) {
+                find.led += 1;
                 if change.old.iter().chain(&change.new).any(holds) {
-                    dirty.add(node, change.clone());
+                    find.dirty.add(node, change.clone());
+                }
+                w.budget.spend(find.led as u64 & 1);
+                if w.budget.is_spent() {
+                    return Ok(false);
                 }
             }
         }
-        for (leaf, edge) in node.leaves.iter().enumerate() {
+        while let Some(edge) = node.leaves.get(find.leaf) {
             let owner = w.shape.node(edge.child).owner;
-            if self.led_by(owner).is_some() && !self.own.contains(&owner) {
-                // The parents were found for the whole group.
-                continue;
+            // Of some the parents were found for the whole group.
+            let is_led = self.led_by(owner).is_some() && !self.own.contains(&owner);
+            if !is_led && !self.parents(node, edge, find, instance, w)? {
+                return Ok(false);
             }
-            let mut keys = self.dirty[usize::from(edge.child.0)].keys(edge);
-            // Where evidence was and still is, the leaf's truth did not change for any parent.
-            // (While hydrating, "was" may be more than one version ago.)
-            if matches!(instance.phase, Phase::Ready) {
-                let bodies = &instance.nodes[usize::from(edge.child.0)].partitions;
-                keys.retain(|k| !bodies.get(k).is_some_and(Partition::stayed_occupied));
-            }
-            if keys.is_empty() {
-                continue;
-            }
-            if node.is_held() && !mutant::is(Mutant::ResidentForgotten) {
-                dirty.add_resident(node, leaf, &keys, &mut instance.nodes[n]);
-            }
-            search(node, edge, &keys, instance, &mut dirty, w)?;
+            (find.leaf, find.parents) = (find.leaf + 1, Parents::default());
         }
-        self.dirty[n] = dirty;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Finds the rows of a node that share a join key with a dirty row of a leaf. False if the
+    /// budget ended before.
+    fn parents(
+        &mut self,
+        node: &NodeShape,
+        edge: &Edge,
+        find: &mut Find,
+        instance: &mut Instance,
+        w: &mut Work<'_>,
+    ) -> Result<bool, EngineError> {
+        let Find { leaf, parents, dirty, .. } = find;
+        // Where evidence was and still is, the leaf's truth did not change for any parent.
+        // (While hydrating, "was" may be more than one version ago.)
+        let ready = matches!(instance.phase, Phase::Ready);
+        let bodies = &instance.nodes[usize::from(edge.child.0)].partitions;
+        let changed =
+            |key: &Key| !(ready && bodies.get(key).is_some_and(Partition::stayed_occupied));
+        let children = &self.dirty[usize::from(edge.child.0)];
+        if !parents.keys.gather(children, edge, w.budget, changed) {
+            return Ok(false);
+        }
+        if parents.keys.keys.is_empty() {
+            return Ok(true);
+        }
+        if !parents.resident_found && node.is_held() && !mutant::is(Mutant::ResidentForgotten) {
+            let state = &mut instance.nodes[usize::from(node.id.0)];
+            if !parents.resident.step(node, *leaf, &parents.keys, state, dirty, w.budget) {
+                return Ok(false);
+            }
+        }
+        parents.resident_found = true;
+        while let Some(keys) = parents.keys.keys.get(parents.searched..).filter(|k| !k.is_empty()) {
+            let keys = &keys[..keys.len().min(SEARCH_BATCH)];
+            parents.searched += keys.len();
+            search(node, edge, keys, instance, dirty, w)?;
+            if w.budget.is_spent() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn led_by(&self, owner: Option<NodeId>) -> Option<&Led> {
@@ -184,7 +269,7 @@ impl Update {
         }
         if mutant::is(Mutant::RefillEarly) && apply.put_in == 0 {
             for key in &apply.changed {
-                if instance.nodes[n].partitions[key].is_short(node.window) {
+                if instance.nodes[n].partitions.get(key).is_some_and(|p| p.is_short(node.window)) {
                     instance.fill_one(node, key, w)?;
                 }
             }
@@ -237,7 +322,7 @@ impl Update {
             if partition.touch() {
                 state.touched.push(key.clone());
             }
-            let row = w.interner.intern(&node.table, Arc::clone(new));
+            let row = w.interner.intern(&node.table, new.clone());
             if !partition.insert(&node.order, row) {
                 return Err(EngineError::Invariant("a row entered a window twice"));
             }

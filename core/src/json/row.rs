@@ -55,7 +55,7 @@ pub fn wire_json<'r>(table: &TableSpec, row: &'r Row) -> Result<&'r [u8], RowJso
     }
     let mut out = Vec::with_capacity(want * 24);
     object(&mut out, table, 0..want, |column| &row.values[column])?;
-    Ok(row.wire_json.get_or_init(|| out.into_boxed_slice()))
+    Ok(row.wire_json.get_or_set(&out))
 }
 
 /// Appends a row key as JSON object: the given columns of the table and their values, in that

@@ -129,7 +129,7 @@ fn a_row_has_every_column_with_nulls_and_json_as_it_is() {
             Value::Bool(false),
             Value::Null,
             Value::Number(1764990000000.125),
-            Value::Json(Arc::from(r#"{"a": [1, null]}"#)),
+            Value::Json(r#"{"a": [1, null]}"#.into()),
         ],
     );
     let expected =

@@ -16,7 +16,7 @@ use super::ast::{
 use super::compile::IdentityKeys;
 use crate::change::{Commit, RowChange, TableChange};
 use crate::ivm::memory_source::Database;
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
@@ -201,7 +201,7 @@ fn key_value(c: &mut Choices, column: &ColumnSpec, rows: usize) -> Value {
     }
 }
 
-fn row(c: &mut Choices, table: &TableSpec, rows: usize, version: &StateVersion) -> Arc<Row> {
+fn row(c: &mut Choices, table: &TableSpec, rows: usize, version: &StateVersion) -> RowRef {
     let values: Vec<Value> = table
         .columns
         .iter()
@@ -266,7 +266,7 @@ fn change(
     db: &mut Database,
     version: &StateVersion,
 ) {
-    let rows: Vec<Arc<Row>> = db.rows(table.id).cloned().collect();
+    let rows: Vec<RowRef> = db.rows(table.id).cloned().collect();
     if rows.is_empty() || c.chance(25) {
         let new = row(c, table, shape.rows, version);
         if rows.len() < shape.rows && is_free(db, table, &new, None) {
@@ -337,12 +337,12 @@ pub fn net_change(
         for old in before.rows(table.id) {
             let new = after.get(table.id, &old.project(&table.replica_key));
             if new.is_none_or(|n| n.version != old.version) {
-                rows.push(RowChange { old: Some(Arc::clone(old)), new: new.cloned() });
+                rows.push(RowChange { old: Some(old.clone()), new: new.cloned() });
             }
         }
         for new in after.rows(table.id) {
             if before.get(table.id, &new.project(&table.replica_key)).is_none() {
-                rows.push(RowChange { old: None, new: Some(Arc::clone(new)) });
+                rows.push(RowChange { old: None, new: Some(new.clone()) });
             }
         }
         if !rows.is_empty() {

@@ -90,10 +90,10 @@ pub fn in_start(node: &Node, row: &Row, params: &Params) -> bool {
 mod tests {
     use super::*;
     use crate::ivm::plan::ParamId;
+    use crate::row::RowRef;
     use crate::version::StateVersion;
-    use std::sync::Arc;
 
-    fn row(values: &[Option<f64>]) -> Arc<Row> {
+    fn row(values: &[Option<f64>]) -> RowRef {
         Row::new(
             StateVersion::zero(),
             values.iter().map(|v| v.map_or(Value::Null, Value::Number)).collect::<Vec<_>>(),

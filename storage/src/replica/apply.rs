@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 use rusqlite::{Connection, ffi};
 use smallvec::SmallVec;
 use zeroring_core::change::message::{LiteValue, ReplicaIdentity, Tuple, TupleValue};
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::TableSpec;
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -79,7 +79,7 @@ struct Found {
 
 /// A row as clients see it.
 enum Seen {
-    Row(Arc<Row>),
+    Row(RowRef),
     /// A value cannot be read: only queries that meet it may fail, not replication.
     Unreadable,
     /// Clients cannot have the table.

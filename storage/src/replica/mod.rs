@@ -18,7 +18,7 @@
 //! of the tables before and after it; a file under its final name is complete.
 //!
 //! Data enters as [`initial::RowBatch`]es and `ChangeMessage`s, and leaves as `Arc<Commit>`s (to
-//! the commit bus) and `Arc<Row>`s (to executors).
+//! the commit bus) and `RowRef`s (to executors).
 //!
 //! Spec: replication §2, §6.
 //!

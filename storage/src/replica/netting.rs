@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use zeroring_core::change::{RowChange, TableChange};
-use zeroring_core::row::{Key, Row};
+use zeroring_core::row::{Key, RowRef};
 use zeroring_core::schema::{TableId, TableSpec};
 
 /// Changed rows kept per transaction. Beyond, the tables of the transaction are marked as changed
@@ -50,8 +50,8 @@ impl Net {
     pub(super) fn change(
         &mut self,
         spec: &Arc<TableSpec>,
-        old: Option<Arc<Row>>,
-        new: Option<Arc<Row>>,
+        old: Option<RowRef>,
+        new: Option<RowRef>,
     ) {
         if self.rows >= MAX_NET_ROWS {
             return self.incomplete(spec);
@@ -113,7 +113,7 @@ impl Net {
 
 impl NetTable {
     /// The row named `key` was `old` (if nothing was recorded yet) and is `new`.
-    fn replace(&mut self, key: Key, old: Option<Arc<Row>>, new: Option<Arc<Row>>) {
+    fn replace(&mut self, key: Key, old: Option<RowRef>, new: Option<RowRef>) {
         let rows = &mut self.rows;
         match self.index.entry(key) {
             hashbrown::hash_map::Entry::Occupied(at) => rows[*at.get()].new = new,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rusqlite::{CachedStatement, Connection, OpenFlags};
 use zeroring_core::ivm::source::SourceError;
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::{Schema, TableSpec};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -147,7 +147,7 @@ impl ReplicaReader {
         table: &TableSpec,
         columns: &[usize],
         key: &[Value],
-    ) -> Result<Option<Arc<Row>>, SourceError> {
+    ) -> Result<Option<RowRef>, SourceError> {
         let condition: Vec<String> = columns
             .iter()
             .map(|&c| format!("{} = ?", quote_ident(&table.columns[c].name)))
@@ -176,7 +176,7 @@ impl ReplicaReader {
     pub fn scan(
         &self,
         table: &TableSpec,
-        visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
         let sql = format!("SELECT {} FROM {}", select_list(table), quote_ident(&table.name));
         let mut statement = self.prepare(&sql)?;
@@ -238,7 +238,7 @@ impl<'t> RowDecoder<'t> {
     ///
     /// # Errors
     /// [`SourceError::UnsupportedValue`] naming table and column.
-    pub fn decode(&mut self, row: &rusqlite::Row<'_>) -> Result<Arc<Row>, SourceError> {
+    pub fn decode(&mut self, row: &rusqlite::Row<'_>) -> Result<RowRef, SourceError> {
         decode_row(self.table, &mut self.versions, row, 0).map_err(source_error)
     }
 }
@@ -249,7 +249,7 @@ pub(crate) fn decode_row(
     versions: &mut VersionCache,
     row: &rusqlite::Row<'_>,
     first: usize,
-) -> Result<Arc<Row>, ReplicaError> {
+) -> Result<RowRef, ReplicaError> {
     let get = |i: usize| {
         row.get_ref(first + i).map_err(|e| ReplicaError::UnsupportedValue(e.to_string()))
     };
@@ -257,11 +257,10 @@ pub(crate) fn decode_row(
     if version < table.min_row_version {
         version = table.min_row_version.clone();
     }
-    let mut values = Vec::with_capacity(table.columns.len());
-    for (i, column) in table.columns.iter().enumerate() {
-        values.push(value_from_sql(get(i + 1)?, column.value_type, &table.name, &column.name)?);
-    }
-    Ok(Row::new(version, values))
+    Row::try_new(version, table.columns.len(), |i| {
+        let column = &table.columns[i];
+        value_from_sql(get(i + 1)?, column.value_type, &table.name, &column.name)
+    })
 }
 
 /// What SQLite says of a statement beyond its limits, whatever table it reads.

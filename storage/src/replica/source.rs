@@ -2,13 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use rusqlite::CachedStatement;
 use rusqlite::types::{ToSql, ToSqlOutput, Value as SqlValue};
 use rusqlite::vtab::array::Array;
 use zeroring_core::ivm::source::{Fetch, Source, SourceError};
-use zeroring_core::row::{Key, Row};
+use zeroring_core::row::{Key, RowRef};
 use zeroring_core::schema::TableSpec;
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -125,7 +124,7 @@ impl ReplicaSource {
         &mut self,
         fetch: &Fetch<'_>,
         keys: Option<&[Key]>,
-        visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
+        visit: &mut dyn FnMut(RowRef) -> Result<ControlFlow<()>, SourceError>,
     ) -> Result<ControlFlow<()>, SourceError> {
         let statistics;
         let side = match self.always {
@@ -160,7 +159,7 @@ impl ReplicaSource {
         &mut self,
         fetch: &Fetch<'_>,
         keys: &[Key],
-        visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
+        visit: &mut dyn FnMut(RowRef) -> Result<ControlFlow<()>, SourceError>,
     ) -> Result<(), SourceError> {
         let sorted = fetch.ordered || fetch.limit.is_some();
         let mut all = Vec::new();
@@ -196,14 +195,14 @@ impl Source for ReplicaSource {
     fn fetch(
         &mut self,
         fetch: &Fetch<'_>,
-        visit: &mut dyn FnMut(Arc<Row>) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
         if fetch.limit == Some(0) || fetch.keys.is_some_and(|k| k.keys.is_empty()) {
             return Ok(());
         }
         let table = &fetch.plan.node(fetch.node).table;
         let delivers = fetch.delivers();
-        let mut visit = |row: Arc<Row>| {
+        let mut visit = |row: RowRef| {
             if delivers {
                 SourceError::check_deliverable(table, &row)?;
             }
@@ -262,7 +261,7 @@ fn visit_rows(
     statement: &mut CachedStatement<'_>,
     table: &TableSpec,
     versions: &mut VersionCache,
-    visit: &mut dyn FnMut(Arc<Row>) -> Result<ControlFlow<()>, SourceError>,
+    visit: &mut dyn FnMut(RowRef) -> Result<ControlFlow<()>, SourceError>,
 ) -> Result<ControlFlow<()>, SourceError> {
     let mut rows = statement.raw_query();
     while let Some(row) = rows.next().map_err(store_error)? {

@@ -330,7 +330,7 @@ impl ReplicaWriter {
             return false;
         }
         let Some(column) = change.table.column("permissions") else { return true };
-        let value = |row: &Option<Arc<zeroring_core::row::Row>>| {
+        let value = |row: &Option<zeroring_core::row::RowRef>| {
             row.as_ref().map_or(Value::Null, |r| r.values[column].clone())
         };
         change.truncated || change.rows.iter().any(|r| value(&r.old) != value(&r.new))

@@ -12,7 +12,7 @@ use zeroring_core::cvr::{
     ClientGroupId, ConfigUpdater, Cvr, FlushTimes, GroupFlush, PreparedFlush, QueryHash,
     QueryUpdater, RefCounts, RowIdentity, RowRecord, TtlClock,
 };
-use zeroring_core::row::Row;
+use zeroring_core::row::{Row, RowRef};
 use zeroring_core::value::Value;
 use zeroring_core::version::{CvrVersion, StateVersion};
 use zeroring_storage::cvr_store::embedded::EmbeddedCvrStore;
@@ -177,7 +177,7 @@ pub fn row_id(table: &str, id: i64) -> Arc<RowIdentity> {
     Arc::new(RowIdentity::new(table.into(), vec![("id".into(), Value::from_i64(id))]))
 }
 
-pub fn row(version: &StateVersion, value: i64) -> Arc<Row> {
+pub fn row(version: &StateVersion, value: i64) -> RowRef {
     Row::new(version.clone(), vec![Value::from_i64(value)])
 }
 

@@ -29,7 +29,7 @@ use zeroring_core::cvr::{
     QueryUpdater, ReceivedRow, RefCounts, RowIdentity, RowRecords, TtlClock, VersionedPatch,
     is_expired,
 };
-use zeroring_core::row::Row;
+use zeroring_core::row::RowRef;
 use zeroring_core::value::Value;
 use zeroring_core::version::{CvrVersion, StateVersion};
 use zeroring_storage::cvr_store::{CatchupScan, RowOptions};
@@ -44,7 +44,7 @@ const CLIENTS: [&str; 3] = ["x", "y", "z"];
 #[derive(Clone, Default)]
 struct World {
     at: u64,
-    rows: BTreeMap<i64, Arc<Row>>,
+    rows: BTreeMap<i64, RowRef>,
     /// Occurrences by query and row; only rows that exist, never 0.
     results: BTreeMap<QueryHash, BTreeMap<i64, i64>>,
     /// How often the query's transformation changed.

@@ -8,7 +8,7 @@ use zeroring_core::change::Commit;
 use zeroring_core::ivm::memory_source::Database;
 use zeroring_core::ivm::proof::runner::Replayed;
 use zeroring_core::ivm::source::{Fetch, Source, SourceError};
-use zeroring_core::row::{Key, Row};
+use zeroring_core::row::{Key, Row, RowRef};
 use zeroring_core::schema::{Schema, TableSpec};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
@@ -150,7 +150,7 @@ impl Source for SqliteWorld {
     fn fetch(
         &mut self,
         fetch: &Fetch<'_>,
-        visit: &mut dyn FnMut(std::sync::Arc<Row>) -> std::ops::ControlFlow<()>,
+        visit: &mut dyn FnMut(RowRef) -> std::ops::ControlFlow<()>,
     ) -> Result<(), SourceError> {
         self.source.fetch(fetch, visit)
     }

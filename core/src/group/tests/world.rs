@@ -13,7 +13,7 @@ use crate::ivm::engine::InstanceId;
 use crate::ivm::memory_source::Database;
 use crate::ivm::plan::{Param, Plan};
 use crate::json::RawJson;
-use crate::row::{Key, Row};
+use crate::row::{Key, Row, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
@@ -200,7 +200,7 @@ impl SimWorld {
     }
 
     /// What a query syncs now: identity → (count, table, row).
-    pub fn expected(&self, ast: &Ast) -> BTreeMap<String, (u64, Arc<TableSpec>, Arc<Row>)> {
+    pub fn expected(&self, ast: &Ast) -> BTreeMap<String, (u64, Arc<TableSpec>, RowRef)> {
         let (plan, params) =
             compile(ast, &self.schema, &IdentityKeys::default()).expect("compiles");
         brute::sync(&plan, &params, &self.db)
@@ -308,7 +308,7 @@ impl World for SimWorld {
         Ok(signature)
     }
 
-    fn read_row(&mut self, id: &RowIdentity) -> Result<Option<Arc<Row>>, String> {
+    fn read_row(&mut self, id: &RowIdentity) -> Result<Option<RowRef>, String> {
         self.reads += 1;
         let table = self.schema.table(id.table()).ok_or("unknown table")?;
         let key: Key = table

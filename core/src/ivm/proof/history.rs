@@ -117,7 +117,8 @@ impl History {
             queries.push((plan, params.into()));
         }
         let tables = schema.tables.values();
-        let rows = tables.flat_map(|t| db.rows(t.id).map(|r| (t.id, r.values.clone()))).collect();
+        let rows =
+            tables.flat_map(|t| db.rows(t.id).map(|r| (t.id, Box::from(&r.values)))).collect();
         let script = Script { config, schema, rows, queries, operations: Vec::new() };
         History { world, rng, commits, script }
     }

@@ -13,7 +13,7 @@ use crate::ivm::memory_source::{Database, MemorySource};
 use crate::ivm::plan::{Node, Param, Plan};
 use crate::ivm::signature::RowName;
 use crate::ivm::source::Source;
-use crate::row::{Key, Row, RowId};
+use crate::row::{Key, Row, RowId, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
@@ -202,7 +202,7 @@ impl<S: Replayed> Runner<S> {
         subscribers.iter().for_each(|s| engine.unsubscribe(s.id));
         // The database holds rows too.
         drop((source, db, subscribers));
-        engine.sweep();
+        engine.sweep(&mut Budget::unlimited());
         let s = engine.stats();
         let left = [s.plans, s.instances, s.subscriptions, s.partitions, s.interned_rows, s.routes];
         if left == [0; 6] {
@@ -249,7 +249,7 @@ impl<S: Replayed> Runner<S> {
     fn commit(&mut self, edits: &[Edit]) -> Result<(), Failure> {
         let version = self.next_version();
         let mut truncated: BTreeSet<TableId> = BTreeSet::new();
-        let mut olds: BTreeMap<TableId, BTreeMap<Key, Option<Arc<Row>>>> = BTreeMap::new();
+        let mut olds: BTreeMap<TableId, BTreeMap<Key, Option<RowRef>>> = BTreeMap::new();
         for edit in edits {
             let (Edit::Put(id, _) | Edit::Remove(id, _) | Edit::Truncate(id)) = edit;
             let table = by_id(&self.schema, *id).ok_or(Failure::Invalid)?.clone();
@@ -521,11 +521,11 @@ fn apply(rows: &mut Multiset, d: &RowDelta) -> Result<(), String> {
 }
 
 fn compare(what: &str, have: &Multiset, want: &Multiset) -> Result<(), String> {
-    let equal = |h: (&RowId, &(u64, Arc<Row>)), w: (&RowId, &(u64, Arc<Row>))| {
+    let equal = |h: (&RowId, &(u64, RowRef)), w: (&RowId, &(u64, RowRef))| {
         let (have, want) = (&h.1.1, &w.1.1);
         h.0 == w.0
             && h.1.0 == w.1.0
-            && (Arc::ptr_eq(have, want)
+            && (RowRef::ptr_eq(have, want)
                 || (have.version == want.version && have.values == want.values))
     };
     if have.len() == want.len() && have.iter().zip(want).all(|(h, w)| equal(h, w)) {

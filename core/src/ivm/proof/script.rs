@@ -68,7 +68,7 @@ pub fn edits(commit: &Commit) -> Vec<Edit> {
         }
         for row in &change.rows {
             match (&row.old, &row.new) {
-                (_, Some(new)) => out.push(Edit::Put(id, new.values.clone())),
+                (_, Some(new)) => out.push(Edit::Put(id, new.values.into())),
                 (Some(old), None) => {
                     out.push(Edit::Remove(id, old.project(&change.table.replica_key)));
                 }

@@ -17,7 +17,7 @@ use crate::ivm::plan::{
     Condition, Direction, ExistsEdge, Node, NodeId, Op, Param, ParamId, Plan, RelatedEdge, Role,
     Simple, Start,
 };
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
@@ -180,7 +180,7 @@ impl PlanWorld {
         StateVersion::from_lsn(self.next_version)
     }
 
-    fn row(&mut self, id: u32, version: &StateVersion) -> Arc<Row> {
+    fn row(&mut self, id: u32, version: &StateVersion) -> RowRef {
         self.next_unique += 1;
         let unique = Value::Number(f64::from(self.next_unique));
         let mut values = vec![Value::Number(f64::from(id)), unique];
@@ -190,7 +190,7 @@ impl PlanWorld {
 
     fn change(&mut self, db: &mut Database, version: &StateVersion) {
         let table = self.tables[self.rng.random_range(0..self.tables.len())].clone();
-        let existing: Vec<Arc<Row>> = db.rows(table.id).cloned().collect();
+        let existing: Vec<RowRef> = db.rows(table.id).cloned().collect();
         let kind = self.rng.random_range(0..100);
         let Some(row) = existing.choose(&mut self.rng).cloned() else {
             let row = self.row(0, version);
@@ -492,13 +492,13 @@ fn difference(before: &Database, after: &Database, table: &TableSpec) -> Vec<Row
     let mut rows = Vec::new();
     for old in before.rows(table.id) {
         let new = after.get(table.id, &old.project(&table.replica_key));
-        if new.is_none_or(|new| !Arc::ptr_eq(new, old)) {
-            rows.push(RowChange { old: Some(Arc::clone(old)), new: new.cloned() });
+        if new.is_none_or(|new| !RowRef::ptr_eq(new, old)) {
+            rows.push(RowChange { old: Some(old.clone()), new: new.cloned() });
         }
     }
     for new in after.rows(table.id) {
         if before.get(table.id, &new.project(&table.replica_key)).is_none() {
-            rows.push(RowChange { old: None, new: Some(Arc::clone(new)) });
+            rows.push(RowChange { old: None, new: Some(new.clone()) });
         }
     }
     rows

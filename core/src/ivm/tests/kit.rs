@@ -10,7 +10,7 @@ use crate::ivm::delta::{Advanced, DeltaKind, RowDelta};
 use crate::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
 use crate::ivm::memory_source::{Database, MemorySource};
 use crate::ivm::plan::{Param, Plan};
-use crate::row::{Row, RowId};
+use crate::row::{Row, RowId, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
@@ -76,7 +76,7 @@ impl Kit {
         }
     }
 
-    fn row(row: &Json, version: &StateVersion) -> Arc<Row> {
+    fn row(row: &Json, version: &StateVersion) -> RowRef {
         let values: Vec<Value> = row.as_array().unwrap().iter().map(value).collect();
         Row::new(version.clone(), values)
     }

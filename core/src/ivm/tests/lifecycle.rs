@@ -9,7 +9,7 @@ use crate::change::{Commit, RowChange, TableChange};
 use crate::ivm::engine::{Budget, EngineConfig, Progress, Reset, Status};
 use crate::ivm::error::{AdvanceError, EngineError};
 use crate::ivm::source::SourceError;
-use crate::row::Row;
+use crate::row::{Row, RowRef};
 use crate::schema::ValueType::{Number, String as Text};
 use crate::schema::{Schema, TableSpec};
 use crate::value::Value;
@@ -30,7 +30,7 @@ fn all(table: &str) -> Json {
 }
 
 /// A schema change of table `a`: version 2, with a changed spec and these rows.
-fn alter(kit: &mut Kit, change: impl Fn(&mut TableSpec), rows: Vec<Arc<Row>>) -> Arc<Commit> {
+fn alter(kit: &mut Kit, change: impl Fn(&mut TableSpec), rows: Vec<RowRef>) -> Arc<Commit> {
     let mut schema = Schema::clone(&kit.schema);
     let old = schema.tables["a"].clone();
     let mut spec = TableSpec::clone(&old);

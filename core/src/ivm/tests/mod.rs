@@ -52,6 +52,7 @@
 //! | 45 exchanged client keys | `checklist::rows_that_exchange_the_clients_key…`, random |
 //! | 46 scalars of rules, below scalars | `checklist::scalars_of_rules_are_silent…` |
 
+mod bounded_steps;
 mod checklist;
 mod datasets;
 mod examples;

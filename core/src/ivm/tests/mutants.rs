@@ -10,7 +10,7 @@ const MOST: u64 = 100_000;
 
 /// Each variant with a seed that catches it. A change of the generator makes the seeds stale:
 /// the tests then search (and say what they found).
-const CAUGHT_BY: [(Mutant, u64); 14] = [
+const CAUGHT_BY: [(Mutant, u64); 21] = [
     (Mutant::WholeEverywhere, 6),
     (Mutant::WeakForOneLeaf, 8538),
     (Mutant::WeakByParity, 251),
@@ -25,6 +25,13 @@ const CAUGHT_BY: [(Mutant, u64); 14] = [
     (Mutant::IncompleteIsEmpty, 1187),
     (Mutant::HydratingLed, 1089),
     (Mutant::MovedParentForgotten, 66_275),
+    (Mutant::StaleParents, 74_237),
+    (Mutant::OneBranchRouted, 51),
+    (Mutant::RangeWithoutBounds, 7),
+    (Mutant::ParkedForgotten, 7),
+    (Mutant::FilledWhileSettling, 96),
+    (Mutant::CountedAnewForgotten, 1),
+    (Mutant::NewRowKept, 6),
 ];
 
 #[test]

@@ -166,3 +166,55 @@ fn more_of_the_same_evidence_reads_nothing() {
     assert_eq!(kit.source.fetches, fetches);
     kit.check(id, &query);
 }
+
+fn condition(column: &str, op: &str, value: Json) -> Json {
+    json!({"type": "simple", "op": op, "left": {"type": "column", "name": column},
+           "right": {"type": "literal", "value": value}})
+}
+
+fn combined(op: &str, conditions: &[Json]) -> Json {
+    json!({"type": op, "conditions": conditions})
+}
+
+/// Queries of one shape, of which one change concerns one, found without looking at the others.
+fn routed_alone(query: impl Fn(usize) -> Json, change: Change, whom: usize) {
+    let mut kit = kit();
+    let ids = subscribe_all(&mut kit, |n| json!({"table": "issue", "where": query(n)}));
+    let before = work(&kit);
+    let advanced = kit.change(&[change]);
+    let after = work(&kit);
+    assert_eq!((after.rest_evaluations, after.advances - before.advances), (0, 1));
+    assert_eq!((advanced.deltas.len(), advanced.deltas[0].instance), (1, ids[whom]));
+}
+
+#[test]
+fn an_or_of_equalities_is_found_by_each_of_them() {
+    // More than the projects that there are: nobody else's.
+    let far = PROJECTS * 2;
+    let same_column =
+        |n: usize| combined("or", &[of_project(far + 2 * n), of_project(far + 2 * n + 1)]);
+    routed_alone(same_column, ("issue", json!(["x", far + 14, 0])), 7);
+    routed_alone(same_column, ("issue", json!(["x", far + 15, 0])), 7);
+    let two_columns =
+        |n: usize| combined("or", &[of_project(far + n), condition("rank", "=", json!(far + n))]);
+    routed_alone(two_columns, ("issue", json!(["x", far + 7, 0])), 7);
+    routed_alone(two_columns, ("issue", json!(["x", 0, far + 8])), 8);
+    let nested = |n: usize| {
+        let rank = condition("rank", ">", json!(3));
+        let list = condition("project", "IN", json!([far + 2 * n, far + 2 * n + 1]));
+        let id = condition("id", "=", json!(format!("x{n}")));
+        combined("and", &[rank.clone(), combined("or", &[combined("and", &[rank, id]), list])])
+    };
+    routed_alone(nested, ("issue", json!(["x", far + 15, 4])), 7);
+    routed_alone(nested, ("issue", json!(["x8", 0, 4])), 8);
+}
+
+#[test]
+fn an_or_with_another_branch_is_evaluated() {
+    let mut kit = kit();
+    let query = combined("or", &[of_project(1), condition("rank", "!=", json!(0))]);
+    let id = kit.subscribe(&json!({"table": "issue", "where": query}));
+    kit.hydrate(id);
+    assert_eq!(only(&kit.change(&[("issue", json!(["x", 7, 1]))])), "+x");
+    assert_eq!(work(&kit).rest_evaluations, 1);
+}
