@@ -691,10 +691,9 @@ fn few_children_with_an_index_to_their_parents_come_first() {
 
 #[test]
 fn a_statement_that_runs_key_by_key_is_prepared_once() {
-    let (schema, db) = large_table();
+    let (mut schema, db) = large_table();
     let mut spec = TableSpec::clone(schema.table("t").unwrap());
     spec.indexes = vec![vec![1]];
-    let mut schema = schema.clone();
     schema.tables.insert("t".into(), Arc::new(spec));
     let dir = tempfile::tempdir().unwrap();
     let sqlite = replica(&dir, &schema, &db);
