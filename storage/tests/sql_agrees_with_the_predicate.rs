@@ -5,11 +5,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod sqlite_world;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use rusqlite::Connection;
-use rusqlite::types::{ToSql, Value as SqlValue};
+use rusqlite::{Connection, StatementStatus};
 use zeroring_core::ivm::brute;
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
@@ -27,67 +28,10 @@ use zeroring_storage::replica::reader::{ReaderOptions, ReplicaReader};
 use zeroring_storage::replica::scans::{LARGE_SCAN_ROWS, MissingIndex};
 use zeroring_storage::replica::source::ReplicaSource;
 use zeroring_storage::replica::sql::{Select, compile as compile_sql};
-use zeroring_storage::replica::types::ValueParam;
 
 /// A replica file with the rows of `db`.
 fn replica(dir: &tempfile::TempDir, schema: &Schema, db: &Database) -> ReplicaSource {
-    let path = dir.path().join("replica.db");
-    let c = Connection::open(&path).unwrap();
-    c.execute_batch(
-        r#"PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; BEGIN;
-           CREATE TABLE "_zero.replicationState" (stateVersion TEXT);
-           INSERT INTO "_zero.replicationState" VALUES ('01');"#,
-    )
-    .unwrap();
-    for t in schema.tables.values() {
-        let columns: Vec<String> = t
-            .columns
-            .iter()
-            .map(|c| {
-                let not_null = if c.nullable { "" } else { "|NOT_NULL" };
-                format!("\"{}\" \"{}{not_null}\"", c.name, c.upstream_type)
-            })
-            .collect();
-        c.execute_batch(&format!(
-            "CREATE TABLE \"{}\" ({}, \"_0_version\" \"text\")",
-            t.name,
-            columns.join(",")
-        ))
-        .unwrap();
-        for (i, k) in t.indexes.iter().chain(t.unique_keys.iter().map(|k| &k.columns)).enumerate() {
-            let names: Vec<String> =
-                k.iter().map(|&c| format!("\"{}\"", t.columns[c].name)).collect();
-            c.execute_batch(&format!(
-                "CREATE INDEX \"{}_{i}\" ON \"{}\" ({})",
-                t.name,
-                t.name,
-                names.join(",")
-            ))
-            .unwrap();
-        }
-        let holes = vec!["?"; t.columns.len() + 1].join(",");
-        let mut insert =
-            c.prepare(&format!("INSERT INTO \"{}\" VALUES ({holes})", t.name)).unwrap();
-        for row in db.rows(t.id) {
-            let version = row.version.as_str().to_owned();
-            let mut params: Vec<Box<dyn ToSql + '_>> = Vec::new();
-            for (v, column) in row.values.iter().zip(&t.columns) {
-                match v {
-                    Value::Number(n) if &*column.upstream_type == "float8" => {
-                        params.push(Box::new(SqlValue::Real(*n)));
-                    }
-                    v => params.push(Box::new(ValueParam(v))),
-                }
-            }
-            params.push(Box::new(version));
-            insert.execute(rusqlite::params_from_iter(params.iter())).unwrap();
-        }
-    }
-    c.execute_batch("COMMIT").unwrap();
-    let reader = ReplicaReader::open(&path, &ReaderOptions::default()).unwrap();
-    let mut source = ReplicaSource::new(reader).unwrap();
-    source.refresh().unwrap();
-    source
+    sqlite_world::replica(dir, schema, db, &StateVersion::from_lsn(1)).0
 }
 
 fn collect(source: &mut dyn Source, fetch: &Fetch<'_>) -> Result<Vec<RowRef>, SourceError> {
@@ -741,6 +685,101 @@ fn few_children_with_an_index_to_their_parents_come_first() {
             }
             sqlite.always_begin_with(side);
             assert_eq!(run(&mut sqlite, &schema, one.clone()), 11);
+        }
+    }
+}
+
+#[test]
+fn a_statement_that_runs_key_by_key_is_prepared_once() {
+    let (mut schema, db) = large_table();
+    let mut spec = TableSpec::clone(schema.table("t").unwrap());
+    spec.indexes = vec![vec![1]];
+    schema.tables.insert("t".into(), Arc::new(spec));
+    let dir = tempfile::tempdir().unwrap();
+    let sqlite = replica(&dir, &schema, &db);
+    // With samples of the column's values.
+    Connection::open(dir.path().join("replica.db")).unwrap().execute_batch("ANALYZE").unwrap();
+    let reader = ReplicaReader::open(sqlite.reader().path(), &ReaderOptions::default()).unwrap();
+    let mut sqlite = ReplicaSource::new(reader).unwrap();
+    sqlite.refresh().unwrap();
+    let ast = serde_json::json!({"table":"t","orderBy":[["s","asc"]],"where":cond(">", 3.into())["where"]});
+    let ast: Ast = serde_json::from_value(ast).unwrap();
+    let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+    let prepared_again = |fetch: &Fetch<'_>| {
+        let compiled = compile_sql(fetch, None, Select::Rows, ExistsSide::Parent).unwrap();
+        let mut statement = sqlite.reader().prepare(&compiled.text).unwrap();
+        for round in 0..5 {
+            for at in 1..=compiled.binds.len() {
+                statement.raw_bind_parameter(at, 4 + round).unwrap();
+            }
+            let mut rows = statement.raw_query();
+            while rows.next().unwrap().is_some() {}
+        }
+        statement.get_status(StatementStatus::RePrepare)
+    };
+    let position: Key = [Value::string("s4"), Value::Number(4.0)].into_iter().collect();
+    for n in 0..3 {
+        let keys: [Key; 1] = [[Value::Number(f64::from(n))].into_iter().collect()];
+        let first = Fetch {
+            keys: Some(Keys { columns: &[1], keys: &keys }),
+            limit: Some(4),
+            ..whole(&plan, &params)
+        };
+        assert_eq!(prepared_again(&first), 0);
+        let from = Some(Bound { position: &position, inclusive: true });
+        assert_eq!(prepared_again(&Fetch { from, ..first.clone() }), 0);
+        assert_eq!(prepared_again(&Fetch { limit: None, ..first }), 0);
+    }
+    // Where much may be read, SQLite looks at the values.
+    assert!(prepared_again(&whole(&plan, &params)) > 0);
+}
+
+#[test]
+fn small_partitions_are_read_together_and_large_ones_stop_early() {
+    let columns = [("id", ValueType::Number, "int4"), ("v", ValueType::Number, "int4")];
+    let number = |n: u32| Value::Number(f64::from(n));
+    // Each of 100 parents (v = 0) has `children` children.
+    for (children, together) in [(3_u32, true), (40, false)] {
+        let parents = (1..=100).map(|n| vec![number(n), number(0)]);
+        let below = (0..100 * children).map(|n| vec![number(1_000 + n), number(n % 100 + 1)]);
+        let (mut schema, db) = table(&columns, parents.chain(below).collect());
+        let mut spec = TableSpec::clone(schema.table("t").unwrap());
+        spec.indexes = vec![vec![1]];
+        schema.tables.insert("t".into(), Arc::new(spec));
+        let dir = tempfile::tempdir().unwrap();
+        let mut sqlite = replica(&dir, &schema, &db);
+        let writer = Connection::open(dir.path().join("replica.db")).unwrap();
+        writer.execute_batch("ANALYZE").unwrap();
+        sqlite.refresh().unwrap();
+        let edge = serde_json::json!({"correlation":{"parentField":["id"],"childField":["v"]},
+            "subquery":{"table":"t","alias":"c","limit":2,"orderBy":[["id","desc"]]}});
+        let query = |part: &str, value: serde_json::Value| {
+            let mut ast = serde_json::json!({"table":"t","where":cond("=", 0.into())["where"]});
+            match part {
+                "related" => ast["related"] = serde_json::json!([value]),
+                _ => {
+                    let exists = serde_json::json!({"type":"correlatedSubquery","op":"EXISTS",
+                        "related":value});
+                    ast["where"] =
+                        serde_json::json!({"type":"and","conditions":[ast["where"], exists]});
+                }
+            }
+            ast
+        };
+        for (part, of_each) in [("related", 2), ("exists", 3)] {
+            let ast: Ast = serde_json::from_value(query(part, edge.clone())).unwrap();
+            let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+            let version = sqlite.version().clone();
+            let mut engine =
+                Engine::new(EngineConfig::default(), version, Arc::new(schema.clone()));
+            let id = engine.subscribe(&Arc::new(plan), params.into()).unwrap();
+            let before = sqlite.statements();
+            let mut budget = Budget::unlimited();
+            let done = engine.hydrate_step(id, &mut sqlite, &mut budget).unwrap();
+            assert_eq!(done, Progress::Done);
+            let statements = sqlite.statements() - before;
+            assert_eq!(statements, if together { 2 } else { 101 }, "{part} of {children}");
+            assert_eq!(engine.rows(id).unwrap().count(), 100 * (1 + of_each), "{part}");
         }
     }
 }

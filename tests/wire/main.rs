@@ -29,6 +29,7 @@ mod order;
 mod other_servers;
 mod pokes;
 mod push;
+mod slow_queries;
 mod ttl;
 mod values;
 mod view_records;

@@ -139,4 +139,36 @@ mod tests {
         let never = json!({"table":"t","where":{"type":"or","conditions":[]}});
         assert_eq!(received(&never), base, "which is why a normal form is never executed");
     }
+
+    /// Why what was normalised must never be executed: a condition that is false is gone.
+    #[test]
+    fn a_false_condition_vanishes_from_the_normal_form_and_hints_do_not() {
+        let never = json!({"type":"or","conditions":[]});
+        let x = json!({"type":"simple","op":"=","left":{"type":"column","name":"x"},
+            "right":{"type":"literal","value":1}});
+        let query = |w: &Value| received(&json!({"table":"t","where":w}));
+        assert_eq!(query(&never), received(&json!({"table":"t"})));
+        assert_eq!(query(&json!({"type":"and","conditions":[never, x]})), query(&x));
+        let related = |aliases: [&str; 2]| {
+            let one = |alias: &str| {
+                json!({"correlation":{"parentField":["a"],"childField":["b"]},
+                    "subquery":{"table":"c","alias":alias}})
+            };
+            received(&json!({"table":"t","related":aliases.map(one)}))
+        };
+        assert_eq!(related(["p", "q"]), related(["q", "p"]));
+        let exists = |hint: &str, value: Value| {
+            let mut exists = json!({"type":"correlatedSubquery","op":"EXISTS","related":{
+                "correlation":{"parentField":["a"],"childField":["b"]},
+                "subquery":{"table":"c","alias":"zsubq_c"}}});
+            if !value.is_null() {
+                exists[hint] = value;
+            }
+            query(&exists)
+        };
+        for hint in ["flip", "scalar"] {
+            let hashes = [json!(null), json!(false), json!(true)].map(|v| exists(hint, v));
+            assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2] && hashes[0] != hashes[2]);
+        }
+    }
 }

@@ -263,8 +263,16 @@ impl<'a> Builder<'a> {
                     self.order_by(table, &node.order);
                 }
                 if let Some(limit) = fetch.limit {
-                    self.push(" LIMIT ");
-                    self.bind(Bind::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+                    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+                    // SQLite looks at a limit, too, and it is always the same for a partition
+                    // that was not read before; when it is refilled it is not.
+                    match (self.peek, fetch.from) {
+                        (false, None) => self.put(format_args!(" LIMIT {limit}")),
+                        (peek, _) => {
+                            self.push(if peek { " LIMIT " } else { " LIMIT +" });
+                            self.bind(Bind::Integer(limit));
+                        }
+                    }
                 }
             }
         }

@@ -28,6 +28,17 @@ pub struct SqliteWorld {
 /// A replica file with the rows of `db`.
 pub fn sqlite(schema: &Schema, db: &Database, version: &StateVersion) -> SqliteWorld {
     let dir = tempfile::tempdir().unwrap();
+    let (source, writer) = replica(&dir, schema, db, version);
+    SqliteWorld { source, writer, _dir: dir }
+}
+
+/// A source over a replica file in `dir`, and a connection that may write to it.
+pub fn replica(
+    dir: &tempfile::TempDir,
+    schema: &Schema,
+    db: &Database,
+    version: &StateVersion,
+) -> (ReplicaSource, Connection) {
     let path = dir.path().join("replica.db");
     let writer = Connection::open(&path).unwrap();
     writer
@@ -42,7 +53,7 @@ pub fn sqlite(schema: &Schema, db: &Database, version: &StateVersion) -> SqliteW
     let reader = ReplicaReader::open(&path, &ReaderOptions::default()).unwrap();
     let mut source = ReplicaSource::new(reader).unwrap();
     source.refresh().unwrap();
-    SqliteWorld { source, writer, _dir: dir }
+    (source, writer)
 }
 
 /// The same, every EXISTS begun with its child where that is possible.

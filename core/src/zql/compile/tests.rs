@@ -307,3 +307,122 @@ fn sizes_are_bounded() {
     let ast = Ast { condition: Some(nested), ..Ast::table("issue") };
     assert!(compile(&ast, &schema(), &IdentityKeys::default()).is_err());
 }
+
+/// What a comparison of a column with a literal becomes, by the types of both (spec: zql-ivm §2.4,
+/// §2.10): `F`, `T` a constant; `nn` "is not null"; `n` "is null"; `✗` an error of the query; `ok`
+/// a comparison.
+#[test]
+fn every_pair_of_column_and_literal_has_its_outcome() {
+    // Columns: string, number, boolean, json. Literals across: null, string, number, boolean, list.
+    const LITERALS: [&str; 5] = ["null", "'a'", "1", "true", "[…]"];
+    let literal = [json!(null), json!("a"), json!(1), json!(true), json!(["a", 1, true])];
+    #[rustfmt::skip]
+    let table: [(&[&str], &str, [&str; 5]); 24] = [
+        (&["=", "IS"],             "id",   ["", "ok", "F",  "F",  "F"]),
+        (&["=", "IS"],             "n",    ["", "F",  "ok", "F",  "F"]),
+        (&["=", "IS"],             "open", ["", "F",  "F",  "ok", "F"]),
+        (&["=", "IS"],             "data", ["", "✗",  "✗",  "✗",  "✗"]),
+        (&["!="],                  "id",   ["", "ok", "nn", "nn", "nn"]),
+        (&["!="],                  "n",    ["", "nn", "ok", "nn", "nn"]),
+        (&["!="],                  "open", ["", "nn", "nn", "ok", "nn"]),
+        (&["!="],                  "data", ["", "✗",  "✗",  "✗",  "✗"]),
+        (&["IS NOT"],              "id",   ["", "ok", "T",  "T",  "T"]),
+        (&["IS NOT"],              "n",    ["", "T",  "ok", "T",  "T"]),
+        (&["IS NOT"],              "open", ["", "T",  "T",  "ok", "T"]),
+        (&["IS NOT"],              "data", ["", "✗",  "✗",  "✗",  "✗"]),
+        (&["<", ">", "<=", ">="],  "id",   ["", "ok", "✗",  "✗",  "✗"]),
+        (&["<", ">", "<=", ">="],  "n",    ["", "✗",  "ok", "✗",  "✗"]),
+        (&["<", ">", "<=", ">="],  "open", ["", "✗",  "✗",  "ok", "✗"]),
+        (&["<", ">", "<=", ">="],  "data", ["", "✗",  "✗",  "✗",  "✗"]),
+        (&["LIKE", "NOT LIKE", "ILIKE", "NOT ILIKE"], "id", ["", "ok", "ok", "ok", "✗"]),
+        (&["LIKE", "NOT LIKE", "ILIKE", "NOT ILIKE"], "n",  ["", "✗",  "✗",  "✗",  "✗"]),
+        (&["LIKE", "NOT LIKE", "ILIKE", "NOT ILIKE"], "open", ["", "✗", "✗", "✗",  "✗"]),
+        (&["LIKE", "NOT LIKE", "ILIKE", "NOT ILIKE"], "data", ["", "✗", "✗", "✗",  "✗"]),
+        (&["IN", "NOT IN"],        "id",   ["", "✗",  "✗",  "✗",  "ok"]),
+        (&["IN", "NOT IN"],        "n",    ["", "✗",  "✗",  "✗",  "ok"]),
+        (&["IN", "NOT IN"],        "open", ["", "✗",  "✗",  "✗",  "ok"]),
+        (&["IN", "NOT IN"],        "data", ["", "✗",  "✗",  "✗",  "✗"]),
+    ];
+    let mut cells = 0;
+    for (operators, column, outcomes) in table {
+        for (op, (i, outcome)) in
+            operators.iter().flat_map(|op| outcomes.iter().enumerate().map(move |o| (*op, o)))
+        {
+            // With null, the type of the column does not matter.
+            let want = match (i, op) {
+                (0, "IS") => "n",
+                (0, "IS NOT") => "nn",
+                (0, _) => "F",
+                _ => outcome,
+            };
+            let context = format!("{column} {op} {}", LITERALS[i]);
+            let found = match folded(column, op, literal[i].clone()) {
+                Ok(Condition::Const(false)) => "F",
+                Ok(Condition::Const(true)) => "T",
+                Ok(Condition::Simple(s)) if s.op == Op::IsNull => "n",
+                Ok(Condition::Simple(s)) if s.op == Op::IsNotNull => "nn",
+                Ok(Condition::Simple(_)) => "ok",
+                Ok(other) => panic!("{context}: {other:?}"),
+                Err(error @ CompileError::Type { .. }) => {
+                    let text = error.to_string();
+                    assert!(text.contains("\"issue\"") && text.contains(column), "{text}");
+                    "✗"
+                }
+                Err(other) => panic!("{context}: {other}"),
+            };
+            assert_eq!(found, want, "{context}");
+            cells += 1;
+        }
+    }
+    assert_eq!(cells, 4 * 5 * 14, "every type of column and literal with every operator");
+}
+
+/// Joins need columns of one type that has an equality.
+#[test]
+fn every_pair_of_joined_columns_has_its_outcome() {
+    let columns = ["id", "n", "open", "data"];
+    for parent in columns {
+        for child in columns {
+            let correlation = json!({"parentField": [parent], "childField": [child]});
+            let body = json!({"table": "issue", "alias": "x"});
+            let edge = json!({"correlation": correlation, "subquery": body});
+            let exists = |op: &str| {
+                json!({"table": "issue", "where": {"type": "correlatedSubquery", "op": op,
+                    "related": edge.clone()}})
+            };
+            let related = json!({"table": "issue", "related": [edge.clone()]});
+            for query in [exists("EXISTS"), exists("NOT EXISTS"), related] {
+                let joined = parent == child && parent != "data";
+                match run(query) {
+                    Ok(_) => assert!(joined, "{parent} = {child}"),
+                    Err(error) => {
+                        assert!(!joined, "{error}");
+                        let text = error.to_string();
+                        assert!(text.contains("cannot be joined with"), "{text}");
+                        assert!(text.contains(&format!("\"{parent}\"")), "{text}");
+                        assert!(text.contains(&format!("\"{child}\"")), "{text}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A cursor has values of its columns' types, or null.
+#[test]
+fn every_pair_of_column_and_cursor_value_has_its_outcome() {
+    let values = [json!("a"), json!(1), json!(true)];
+    for (own, column) in ["id", "n", "open"].into_iter().enumerate() {
+        let start = |value: &Json| {
+            run(json!({"table": "issue", "orderBy": [[column, "asc"]],
+                "start": {"row": {column: value}, "exclusive": true}}))
+        };
+        assert!(start(&json!(null)).is_ok());
+        for (i, value) in values.iter().enumerate() {
+            assert_eq!(start(value).is_ok(), i == own, "{column} at {value}");
+        }
+        for value in [json!([1]), json!({"a": 1})] {
+            assert!(start(&value).unwrap_err().to_string().contains("start cursor"), "{value}");
+        }
+    }
+}
