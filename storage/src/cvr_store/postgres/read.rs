@@ -75,8 +75,7 @@ impl Reader<'_> {
 
     /// Loads groups (spec §2.5), given the latest connection to each on this server. Those that
     /// others own are taken over.
-    /// Also gives what is to be noted about that ([`Reader::claim`]).
-    pub(super) fn load(&mut self, groups: &[(ClientGroupId, f64)]) -> (Vec<Attempt>, Records<2>) {
+    pub(super) fn load(&mut self, groups: &[(ClientGroupId, f64)]) -> Vec<Attempt> {
         let shared = self.shared();
         let ids = Param::array(groups.iter().map(|(g, _)| Some(g.as_str())));
         let with_deleted = [ids.clone(), false.into()];
@@ -94,11 +93,11 @@ impl Reader<'_> {
         };
         let read = match read {
             Ok(read) => read,
-            Err(e) => return (all_failed(e), claims),
+            Err(e) => return all_failed(e),
         };
         let stored = match Stored::of(&read) {
             Ok(stored) => stored,
-            Err(e) => return (all_failed(e), claims),
+            Err(e) => return all_failed(e),
         };
         let attempts = groups
             .iter()
@@ -112,11 +111,13 @@ impl Reader<'_> {
                 attempt
             })
             .collect();
-        (attempts, claims)
+        // Before the answer: a former owner that writes meanwhile would make us start over.
+        self.claim(claims);
+        attempts
     }
 
     /// Tells the former owners. Only a hint: our first flush takes the groups over anyway.
-    pub(super) fn claim(&mut self, mut claims: Records<2>) {
+    fn claim(&mut self, mut claims: Records<2>) {
         let count = claims.len();
         if count == 0 {
             return;

@@ -237,8 +237,7 @@ impl Worker {
             return;
         }
         let groups: Vec<_> = jobs.iter().map(|j| (j.group.clone(), j.connect_ms)).collect();
-        let (attempts, claims) = self.reader().load(&groups);
-        for (mut job, attempt) in jobs.into_iter().zip(attempts) {
+        for (mut job, attempt) in jobs.into_iter().zip(self.reader().load(&groups)) {
             let (version, rows) = match attempt {
                 Attempt::Done(result) => {
                     answer(job.reply, result);
@@ -260,7 +259,5 @@ impl Worker {
                 job.refuse(rows_behind(&version, &rows));
             }
         }
-        // Nobody waits for the hints to former owners.
-        self.reader().claim(claims);
     }
 }
