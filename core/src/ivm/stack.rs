@@ -30,6 +30,10 @@ impl<T> Stack<T> {
         if piece.is_empty() {
             self.pieces.pop();
         }
+        if self.pieces.is_empty() {
+            // Most are empty most of the time, and there are two per node of each query.
+            self.pieces = Vec::new();
+        }
         element
     }
 
