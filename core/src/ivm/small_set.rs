@@ -104,6 +104,13 @@ impl<T: Copy> Iterator for Iter<'_, T> {
             Iter::Many(all) => all.next().copied(),
         }
     }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        match self {
+            Iter::Few(all) => all.size_hint(),
+            Iter::Many(all) => all.size_hint(),
+        }
+    }
 }
 
 #[cfg(test)]
