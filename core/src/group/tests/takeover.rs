@@ -37,20 +37,21 @@ fn assert_answered(h: &Harness, conn: ConnId) {
     assert!(h.socket(conn).model.pokes > 0 && !h.socket(conn).busy);
 }
 
-/// A client comes back and wants something else: its change meets what the other server wrote, is
-/// made anew on that, and answered.
+/// A client comes back and wants something else: its change is refused, and then it is answered.
 #[test]
-fn a_client_whose_change_meets_what_another_server_wrote_is_taken_in() {
+fn a_client_whose_change_was_refused_is_answered_when_it_comes_back() {
     let mut h = Harness::new(false);
     let (late, current) = remembered(&mut h);
     another_has_it(&mut h);
-    let conn = h.connect("g", "late", None, late, 51).expect("admitted");
+    let conn = h.connect("g", "late", None, late.clone(), 51).expect("admitted");
     let wants =
         format!(r#"["initConnection",{{"desiredQueriesPatch":[{}]}}]"#, put("r", ALL_ISSUES));
-    let loads = h.loads;
     h.say(conn, &wants);
     h.settle();
-    assert_eq!(h.loads, loads + 1, "what is remembered is not what is stored");
+    assert_eq!(h.error_kind(conn), Some("Rehome"));
+    let conn = h.connect("g", "late", None, late, 51).expect("admitted");
+    h.say(conn, &wants);
+    h.settle();
     assert_answered(&h, conn);
     assert_eq!((h.state(conn).got.len(), h.state(conn).rows.len()), (2, 1));
     let conn = rejoin(&mut h, "current", current);
@@ -64,12 +65,15 @@ fn those_who_stay_are_brought_up_to_what_was_written_elsewhere() {
     let (late, current) = remembered(&mut h);
     let stays = rejoin(&mut h, "current", current);
     another_has_it(&mut h);
-    let conn = h.connect("g", "late", None, late, 51).expect("admitted");
+    let conn = h.connect("g", "late", None, late.clone(), 51).expect("admitted");
     h.say(
         conn,
         &format!(r#"["initConnection",{{"desiredQueriesPatch":[{}]}}]"#, put("r", ALL_ISSUES)),
     );
     h.settle();
+    assert_eq!(h.error_kind(conn), Some("Rehome"));
+    assert_answered(&h, stays);
+    let conn = rejoin(&mut h, "late", late);
     assert_answered(&h, conn);
     assert_answered(&h, stays);
 }
@@ -136,4 +140,24 @@ fn a_store_that_fails_at_any_step_of_coming_up_is_asked_again() {
         h.settle();
         assert_eq!((h.state(conn).rows.len(), h.world.subscriptions()), (3, 3));
     }
+}
+
+/// A client comes back and wants something else: its change meets what the other server wrote, is
+/// made anew on that, and answered.
+#[test]
+fn a_client_whose_change_meets_what_another_server_wrote_is_taken_in() {
+    let mut h = Harness::new(false);
+    let (late, current) = remembered(&mut h);
+    h.store.moved_on(&"g".into());
+    let conn = h.connect("g", "late", None, late, 51).expect("admitted");
+    let wants =
+        format!(r#"["initConnection",{{"desiredQueriesPatch":[{}]}}]"#, put("r", ALL_ISSUES));
+    let loads = h.loads;
+    h.say(conn, &wants);
+    h.settle();
+    assert_eq!(h.loads, loads + 1, "what is remembered is not what is stored");
+    assert_answered(&h, conn);
+    assert_eq!((h.state(conn).got.len(), h.state(conn).rows.len()), (2, 1));
+    let conn = rejoin(&mut h, "current", current);
+    assert_answered(&h, conn);
 }
