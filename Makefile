@@ -1,7 +1,7 @@
 # `make demo` and `make test` do all their own set-up; see README.md.
 CARGO ?= cargo
 
-.PHONY: bench bench-all bench-check demo test lint fmt fuzz setup-build setup-test
+.PHONY: bench bench-all bench-check bench-engine demo test lint fmt fuzz setup-build setup-test
 
 # A private Postgres with sample data, the server, and a page of live queries.
 demo: setup-build
@@ -31,6 +31,12 @@ bench: setup-test
 # compares allocations; this compares instructions too (valgrind; minutes).
 bench-check:
 	$(CARGO) run --locked -q -p zeroring-bench -- --check-instructions
+
+# Our engine and the original's alone, on the same data and queries; writes
+# docs/benchmarks/engine.md and engine.json.
+bench-engine: setup-test
+	$(CARGO) build --release --locked -p zeroring-bench
+	target/release/zeroring-bench --compare tests/client/node_modules docs/benchmarks
 
 # The scenarios that `make bench` leaves out: mixed queries, churn, stalled clients, models of
 # feeds, mail, forums and customer lists. Each server once.
