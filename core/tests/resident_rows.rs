@@ -215,4 +215,31 @@ fn a_resident_row_costs_little_beyond_its_values() {
     let partition = (twice.held - flat.held) / 2_000.0;
     println!("a partition of ten rows: {partition:.0}");
     assert!(partition <= 640.0, "{partition} bytes for a partition of ten rows");
+    let parked = parked(20_000);
+    println!("a parked row: {parked:.0}");
+    assert!(parked <= 200.0, "{parked} bytes for a parked row");
+}
+
+/// What is kept of a row of a query that gave its rows up.
+fn parked(rows: usize) -> f64 {
+    let schema = Schema { tables: [("item".into(), table())].into(), ..Schema::default() };
+    let version = StateVersion::from_lsn(22_020_400);
+    let config = EngineConfig { max_rows: 1, ..EngineConfig::default() };
+    let mut engine = Engine::new(config, version.clone(), Arc::new(schema.clone()));
+    let mut source = Made { version, rows };
+    let mut hydrated = |query: Json| {
+        let ast = serde_json::from_value(query).unwrap();
+        let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+        let id = engine.subscribe(&Arc::new(plan), params.into()).unwrap();
+        let mut budget = Budget::unlimited();
+        engine.hydrate_step(id, &mut source, &mut budget).unwrap();
+        engine.is_parked(id)
+    };
+    let before = live();
+    assert!(!hydrated(json!({"table": "item"})), "what alone is too much is held all the same");
+    // A second one needs room.
+    hydrated(json!({"table": "item", "limit": 1}));
+    assert_eq!(engine.stats().parked, 1);
+    engine.sweep(&mut Budget::unlimited());
+    (live() - before) as f64 / rows as f64
 }

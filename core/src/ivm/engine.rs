@@ -53,8 +53,8 @@ pub struct EngineConfig {
     /// Most instances at a time; more subscriptions fail.
     pub max_instances: usize,
     /// Most distinct rows in memory. Beyond, instances give theirs up, the largest first
-    /// (*parked*): their subscribers stay, of each row its key, version and count are kept (some
-    /// 100 bytes), and a commit on a table that they read, or a subscriber who wants the rows,
+    /// (*parked*): their subscribers stay, of each row its key, version and count are kept (140
+    /// bytes), and a commit on a table that they read, or a subscriber who wants the rows,
     /// reads them anew. One instance that is larger than the bound alone is served all the same.
     pub max_rows: usize,
     /// Overshoot of limited windows.

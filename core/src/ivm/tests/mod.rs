@@ -12,6 +12,7 @@ mod kit;
 mod lifecycle;
 mod metamorphic;
 mod mutants;
+mod parking;
 mod random;
 mod sharing;
 mod skeletons;
