@@ -10,8 +10,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use zeroring_core::cvr::ClientGroupId;
 use zeroring_core::cvr::store::{CvrStoreError, RowWrite};
+use zeroring_core::cvr::{ClientGroupId, GroupFlush};
 use zeroring_core::version::CvrVersion;
 
 use super::{Answer, Reply, RowOptions};
@@ -47,6 +47,17 @@ pub(super) struct Part {
     /// The version that they make the group's rows be of.
     pub(super) version: CvrVersion,
     pub(super) rows: Vec<RowWrite>,
+}
+
+impl Part {
+    /// What a committed flush owes. Nothing if it moved neither rows nor the version: as soon as
+    /// what is owed before it is written, somebody else may take the group over and write a later
+    /// version, which must not be undone.
+    pub(super) fn of(plan: RowsPlan, flush: &mut GroupFlush) -> Option<Part> {
+        let rows = if plan.follow() { std::mem::take(&mut flush.rows) } else { return None };
+        let version = flush.instance.version.clone();
+        (!rows.is_empty() || version != flush.expected).then_some(Part { version, rows })
+    }
 }
 
 /// What a store owes; `R` are requests that wait.

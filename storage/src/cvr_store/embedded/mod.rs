@@ -403,13 +403,15 @@ fn write_batch(writer: &mut Writer, rows: &mut RowsToWrite, batch: Vec<WriterMes
         match (message, done) {
             (WriterMessage::Flush(flushes, reply), Done::Flush(results)) => {
                 let mut verdicts = Vec::with_capacity(flushes.len());
-                for (at, (flush, (plan, result))) in flushes.into_iter().zip(results).enumerate() {
+                let settled = flushes.into_iter().zip(results).enumerate();
+                for (at, (mut flush, (plan, result))) in settled {
                     let result = result.and_then(|flushed| committed.clone().map(|()| flushed));
-                    let group = flush.group;
-                    if plan.follow() && result.is_ok() {
-                        let version = flush.instance.version;
-                        rows.add(&group, Part { version, rows: flush.rows });
+                    if result.is_ok()
+                        && let Some(part) = Part::of(plan, &mut flush)
+                    {
+                        rows.add(&flush.group, part);
                     }
+                    let group = flush.group;
                     verdicts.push(Verdict { at, group, result });
                 }
                 give(reply, verdicts);

@@ -171,12 +171,11 @@ impl Worker {
                 "rows changed that the CVR did not hold as live");
         }
         let mut wants_turn = None;
-        if plan.follow() && result.is_ok() {
-            let rows = std::mem::take(&mut part.flush.rows);
-            let version = part.flush.instance.version.clone();
-            if self.owed.add(&part.flush.group, Part { version, rows }) {
-                wants_turn = Some(part.flush.group.clone());
-            }
+        if result.is_ok()
+            && let Some(rows) = Part::of(plan, &mut part.flush)
+            && self.owed.add(&part.flush.group, rows)
+        {
+            wants_turn = Some(part.flush.group.clone());
         }
         part.settle(result);
         wants_turn.into_iter().for_each(|group| self.ask_for_rows(group));

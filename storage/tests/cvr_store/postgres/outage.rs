@@ -85,6 +85,28 @@ fn a_lost_commit_that_somebody_else_overtook_is_refused() {
     expect_stored(&other, &prepared.cvr);
 }
 
+/// A half-open connection: what is sent goes nowhere, and nothing ever comes.
+#[test]
+fn a_connection_on_which_nothing_comes_is_given_up() {
+    let postgres = server();
+    let (mut lab, direct, proxy) = proxied(&postgres, "silent");
+    let looker = direct.open("t");
+    let cvr = execute(&looker, &group(&looker, "g", &["q"]), 5, &[(1, &[("q", 1)])]);
+    lab.config.socket_inactivity = Some(std::time::Duration::from_millis(300));
+    let store = lab.open("t");
+    let prepared = next(&cvr, &looker);
+    proxy.close_gate();
+    let (send, answer) = channel();
+    let batch = vec![prepared.flush.clone()];
+    store.0.flush(batch, Box::new(move |verdicts| send.send(verdicts).unwrap()));
+    // The first one is given up and the flush sent again, on another one.
+    proxy.until_waiting(2);
+    assert!(answer.try_recv().is_err());
+    proxy.open_gate();
+    assert_eq!(answer.recv().unwrap()[0].result.as_ref().map(|f| f.rows), Ok(1));
+    expect_stored(&looker, &prepared.cvr);
+}
+
 #[test]
 fn reads_outlive_their_connection() {
     let postgres = server();

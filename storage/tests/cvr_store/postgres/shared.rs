@@ -178,6 +178,42 @@ fn rows_follow_their_metadata_whatever_happens_to_the_group() {
     assert_eq!(b.rows(&cvr, &["q"], &[]).unwrap().len(), 102);
 }
 
+/// A change that moves neither rows nor the version, behind rows that follow: they are written
+/// once, for by then somebody else may have written a later version.
+#[test]
+fn a_change_without_a_version_owes_nothing() {
+    let postgres = server();
+    let mut lab = PostgresLab::new(&postgres, "unversioned");
+    lab.config.max_connections = 8;
+    let store = lab.open("a");
+    let mut updater = ConfigUpdater::new(&group(&store, "g", &["q"]));
+    updater.ensure_client(&"idle".into(), &shard());
+    let cvr = store.commit(updater.finish(times(1.0)));
+    lab.client()
+        .batch_execute(&lab.sql(
+            r#"CREATE TABLE written (version text);
+               CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN INSERT INTO written VALUES (NEW."version"); RETURN NEW; END';
+               CREATE TRIGGER note AFTER INSERT OR UPDATE ON @."rowsVersion"
+                 FOR EACH ROW EXECUTE FUNCTION note()"#,
+        ))
+        .unwrap();
+    let mut holder = lab.client();
+    let hold = r#"BEGIN; SELECT 1 FROM @."rowsVersion" WHERE "clientGroupID" = 'g' FOR UPDATE"#;
+    holder.batch_execute(&lab.sql(hold)).unwrap();
+    let (cvr, flushed) = large(&store, &cvr, 5, 0..101);
+    assert!(flushed.rows_follow);
+    let mut updater = ConfigUpdater::new(&cvr);
+    updater.delete_client(&"idle".into(), TtlClock(1.0));
+    let prepared = updater.finish(times(2.0)).unwrap();
+    assert_eq!(prepared.cvr.version, cvr.version);
+    assert!(store.flush(&prepared.flush).unwrap().rows_follow);
+    holder.batch_execute("COMMIT").unwrap();
+    assert_eq!(store.await_rows("g"), Ok(()));
+    assert_eq!(lab.values("SELECT version FROM written"), [["05"]]);
+    assert_eq!(store.load("g"), prepared.cvr);
+}
+
 /// Rows that cannot be written: the group is lost, nobody uses what is there of it, and the others
 /// do not notice.
 #[test]
@@ -400,12 +436,12 @@ fn of_two_servers_exactly_one_commits_and_none_deadlocks() {
 #[test]
 fn few_connections_do_all_the_work_and_limits_are_kept() {
     let postgres = server();
-    for connections in [1, 2, 4] {
+    for connections in [1, 2, 3, 4, 30] {
         let mut lab = PostgresLab::new(&postgres, &format!("conns{connections}"));
         lab.config.max_connections = connections;
         let store = lab.open("t");
         let cvr = group(&store, "g", &["q"]);
-        // Above the limit of small flushes.
+        // Rows follow, on the connections that there are.
         let rows: Vec<_> = (0..1_500).map(|n| (n, &[("q", 1)][..])).collect();
         let cvr = execute(&store, &cvr, 5, &rows);
         std::thread::scope(|scope| {
