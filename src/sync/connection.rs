@@ -173,7 +173,10 @@ impl Executor {
         // Before everything that waits: a group that was about to end, since nobody was there, must
         // hear of it while it lives. What comes for one that ended is lost, and so would the client
         // be: it is told nothing more, but for the answers to its pings.
-        state.inbox.push_front((key, Event::Connected(Box::new(connection))));
+        // Behind those that came before: of two sockets of a client the later one stays.
+        let others = |(_, event): &&_| matches!(event, Event::Connected(_));
+        let at = state.inbox.iter().take_while(others).count();
+        state.inbox.insert(at, (key, Event::Connected(Box::new(connection))));
         self.work.notify_one();
         Ok(conn)
     }

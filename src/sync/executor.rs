@@ -444,6 +444,10 @@ impl Executor {
         let writers = std::mem::take(&mut self.state.borrow_mut().closing);
         let flushed = async {
             for writer in writers {
+                // Some last words wait until the client can hear them.
+                while writer.is_open() {
+                    sleep(LINGER_POLL).await;
+                }
                 writer.flushed().await;
             }
             // Clients push again what was not confirmed; better not leave it half done.

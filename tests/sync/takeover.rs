@@ -89,6 +89,14 @@ fn the_latest_connection_has_the_group_and_the_others_are_sent_after_it() {
     }
     c.connect(servers[0].addr);
     c.poke().unwrap();
+    // The store notes who took a group over behind its answer.
+    let sql = Sql::connect(&PgConfig::parse(&postgres.url("postgres")).unwrap()).unwrap();
+    let sql = std::cell::RefCell::new(sql);
+    let owner = r#"SELECT "owner" FROM "zero_0/cvr"."instances" WHERE "clientGroupID" = 'g'"#;
+    eventually("the first server has it", || {
+        let rows = sql.borrow_mut().simple_query(owner).unwrap().remove(0).rows;
+        rows[0].get::<String>(0).unwrap() == "a"
+    });
     issues.commit(&mut servers, "i6", Some(6));
     c.read_until(|rows| *rows == issues.0).unwrap();
     assert!(matches!(d.read_until(|_| false), Err(Over::Error(kind, _)) if kind == "Rehome"));
