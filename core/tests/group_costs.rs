@@ -20,6 +20,7 @@ use zeroring_core::group::{
 use zeroring_core::ivm::delta::{InstanceDelta, RowDelta};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
+use zeroring_core::ivm::plan::Occurrence;
 use zeroring_core::json::RawJson;
 use zeroring_core::protocol::up;
 use zeroring_core::row::{Row, RowId, RowRef};
@@ -187,6 +188,10 @@ impl World for Executor {
         self.engine.signature(instance).map_err(|error| error.to_string())
     }
 
+    fn occurrence(&self, instance: InstanceId) -> Occurrence {
+        self.engine.occurrence(instance)
+    }
+
     fn read_row(&mut self, _id: &RowIdentity) -> Result<Option<RowRef>, String> {
         Err("nobody is late here".to_owned())
     }
@@ -225,7 +230,7 @@ fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen
                 Effect::Enter => inbox.push_back(Event::Admitted),
                 Effect::Load { .. } => {
                     let cvr = Cvr::empty(group.id().clone());
-                    let loaded = Box::new(Loaded { cvr, taken_over_from: None });
+                    let loaded = Box::new(Loaded::new(cvr));
                     inbox.push_back(Event::Loaded(Ok(loaded)));
                 }
                 Effect::Flush(flush) => {

@@ -12,7 +12,7 @@ use zeroring_core::cvr::internal::{InternalHashes, ShardTables};
 use zeroring_core::cvr::{self, ClientSchema, RowIdentity};
 use zeroring_core::group::{self, Credentials, Hydrate, Shared, Transformed, VisitRow};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Status};
-use zeroring_core::ivm::plan::{Param, Plan};
+use zeroring_core::ivm::plan::{Occurrence, Param, Plan};
 use zeroring_core::json::RawJson;
 use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::Schema;
@@ -297,6 +297,10 @@ impl group::World for World {
 
     fn signature(&self, instance: InstanceId) -> Result<u64, String> {
         self.engine.signature(instance).map_err(|e| e.to_string())
+    }
+
+    fn occurrence(&self, instance: InstanceId) -> Occurrence {
+        self.engine.occurrence(instance)
     }
 
     fn read_row(&mut self, id: &RowIdentity) -> Result<Option<RowRef>, String> {

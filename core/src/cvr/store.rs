@@ -183,6 +183,15 @@ pub struct Loaded {
     pub cvr: Cvr,
     /// The server that owned it before, if another did.
     pub taken_over_from: Option<Arc<str>>,
+    /// This server owned it already.
+    pub own: bool,
+}
+
+impl Loaded {
+    /// A group that no other server has had.
+    pub fn new(cvr: Cvr) -> Loaded {
+        Loaded { cvr, taken_over_from: None, own: true }
+    }
 }
 
 /// What the store did for a flush.

@@ -41,6 +41,8 @@ pub(super) struct Computing {
     /// Of the version that everything was taken at.
     schema: Arc<Schema>,
     signatures: BTreeMap<QueryHash, u64>,
+    /// Its queries run again with the rows that they had.
+    as_it_was: bool,
     /// The version of the update before.
     since: StateVersion,
     /// What late clients missed.
@@ -87,10 +89,19 @@ struct Gather {
 #[derive(Debug)]
 struct HeldQuery {
     query: QueryHash,
-    goes: bool,
+    course: Course,
     tables: Vec<Arc<TableSpec>>,
     /// Index of the table, row, count.
     rows: VecDeque<(usize, RowRef, i64)>,
+}
+
+/// What becomes of a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    Comes,
+    Goes,
+    /// It runs again, with the same rows: those that changed are looked at.
+    Stays,
 }
 
 /// Named rows of queries that come or go.
@@ -136,13 +147,14 @@ impl Group {
         if !self.needs_update(&sync) {
             return self.catch_up_only(sync, cx);
         }
-        if !sync.records_read && !self.knows_rows(&sync, cx) {
-            // Deltas arrived while the store was scanned, or something failed: once more, with
-            // the records.
+        let as_it_was = !sync.records_read && self.is_as_it_was(&sync, &instances, cx);
+        if !sync.records_read && !as_it_was && !self.knows_rows(&sync, cx) {
+            // Other rows than before, or deltas arrived while the store was scanned, or something
+            // failed: once more, with the records.
             instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
             return self.sync_read(trigger, sync, cx);
         }
-        let (mut update, held) = match self.take(&sync, &instances, cx) {
+        let (mut update, held) = match self.take(&sync, &instances, as_it_was, cx) {
             Ok(taken) => taken,
             Err(failure) => {
                 instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
@@ -150,7 +162,10 @@ impl Group {
             }
         };
         let (missed, lost) = std::mem::take(&mut sync.missed).into_patches();
-        let since = self.pending.since().clone();
+        let since = match &self.cvr {
+            Some(cvr) if as_it_was => cvr.version.state.clone(),
+            _ => self.pending.since().clone(),
+        };
         let work = self.work(&sync, held, &mut update);
         self.install(&sync, &instances, cx);
         self.pending = Pending::at(cx.world.version().clone());
@@ -161,6 +176,7 @@ impl Group {
             update,
             schema: cx.world.schema().clone(),
             signatures: signatures.collect(),
+            as_it_was,
             since,
             missed,
             lost,
@@ -177,11 +193,13 @@ impl Group {
         &self,
         sync: &Sync,
         instances: &BTreeMap<QueryHash, InstanceId>,
+        as_it_was: bool,
         cx: &mut Cx<'_>,
     ) -> Result<(QueryUpdater, VecDeque<HeldQuery>), Failure> {
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
         let update = QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?;
-        Ok((update, self.held_rows(sync, instances, cx)?))
+        let known_at = as_it_was.then_some(&cvr.version.state);
+        Ok((update, self.held_rows(sync, instances, known_at, cx)?))
     }
 
     /// What is to be done with these rows, and with the deltas since the update before.
@@ -210,21 +228,29 @@ impl Group {
         Work::Gather(Gather { deltas, merged, held, rows })
     }
 
-    /// Rows of the queries that come, and of those that go if the records do not tell.
+    /// Rows of the queries that come, and of those that go if the records do not tell. With
+    /// `known_at`: those that come had these rows at that version.
     fn held_rows(
         &self,
         sync: &Sync,
         instances: &BTreeMap<QueryHash, InstanceId>,
+        known_at: Option<&StateVersion>,
         cx: &mut Cx<'_>,
     ) -> Result<VecDeque<HeldQuery>, Failure> {
-        let coming = instances.iter().map(|(id, instance)| (id, *instance, false));
+        let comes = if known_at.is_some() { Course::Stays } else { Course::Comes };
+        let coming = instances.iter().map(|(id, instance)| (id, *instance, comes));
         let going = sync.removals.iter().filter(|_| !sync.records_read);
-        let going = going.filter_map(|id| Some((id, self.pipelines.get(id)?.instance, true)));
+        let going =
+            going.filter_map(|id| Some((id, self.pipelines.get(id)?.instance, Course::Goes)));
         let mut held = VecDeque::new();
-        for (query, instance, goes) in coming.chain(going) {
-            let mut of =
-                HeldQuery { query: query.clone(), goes, tables: Vec::new(), rows: VecDeque::new() };
-            let read = cx.world.rows(instance, &mut |table, row, count| of.add(table, row, count));
+        for (query, instance, course) in coming.chain(going) {
+            let (tables, rows) = (Vec::new(), VecDeque::new());
+            let mut of = HeldQuery { query: query.clone(), course, tables, rows };
+            let read = cx.world.rows(instance, &mut |table, row, count| {
+                if known_at.is_none_or(|at| row.version > *at) {
+                    of.add(table, row, count);
+                }
+            });
             read.map_err(|why| bug(&format!("query {query}: {why}")))?;
             held.push_back(of);
         }
@@ -260,11 +286,17 @@ impl Group {
         }
         let mut budget = SLICE_ROWS;
         loop {
-            let Computing { sync, update, since, patches, undeliverable, work, .. } = &mut *c;
+            let Computing { sync, update, as_it_was, since, patches, undeliverable, work, .. } =
+                &mut *c;
             let known = patches.len();
             let done = match work {
                 Work::Gather(gather) => {
-                    if self.gather(gather, &mut budget, sync, undeliverable, cx) {
+                    let all = self.gather(gather, &mut budget, sync, undeliverable, cx);
+                    if *as_it_was && !undeliverable.is_empty() {
+                        // Only the records say which rows go with such a query.
+                        return self.abandon(c, cx);
+                    }
+                    if all {
                         let gathered = std::mem::take(gather);
                         *work = self.gathered(gathered, sync, undeliverable, update, patches)?;
                     }
@@ -380,15 +412,8 @@ impl Group {
             };
             *budget -= 1;
             let table = of.tables[table].clone();
-            let (query, goes) = (of.query.clone(), of.goes);
-            self.name(
-                Held { query, goes, table, row, count },
-                merged,
-                rows,
-                sync,
-                undeliverable,
-                cx,
-            );
+            let held = Held { query: of.query.clone(), course: of.course, table, row, count };
+            self.name(held, merged, rows, sync, undeliverable, cx);
         }
         deltas.len() == 0 && held.is_empty()
     }
@@ -402,17 +427,25 @@ impl Group {
         undeliverable: &mut BTreeSet<QueryHash>,
         cx: &mut Cx<'_>,
     ) {
-        let Held { query, goes, table, row, count } = held;
+        let Held { query, course, table, row, count } = held;
         if undeliverable.contains(&query) {
             return;
         }
-        if !goes && let Err(why) = SharedDelta::check(&self.settings.tables, &table, &row) {
-            self.give_up(&query, why, sync, cx);
+        if course != Course::Goes
+            && let Err(why) = SharedDelta::check(&self.settings.tables, &table, &row)
+        {
+            if course != Course::Stays {
+                self.give_up(&query, why, sync, cx);
+            }
             undeliverable.insert(query);
             return;
         }
         let id = Arc::new(RowIdentity::of(&table, &row));
-        let (before, after) = if goes { (count, 0) } else { (0, count) };
+        let (before, after) = match course {
+            Course::Comes => (0, count),
+            Course::Goes => (count, 0),
+            Course::Stays => (count, count),
+        };
         let change = CountChange { query, before, after };
         match rows {
             Rows::Received(rows) => rows.add(&id, Some(&row), &change.query, count),
@@ -576,7 +609,7 @@ fn are_disjoint(held: &VecDeque<HeldQuery>) -> bool {
 /// A row of a query that comes or goes.
 struct Held {
     query: QueryHash,
-    goes: bool,
+    course: Course,
     table: Arc<TableSpec>,
     row: RowRef,
     count: i64,

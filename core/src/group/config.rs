@@ -150,6 +150,7 @@ impl Group {
                 self.clock = Some(TtlTimer::resume(loaded.cvr.ttl_clock, cx.now_ms));
                 cx.world.shared().share_loaded(&mut loaded.cvr);
                 self.cvr = Some(loaded.cvr);
+                self.own_view = loaded.own;
                 self.begin_loaded(trigger, task, cx)
             }
             (Stage::Validating { revision, then }, Event::Transformed(result)) => {

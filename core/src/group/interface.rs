@@ -13,6 +13,7 @@ use crate::cvr::store::{
 };
 use crate::cvr::{ClientSchema, QueryHash, RowIdentity, TtlClock};
 use crate::ivm::engine::InstanceId;
+use crate::ivm::plan::Occurrence;
 use crate::json::RawJson;
 use crate::protocol::custom_query::{TransformRequest, TransformResponse};
 use crate::protocol::error::{ApiFailure, ErrorBody};
@@ -282,6 +283,9 @@ pub trait World {
     /// # Errors
     /// As [`World::rows`].
     fn signature(&self, instance: InstanceId) -> Result<u64, String>;
+
+    /// How often a row can be in an instance's result; [`Occurrence::Many`] if nothing is known.
+    fn occurrence(&self, instance: InstanceId) -> Occurrence;
 
     /// A row as it is at [`World::version`], by its identity. Groups ask through [`Shared`].
     ///

@@ -50,6 +50,8 @@ pub struct Group {
     pub(super) reset: Option<ResetReason>,
     /// Nothing may be attached as it was: records and results have to be compared.
     pub(super) compare_all: bool,
+    /// This server had the CVR already when it was loaded.
+    pub(super) own_view: bool,
     pub(super) planned: Planned,
     pub(super) last_connect_ms: f64,
     /// It has a place among the groups that come up.
@@ -153,6 +155,7 @@ impl Group {
             due: Due::default(),
             reset: None,
             compare_all: false,
+            own_view: false,
             planned: Planned::default(),
             last_connect_ms: now_ms,
             admitted: false,

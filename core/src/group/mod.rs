@@ -53,6 +53,7 @@ mod push;
 mod shared;
 mod sync;
 mod transform_cache;
+mod unread;
 
 use std::sync::Arc;
 

@@ -5,8 +5,9 @@
 //! the update ([`super::compute`]) → flush → poke.
 //!
 //! Row records are read only where the instances cannot say what the records say
-//! ([`Group::knows_rows`]): when a group comes up with queries that ran before, or when a running
-//! query is executed anew. A query that is added or removed reads nothing.
+//! ([`Group::knows_rows`], [`super::unread`]): when a group comes up and its queries have other
+//! rows than before, or when a running query is executed anew. A query that is added or removed
+//! reads nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -200,7 +201,8 @@ impl Group {
                 sync.additions.push((id, transformed));
             }
         }
-        if self.needs_update(&sync) && !self.knows_rows(&sync, cx) {
+        let reads = self.needs_update(&sync) && !self.knows_rows(&sync, cx);
+        if reads && !self.may_be_as_it_was(&sync, cx) {
             return self.sync_read(trigger, sync, cx);
         }
         self.sync_catch_up(trigger, sync, cx)
@@ -260,7 +262,7 @@ impl Group {
             || (!self.pending.is_empty() && (sync.records_read || late()))
     }
 
-    fn late_clients(&self, cvr: &Cvr) -> Option<CatchupRange> {
+    pub(super) fn late_clients(&self, cvr: &Cvr) -> Option<CatchupRange> {
         let lowest = self.clients.values().filter(|c| c.active).map(|c| c.base.clone()).min()?;
         let range = CatchupRange {
             group: self.id.clone(),

@@ -20,7 +20,7 @@ use super::delta::Advanced;
 use super::error::{AdvanceError, EngineError};
 use super::instance::{Instance, Phase};
 use super::mutant::{self, Mutant};
-use super::plan::{Param, Plan};
+use super::plan::{Occurrence, Param, Plan};
 use super::registry::Registry;
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
@@ -338,6 +338,12 @@ impl Engine {
     pub fn reads(&self, id: InstanceId, table: TableId) -> bool {
         let plan = self.registry.get(id).and_then(|i| self.registry.plan(i.plan));
         plan.is_some_and(|p| p.plan.nodes.iter().any(|n| n.table.id == table))
+    }
+
+    /// How often a row can be in an instance's result; [`Occurrence::Many`] if it is unknown.
+    pub fn occurrence(&self, id: InstanceId) -> Occurrence {
+        let plan = self.registry.get(id).and_then(|i| self.registry.plan(i.plan));
+        plan.map_or(Occurrence::Many, |p| p.plan.occurrence())
     }
 
     /// The row-set signature: XOR of the row ids' 64-bit hashes, once per occurrence

@@ -8,6 +8,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::schema::TableSpec;
 use crate::zql::like::LikePattern;
 
@@ -50,6 +52,48 @@ impl Plan {
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[usize::from(id.0)]
     }
+
+    /// How often a row can be in a result, and on what that depends.
+    pub fn occurrence(&self) -> Occurrence {
+        let root = self.node(Plan::ROOT);
+        if self.nodes.len() == 1 && root.limit.is_none() {
+            return Occurrence::OfItself;
+        }
+        let mut tables: SmallVec<[_; 8]> = SmallVec::new();
+        for node in self.nodes.iter().filter(|node| !node.silent) {
+            if tables.contains(&node.table.id) {
+                return Occurrence::Many;
+            }
+            tables.push(node.table.id);
+        }
+        if self.nodes.iter().all(|node| self.children_have_one_parent(node)) {
+            Occurrence::Once
+        } else {
+            Occurrence::Many
+        }
+    }
+
+    /// No row below an edge of this node is below two of its rows.
+    fn children_have_one_parent(&self, node: &Node) -> bool {
+        let names_a_row = |columns: &[usize]| {
+            node.table.primary_key.iter().all(|column| columns.contains(column))
+        };
+        node.related.iter().all(|edge| names_a_row(&edge.parent_columns))
+            && node.condition.all_exists(&mut |leaf| {
+                self.node(leaf.child).silent || names_a_row(&leaf.parent_columns)
+            })
+    }
+}
+
+/// What a plan says about how often a row is in its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occurrence {
+    /// At most once, and whether it is there depends on the row alone.
+    OfItself,
+    /// At most once; other rows decide too (a window, a parent, an EXISTS).
+    Once,
+    /// Perhaps several times.
+    Many,
 }
 
 /// One query node: a table, what qualifies, its order and window, and its edges.
@@ -155,6 +199,17 @@ pub enum Condition {
     Simple(Simple),
     /// An EXISTS / NOT EXISTS leaf.
     Exists(ExistsEdge),
+}
+
+impl Condition {
+    /// Whether something holds for every EXISTS and NOT EXISTS leaf.
+    fn all_exists(&self, holds: &mut dyn FnMut(&ExistsEdge) -> bool) -> bool {
+        match self {
+            Condition::Const(_) | Condition::Simple(_) => true,
+            Condition::And(all) | Condition::Or(all) => all.iter().all(|c| c.all_exists(holds)),
+            Condition::Exists(leaf) => holds(leaf),
+        }
+    }
 }
 
 /// `column op parameter`, well typed: a null column is decided by `op` (spec: zql-ivm §2.4).

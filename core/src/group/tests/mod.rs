@@ -39,4 +39,5 @@ mod shared;
 mod simulation;
 mod store;
 mod takeover;
+mod unread;
 mod world;

@@ -34,11 +34,11 @@ pub fn issue(h: &Harness, id: &str, n: f64) -> super::world::Change {
     (h.world.table("issue"), [Value::string(id)].into_iter().collect(), Some(values))
 }
 
-fn drop_issue(h: &Harness, id: &str) -> super::world::Change {
+pub fn drop_issue(h: &Harness, id: &str) -> super::world::Change {
     (h.world.table("issue"), [Value::string(id)].into_iter().collect(), None)
 }
 
-fn lmid(h: &Harness, group: &str, client: &str, id: f64) -> super::world::Change {
+pub fn lmid(h: &Harness, group: &str, client: &str, id: f64) -> super::world::Change {
     let key = [Value::string(group), Value::string(client)].into_iter().collect();
     let values = vec![Value::string(group), Value::string(client), Value::Number(id), Value::Null];
     (h.world.table("zero_0.clients"), key, Some(values))

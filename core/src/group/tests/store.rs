@@ -36,13 +36,24 @@ pub struct MemStore {
     /// How many did.
     pub deferred: usize,
     pub flushes: usize,
+    /// Row records that flushes wrote.
+    pub rows_written: usize,
     pub anomalies: usize,
+    /// Another server had the groups that are loaded.
+    pub foreign: bool,
 }
 
 impl Default for MemStore {
     fn default() -> MemStore {
-        let groups = BTreeMap::new();
-        MemStore { groups, defer_above: 100, deferred: 0, flushes: 0, anomalies: 0 }
+        MemStore {
+            groups: BTreeMap::new(),
+            defer_above: 100,
+            deferred: 0,
+            flushes: 0,
+            rows_written: 0,
+            anomalies: 0,
+            foreign: false,
+        }
     }
 }
 
@@ -159,7 +170,7 @@ impl MemStore {
             }
             _ => Cvr::empty(group.clone()),
         };
-        Loaded { cvr, taken_over_from: None }
+        Loaded { own: !self.foreign, ..Loaded::new(cvr) }
     }
 
     pub fn store_clock(&mut self, group: &ClientGroupId, clock: TtlClock) {
@@ -184,6 +195,7 @@ impl MemStore {
         }
         assert!(flush.instance.version >= flush.expected);
         self.flushes += 1;
+        self.rows_written += flush.rows.len();
         let group = self.groups.entry(flush.group.clone()).or_default();
         group.instance = Some(flush.instance.clone());
         for write in &flush.clients {

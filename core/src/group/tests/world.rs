@@ -11,7 +11,7 @@ use crate::ivm::brute::{self, Multiset};
 use crate::ivm::delta::{InstanceDelta, RowDelta};
 use crate::ivm::engine::InstanceId;
 use crate::ivm::memory_source::Database;
-use crate::ivm::plan::{Param, Plan};
+use crate::ivm::plan::{Occurrence, Param, Plan};
 use crate::json::RawJson;
 use crate::row::{Key, Row, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
@@ -306,6 +306,11 @@ impl World for SimWorld {
             }
         }
         Ok(signature)
+    }
+
+    fn occurrence(&self, instance: InstanceId) -> Occurrence {
+        let instance = self.instances.get(&instance);
+        instance.map_or(Occurrence::Many, |instance| instance.plan.occurrence())
     }
 
     fn read_row(&mut self, id: &RowIdentity) -> Result<Option<RowRef>, String> {

@@ -81,7 +81,7 @@ impl Reader {
         self.read(group, |db, task_id| {
             let Some(mut found) = group_row(db, group)? else {
                 let cvr = Cvr::empty(group.clone());
-                return Ok(Attempt::Done(Loaded { cvr, taken_over_from: None }, false));
+                return Ok(Attempt::Done(Loaded::new(cvr), false));
             };
             let (owner, granted_ms) = (found.owner.as_ref(), found.granted_ms);
             let foreign =
@@ -97,7 +97,7 @@ impl Reader {
                 desires(db, found.num)?,
             );
             let taken_over_from = found.owner.filter(|_| foreign);
-            Ok(Attempt::Done(Loaded { cvr, taken_over_from }, foreign))
+            Ok(Attempt::Done(Loaded { cvr, taken_over_from, own: true }, foreign))
         })
     }
 

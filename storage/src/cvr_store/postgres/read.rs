@@ -403,7 +403,7 @@ impl<'a> Stored<'a> {
         task_id: &str,
     ) -> Result<(Attempt, bool), Failure> {
         let Some(row) = self.instances.get(group.as_str()) else {
-            let loaded = Loaded { cvr: Cvr::empty(group.clone()), taken_over_from: None };
+            let loaded = Loaded::new(Cvr::empty(group.clone()));
             return Ok((Attempt::Done(Ok(loaded)), false));
         };
         let owner: Option<Arc<str>> = row.get::<Option<&str>>(5)?.map(Arc::from);
@@ -417,7 +417,7 @@ impl<'a> Stored<'a> {
         }
         let cvr = self.cvr(group, row)?;
         let taken_over_from = owner.filter(|_| foreign);
-        Ok((Attempt::Done(Ok(Loaded { cvr, taken_over_from })), foreign))
+        Ok((Attempt::Done(Ok(Loaded { cvr, taken_over_from, own: !foreign })), foreign))
     }
 
     fn cvr(&self, group: &ClientGroupId, row: &Row) -> Result<Cvr, Failure> {
