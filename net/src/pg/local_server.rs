@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -34,7 +34,7 @@ pub enum LocalServerError {
 }
 
 /// How long a new server may take to accept connections.
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running private server. Stopped, and its directory removed, when dropped.
 #[derive(Debug)]
@@ -126,7 +126,10 @@ impl LocalServer {
         let keep = self.port != 0;
         for attempt in 0..5 {
             if !keep {
-                self.port = free_port()?;
+                self.port = free_port(0).map_err(|e| LocalServerError::Step {
+                    step: "finding a free port",
+                    cause: e.to_string(),
+                })?;
             }
             match self.launch_once() {
                 Err(LocalServerError::NotReady(_, log))
@@ -228,11 +231,28 @@ fn unique_dir() -> io::Result<PathBuf> {
     Ok(dir)
 }
 
-fn free_port() -> Result<u16, LocalServerError> {
-    TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|l| l.local_addr())
-        .map(|a| a.port())
-        .map_err(|e| LocalServerError::Step { step: "finding a free port", cause: e.to_string() })
+/// Ports that systems do not use for outgoing connections (Linux takes those from 32768 on).
+const PORTS: std::ops::Range<u16> = 10_240..32_000;
+
+/// A TCP port that is free on this machine, and so are the `more` that follow it.
+///
+/// Nobody gets it by accident between looking and binding, or while its server restarts: that is
+/// what happens with a port that the system chose, for it may choose it again for a connection.
+///
+/// # Errors
+/// If no free port is found.
+pub fn free_port(more: u16) -> io::Result<u16> {
+    let mut failure = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..100 {
+        let port = rand::random_range(PORTS);
+        let taken = (port..=port + more)
+            .find_map(|port| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).err());
+        match taken {
+            None => return Ok(port),
+            Some(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// Where the server's binaries are: Debian keeps them off the PATH.
