@@ -14,6 +14,9 @@ use zeroring::ops::{OpsState, Registry, server};
 use zeroring_net::http::{Incoming, Response};
 use zeroring_net::rt::{BackendChoice, BoundListener, Executors, RtConfig, bind_group, spawn};
 
+/// How long anything may take before a test fails.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// One executor that serves the endpoints and answers upgrades with 418.
 struct Server {
     executors: Option<Executors>,
@@ -47,7 +50,7 @@ impl Server {
 
     fn ask(&self, request: &str) -> (String, String) {
         let mut socket = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         socket.read_to_string(&mut answer).unwrap();
@@ -64,7 +67,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         if let Some(executors) = self.executors.take() {
             executors.stop_handle().stop();
-            let (failures, all) = executors.join(Duration::from_secs(20));
+            let (failures, all) = executors.join(PATIENCE);
             assert!(std::thread::panicking() || (all && failures.is_empty()), "{failures:?}");
         }
     }

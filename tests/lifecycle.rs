@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use zeroring_net::pg::local_server::LocalServer;
+use zeroring_net::pg::local_server::{LocalServer, free_port};
 use zeroring_net::pg::{Client, PgConfig};
 
 /// How long anything may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -47,10 +47,7 @@ struct Process {
 
 impl Process {
     fn start(directory: &tempfile::TempDir, upstream: &str, env: &[(&str, &str)]) -> Process {
-        let free = TcpListener::bind(("::", 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        Process::start_on(port, directory, upstream, env)
+        Process::start_on(free_port(1).unwrap(), directory, upstream, env)
     }
 
     fn start_on(

@@ -18,7 +18,7 @@ use zeroring_net::http::client::{
 use zeroring_net::http::{Incoming, Response};
 use zeroring_net::rt::{self, BackendChoice, bind_group, spawn};
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
 
 fn request(addr: SocketAddr, path: &str) -> ApiRequest {
     ApiRequest {

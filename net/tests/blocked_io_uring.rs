@@ -76,7 +76,7 @@ fn auto_falls_back_to_epoll_and_uring_is_an_error_that_says_why() {
             assert_eq!(text, "served");
         }
         executors.stop_handle().stop();
-        assert!(executors.join(Duration::from_secs(30)).1);
+        assert!(executors.join(Duration::from_secs(120)).1);
     });
     filtered.join().unwrap();
 }

@@ -16,7 +16,7 @@ use zeroring_net::rt::{
     RtConfig, Stream, bind_group, spawn,
 };
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
 
 fn any_port() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()

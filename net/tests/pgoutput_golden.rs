@@ -63,7 +63,7 @@ fn live() -> Vec<Vec<u8>> {
              (proto_version '1', publication_names 'p', messages 'true')",
         )
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     let (mut messages, mut ended) = (vec![], false);
     loop {
         match stream.next(Some(deadline), None).unwrap() {

@@ -179,7 +179,7 @@ fn a_mesh_delivers_everything_between_all_executors() {
             sending.await.unwrap();
         })
         .unwrap();
-        let (failures, all) = executors.join(Duration::from_secs(60));
+        let (failures, all) = executors.join(Duration::from_secs(120));
         assert!(failures.is_empty() && all, "{failures:?}");
     }
 }

@@ -23,7 +23,7 @@ use zeroring_net::ws::{
     self, Closed, DeflateConfig, Frame, Incoming, Message, SendError, WsConfig, WsReader, WsWriter,
 };
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(120);
 
 /// A running server, and what went wrong in its connections.
 struct Server {

@@ -470,7 +470,7 @@ mod tests {
         ReplicaInfo { replica_version: version(0), generation }
     }
 
-    const SECOND: Duration = Duration::from_secs(20);
+    const SECOND: Duration = Duration::from_secs(120);
 
     /// A replica that is a number: the snapshot is what it holds.
     #[test]

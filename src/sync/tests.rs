@@ -23,7 +23,7 @@ use super::sockets::Conn;
 use super::websocket_config;
 use super::world::World;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An executor's state over an empty replica.
 fn state(dir: &tempfile::TempDir) -> State {

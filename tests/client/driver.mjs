@@ -14,12 +14,32 @@
 //   {event:"fresh", client, query, data}                         answer to "fresh"
 //   {event:"mutated", client, id, result}                        what the server made of "mutate"
 //   {event:"closed", client}
+//   {event:"lost", client}                                       the server does not know it or its
+//                                                                group any more: it starts anew, as a
+//                                                                page does
 //   {event:"log", level, text}                                   client log, warnings and errors
 //   {event:"failed", error, command}                             the command threw
 import {createInterface} from 'node:readline';
 import {
   boolean, createSchema, json, number, relationships, string, table, Zero,
 } from '@rocicorp/zero';
+
+/** Node says only `error` where no connection comes about, browsers `close` as well: without it the
+ *  client waits ten seconds. */
+globalThis.WebSocket = class extends WebSocket {
+  constructor(...args) {
+    super(...args);
+    let closed = false;
+    this.addEventListener('close', () => (closed = true));
+    this.addEventListener('error', () =>
+      setImmediate(() => {
+        if (closed || this.readyState !== WebSocket.CONNECTING) return;
+        const event = new Event('close');
+        this.dispatchEvent(Object.assign(event, {code: 1006, reason: '', wasClean: false}));
+      }),
+    );
+  }
+};
 
 const types = {string, number, boolean, json};
 const clients = new Map();
@@ -95,9 +115,20 @@ const mutators = {
   },
 };
 
+/** What a page does by loading itself again. */
+function startAnew(client, state) {
+  if (clients.get(client) !== state) return;
+  emit({event: 'lost', client});
+  state.zero.close();
+  commands.open(state.options);
+  for (const [query, {spec}] of state.views) commands.watch({client, query, spec});
+}
+
 const commands = {
-  open({client, server, schema, userID, storageKey, mutators: custom}) {
-    const zero = new Zero({
+  open(options) {
+    const {client, server, schema, userID, storageKey, mutators: custom} = options;
+    const state = {zero: undefined, views: new Map(), options};
+    state.zero = new Zero({
       cacheURL: server,
       schema: buildSchema(schema),
       userID: userID ?? 'anon',
@@ -106,9 +137,11 @@ const commands = {
       logLevel: 'warn',
       logSink: log,
       hiddenTabDisconnectDelay: 3_600_000,
+      onClientStateNotFound: () => startAnew(client, state),
+      onUpdateNeeded: () => startAnew(client, state),
       ...(custom ? {mutators} : {}),
     });
-    clients.set(client, {zero, views: new Map()});
+    clients.set(client, state);
   },
   watch({client, query, spec}) {
     const {zero, views} = clients.get(client);
@@ -116,6 +149,7 @@ const commands = {
     const state = {view, spec};
     views.set(query, state);
     view.addListener((data, result, error) => {
+      if (clients.get(client)?.zero !== zero) return;
       emit({event: 'view', client, query, complete: result === 'complete', data: plain(data), error: error ?? null});
     });
   },
@@ -127,8 +161,10 @@ const commands = {
   async fresh({client, query}) {
     const {zero, views} = clients.get(client);
     const {spec} = views.get(query);
-    const data = await zero.run(refine(zero.query[spec.table], spec));
-    emit({event: 'fresh', client, query, data: plain(data)});
+    const data = await zero.run(refine(zero.query[spec.table], spec)).catch(e => {
+      if (clients.get(client)?.zero === zero) throw e;
+    });
+    if (data !== undefined) emit({event: 'fresh', client, query, data: plain(data)});
   },
   mutate({client, name, args, id}) {
     const {zero} = clients.get(client);

@@ -18,4 +18,5 @@ mod groups;
 mod hydrate;
 mod interop;
 mod mutators;
+mod owed;
 mod soak;

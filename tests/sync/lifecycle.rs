@@ -1,7 +1,5 @@
 //! Checklist 32–40: replaced sockets, silence, stopping, users.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::support::*;
@@ -94,7 +92,7 @@ fn pings_are_answered_while_the_query_endpoint_is_slow() {
     let (release, wait) = std::sync::mpsc::channel::<()>();
     let wait = std::sync::Mutex::new(wait);
     let api = QueryApi::start(move |call, _| {
-        wait.lock().unwrap().recv_timeout(Duration::from_secs(20)).ok();
+        wait.lock().unwrap().recv_timeout(PATIENCE).ok();
         (200, all_issues(call))
     });
     let server = Server::start(&Setup { query_url: Some(api.url.clone()), ..Setup::default() });

@@ -36,7 +36,7 @@ use zeroring_storage::replica::schema::TableIds;
 use zeroring_storage::replica::writer::{Applied, ReplicaWriter, WriterOptions};
 
 /// How long anything may take.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 const INITIAL: u64 = 22_020_400_000;
 
 pub const CLIENT_SCHEMA: &str = r#"{"tables":{"issue":{"columns":{"id":{"type":"string"},"title":{"type":"string"},"n":{"type":"number"}},"primaryKey":["id"]}}}"#;

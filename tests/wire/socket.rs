@@ -13,7 +13,7 @@ use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Message, WebSocket};
 
 /// How long anything may take that a test waits for. The server says `pong` meanwhile.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Most patches in a `pokePart`.
 const MAX_PART_PATCHES: usize = 100;
 

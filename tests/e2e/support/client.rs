@@ -40,6 +40,9 @@ pub struct Clients {
     pub engine_failed: bool,
     /// Warnings and errors that the clients logged.
     pub complaints: Vec<String>,
+    /// Clients whose server did not know them any more: they started anew, as pages do. (A client
+    /// may be here several times.)
+    pub lost: Vec<String>,
 }
 
 impl Clients {
@@ -74,6 +77,7 @@ impl Clients {
             stale_views: 0,
             engine_failed: false,
             complaints: Vec::new(),
+            lost: Vec::new(),
         };
         clients.wait_event("ready", |e| e["event"] == "ready");
         clients
@@ -142,6 +146,12 @@ impl Clients {
                 self.mutated.insert(text("id"), event["result"].clone());
             }
             Some("log") => self.complaints.push(text("text")),
+            Some("lost") => {
+                let client = text("client");
+                let views = self.views.iter_mut().filter(|((of, _), _)| *of == client);
+                views.for_each(|(_, view)| *view = View::default());
+                self.lost.push(client);
+            }
             Some("failed") if text("error").contains(CLIENT_ENGINE_FAILURE) => {
                 self.engine_failed = true;
             }
@@ -163,11 +173,16 @@ impl Clients {
         panic!("the client driver did not answer `{what}`; complaints: {:#?}", self.complaints);
     }
 
-    /// The view of a query, after everything that arrived so far.
-    pub fn view(&mut self, client: &str, query: &str) -> View {
+    /// Takes everything that arrived so far.
+    pub fn listen(&mut self) {
         while let Ok(event) = self.events.try_recv() {
             self.absorb(&event);
         }
+    }
+
+    /// The view of a query, after everything that arrived so far.
+    pub fn view(&mut self, client: &str, query: &str) -> View {
+        self.listen();
         self.views[&(client.to_owned(), query.to_owned())].clone()
     }
 

@@ -18,6 +18,7 @@ pub struct Proxy {
 struct Shared {
     target: AtomicUsize,
     delay_ms: AtomicU64,
+    patient: AtomicBool,
     open: Mutex<Vec<Connection>>,
 }
 
@@ -37,10 +38,7 @@ impl Proxy {
         proxy.route(target);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
-                let target = shared.target.load(Ordering::SeqCst) as u16;
-                // Refused: the client sees its connection end.
-                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
-                shared.join(client, server);
+                shared.connect(client);
             }
         });
         proxy
@@ -49,6 +47,11 @@ impl Proxy {
     /// Connections from now on go to this port.
     pub fn route(&self, target: u16) {
         self.shared.target.store(usize::from(target), Ordering::SeqCst);
+    }
+
+    /// Connections that the target refuses wait until it is up; otherwise their clients see them end.
+    pub fn wait_for_target(&self) {
+        self.shared.patient.store(true, Ordering::SeqCst);
     }
 
     /// Bytes take so long in each direction.
@@ -74,6 +77,21 @@ impl Proxy {
 }
 
 impl Shared {
+    fn connect(self: &Arc<Shared>, client: TcpStream) {
+        let target = || ("127.0.0.1", self.target.load(Ordering::SeqCst) as u16);
+        match TcpStream::connect(target()) {
+            Ok(server) => self.join(client, server),
+            Err(_) if self.patient.load(Ordering::SeqCst) => {
+                let shared = self.clone();
+                std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(5));
+                    shared.connect(client);
+                });
+            }
+            Err(_) => {}
+        }
+    }
+
     fn join(self: &Arc<Shared>, client: TcpStream, server: TcpStream) {
         let silent = Arc::new(AtomicBool::new(false));
         for end in [&client, &server] {

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use super::{PATIENCE, eventually, eventually_within};
+use zeroring_net::pg::local_server::free_port;
+
+use super::eventually;
 
 /// Marks that client view records go where they do by default: to the upstream database. (The
 /// variable itself means nothing to a server.)
@@ -40,7 +42,9 @@ impl Server {
     pub fn start_as(kind: Kind, upstream: &str, env: &[(&str, &str)]) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        let mut server = Server { kind, port: free_port_pair(), dir, env, child: None };
+        // The next one is the change-streamer's, by default.
+        let port = free_port(1).unwrap();
+        let mut server = Server { kind, port, dir, env, child: None };
         server.set("ZERO_UPSTREAM_DB", upstream);
         server.set("ZERO_REPLICA_FILE", &server.path("replica.db"));
         server.set("ZERO_PORT", &server.port.to_string());
@@ -77,10 +81,16 @@ impl Server {
         self.child.as_ref().unwrap().id()
     }
 
-    /// `kill -9`.
+    /// `kill -9` of all its processes: the original has several.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
+            let mut all = vec![child.id()];
+            let mut at = 0;
+            while let Some(parent) = all.get(at) {
+                all.extend(children(*parent));
+                at += 1;
+            }
+            let _ = Command::new("kill").arg("-9").args(all.iter().map(u32::to_string)).status();
             let _ = child.wait();
         }
     }
@@ -109,9 +119,7 @@ impl Server {
     /// Starts the process, on the same directory and port, and waits until it serves.
     pub fn launch(&mut self) {
         self.spawn();
-        // The original starts a process per worker: seconds of processor time.
-        let patience = if self.kind == Kind::Original { 3 * PATIENCE } else { PATIENCE };
-        eventually_within(patience, "the server becomes ready", || {
+        eventually("the server becomes ready", || {
             if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
                 panic!("the server ended with {status}:\n{}", self.log());
             }
@@ -193,17 +201,16 @@ impl Drop for Server {
     }
 }
 
+/// The processes that a process started, while it runs.
+fn children(parent: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|l| l.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
+}
+
 /// True when the tests are run against the original, to check the harness.
 pub fn is_original() -> bool {
     std::env::var("ZERORING_E2E_SERVER").is_ok_and(|v| v == "original")
-}
-
-/// A port that is free together with its successor (the change-streamer's default).
-fn free_port_pair() -> u16 {
-    loop {
-        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        if port < 65_000 && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            return port;
-        }
-    }
 }
