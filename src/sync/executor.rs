@@ -413,6 +413,7 @@ impl Executor {
         }
         let begin = now();
         state.advanced(deltas, advanced.failed);
+        state.world.engine.discard(advanced.deltas);
         self.stats.stages.add(Stage::Fanout, begin.elapsed());
         if let Some(reason) = reason {
             for key in state.keys() {

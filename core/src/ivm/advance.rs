@@ -9,10 +9,11 @@ use rustc_hash::FxBuildHasher;
 
 use super::change_set::{ChangeSet, NetChange, Pairing};
 use super::delta::{Advanced, InstanceDelta, RowDelta};
-use super::dirty::{Hit, HitRow, give_back};
+use super::dirty::{Hit, HitRow};
 use super::emit::{Comparison, Emission, NetTables, Telling};
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
+use super::garbage::Garbage;
 use super::instance::{Instance, Phase};
 use super::lead::{Leading, LeafGroup, LeafHits, Led, Needs};
 use super::mutant::{self, Mutant};
@@ -61,6 +62,10 @@ pub(super) struct Advance {
     /// Instances to do, once routing is through.
     queue: Option<Vec<InstanceId>>,
     current: Option<(InstanceId, Step)>,
+    /// An instance was brought to the new version: perhaps others must make room.
+    makes_room: bool,
+    /// What is done with.
+    garbage: Garbage,
     out: Advanced,
 }
 
@@ -108,6 +113,8 @@ impl Advance {
             rehydrate,
             queue: None,
             current: None,
+            makes_room: false,
+            garbage: Garbage::default(),
         }
     }
 
@@ -149,6 +156,10 @@ impl Advance {
             self.queue = Some(queue);
         }
         loop {
+            if self.makes_room && !registry.make_room(config.max_rows, budget) {
+                return None;
+            }
+            self.makes_room = false;
             let Some((id, step)) = self.current.take() else {
                 let Some(id) = self.queue.as_mut().and_then(Vec::pop) else {
                     return self.clear(budget).then(|| std::mem::take(&mut self.out));
@@ -158,13 +169,14 @@ impl Advance {
             };
             match self.instance(registry, source, budget, id, step) {
                 Ok(Some(step)) => self.current = Some((id, step)),
-                Ok(None) => registry.make_room(config.max_rows, None),
+                Ok(None) => self.makes_room = true,
                 Err(error) => {
                     registry.fail(id, error.clone());
                     self.out.failed.push((id, error));
                 }
             }
-            if budget.is_spent() && (self.current.is_some() || !self.is_empty()) {
+            let more = self.current.is_some() || self.makes_room || !self.is_empty();
+            if budget.is_spent() && more {
                 return None;
             }
         }
@@ -172,20 +184,15 @@ impl Advance {
 
     /// Gives the changed rows back, until none is left (true) or the budget is spent.
     fn clear(&mut self, budget: &mut Budget) -> bool {
-        while let Some((&id, net)) = self.changes.iter_mut().next() {
-            if !give_back(&mut net.changes, budget) {
-                return false;
-            }
-            self.changes.remove(&id);
+        for (_, net) in self.changes.drain() {
+            self.garbage.add(net.changes);
         }
-        while let Some((&group, led)) = self.led.iter_mut().next() {
-            let rows = Arc::get_mut(led).into_iter().flat_map(|led| &mut led.nodes);
-            if !rows.map(|n| &mut n.1).all(|rows| give_back(rows, budget)) {
-                return false;
-            }
-            self.led.remove(&group);
+        for (_, led) in self.led.drain() {
+            let nodes = Arc::into_inner(led).into_iter().flat_map(|led| led.nodes);
+            nodes.for_each(|(_, rows)| self.garbage.add(rows));
         }
-        give_back(&mut self.found, budget)
+        self.garbage.add(std::mem::take(&mut self.found));
+        self.garbage.give_back(budget)
     }
 
     fn is_empty(&self) -> bool {
@@ -320,7 +327,8 @@ impl Advance {
                 }
                 Ok(true) => {
                     self.parents_of = Some((group, Arc::clone(leading.shape())));
-                    let (led, parents) = leading.close();
+                    let (led, parents, garbage) = leading.close();
+                    self.garbage.append(garbage);
                     self.led.insert(group, Arc::new(led));
                     self.parents_led = self.found.len();
                     self.found.extend(parents);
@@ -518,7 +526,7 @@ impl Advance {
 fn report(instance: InstanceId, rows: Vec<RowDelta>, w: &mut Work<'_>, out: &mut Advanced) {
     w.counters.deltas += rows.len() as u64;
     if !rows.is_empty() {
-        out.deltas.push(InstanceDelta { instance, rows: rows.into() });
+        out.deltas.push(InstanceDelta { instance, rows: Arc::new(rows) });
     }
 }
 

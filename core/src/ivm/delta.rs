@@ -56,8 +56,9 @@ impl RowDelta {
 pub struct InstanceDelta {
     /// The instance.
     pub instance: InstanceId,
-    /// One entry per changed row, in no particular order; never empty.
-    pub rows: Arc<[RowDelta]>,
+    /// One entry per changed row, in no particular order; never empty. A vector, not a slice: of
+    /// a million, a copy takes milliseconds. [`super::engine::Engine::discard`] takes it back.
+    pub rows: Arc<Vec<RowDelta>>,
 }
 
 /// A finished advance: every instance is at `version`.

@@ -13,6 +13,7 @@ use super::change_set::NetChange;
 use super::emit::join_key;
 use super::engine::Budget;
 use super::error::EngineError;
+use super::garbage::Garbage;
 use super::instance::NodeState;
 use super::mutant::{self, Mutant};
 use super::plan::{NodeId, Param, Role};
@@ -78,25 +79,11 @@ impl Dirty {
 }
 
 impl Dirty {
-    /// Gives the rows back, until none is left (true) or the budget is spent.
-    pub(super) fn clear(&mut self, budget: &mut Budget) -> bool {
-        give_back(&mut self.rows, budget)
+    /// Nobody needs it any more.
+    pub(super) fn discard(self, garbage: &mut Garbage) {
+        garbage.add(self.rows);
+        garbage.add(self.known.into_keys());
     }
-}
-
-/// Elements that are given back at a time.
-const GIVEN_BACK: usize = 8;
-
-/// Drops what a vector holds, until nothing is left (true) or the budget is spent.
-pub(super) fn give_back<T>(all: &mut Vec<T>, budget: &mut Budget) -> bool {
-    while !all.is_empty() {
-        all.truncate(all.len().saturating_sub(GIVEN_BACK));
-        budget.spend(1);
-        if budget.is_spent() {
-            return all.is_empty();
-        }
-    }
-    true
 }
 
 /// The join keys of the old and new versions of the dirty rows of a body, for its parents.
@@ -133,6 +120,12 @@ impl JoinKeys {
             }
         }
         true
+    }
+
+    /// Nobody needs it any more.
+    pub(super) fn discard(self, garbage: &mut Garbage) {
+        garbage.add(self.keys);
+        garbage.add(self.known.into_keys());
     }
 
     fn wants(&self, row: &Row, columns: &[usize]) -> bool {

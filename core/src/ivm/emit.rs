@@ -11,6 +11,7 @@ use super::delta::RowDelta;
 use super::engine::Budget;
 use super::error::EngineError;
 use super::instance::Instance;
+use super::mutant::{self, Mutant};
 use super::plan::NodeId;
 use super::route::RouteTableId;
 use super::shape::{NodeShape, Shape};
@@ -98,7 +99,8 @@ impl Sum {
         let node = shape.node(self.node);
         let table = changes.get(&tables[usize::from(self.node.0)]);
         let change = table.and_then(|t| t.get(&id.key));
-        if change.is_none() && self.delta == 0 {
+        // Who reads the instance must know of a row that moved, too.
+        if change.is_none() && self.delta == 0 && instance.readings.is_empty() {
             return Ok(None);
         }
         let now = match change {
@@ -115,6 +117,12 @@ impl Sum {
             if let Some(row) = now.as_ref().or(change.and_then(|c| c.old.as_ref())) {
                 instance.signature ^= node.row_name.hash(row);
             }
+        }
+        let is_moved = change.is_none() && self.delta == 0;
+        let is_noted = !is_moved || !mutant::is(Mutant::MovedRowNotRead);
+        if is_noted && !instance.readings.is_empty() {
+            let held = now.as_ref().filter(|_| count_after > 0).map(|row| (row, count_after));
+            instance.readings.note(&node.table, &id, held);
         }
         let content_changed = change.is_some() && count_before > 0 && count_after > 0;
         if count_before == count_after && !content_changed {
@@ -148,11 +156,15 @@ pub(super) struct Counted {
 }
 
 impl Snapshot {
-    /// What the instance counts now.
-    pub(super) fn of(instance: &Instance, shape: &Shape) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        instance.for_each_visible(shape, &mut |node, row, mult| snapshot.add(node, row, mult));
-        snapshot
+    /// What is known of a row now.
+    pub(super) fn set(&mut self, table: &Arc<TableSpec>, row: &Row, count: u64) {
+        let (table, version) = (Arc::clone(table), row.version.clone());
+        self.rows.insert(RowId::of(&table, row), Counted { table, version, count });
+    }
+
+    /// A row is not in the result.
+    pub(super) fn remove(&mut self, id: &RowId) {
+        self.rows.remove(id);
     }
 
     /// A row that is visible in a partition of this multiplicity.

@@ -16,11 +16,13 @@ use rustc_hash::FxBuildHasher;
 
 use super::advance::Advance;
 use super::change_set::ChangeSet;
-use super::delta::Advanced;
+use super::delta::{Advanced, InstanceDelta};
 use super::error::{AdvanceError, EngineError};
+use super::garbage::Garbage;
 use super::instance::{Instance, Phase};
 use super::mutant::{self, Mutant};
 use super::plan::{Occurrence, Param, Plan};
+use super::reading::{ReadProgress, ReadRow, Reading, ReadingId};
 use super::registry::Registry;
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
@@ -249,6 +251,12 @@ impl Engine {
                 engine: self.version.clone(),
             });
         }
+        // The routes of what was given up are those of what will be read.
+        if !mutant::is(Mutant::ReadBeforeTakenApart)
+            && self.registry.take_apart(id, budget).is_none()
+        {
+            return Ok(Progress::More);
+        }
         let done = self.registry.work(id, source, budget, |instance, w| {
             let done = instance.settle(w, None)?;
             if done {
@@ -262,7 +270,8 @@ impl Engine {
             self.registry.forget(known);
             self.registry.hydrated(id);
             self.registry.unpark(id);
-            self.registry.make_room(self.config.max_rows, Some(id));
+            self.registry.parking.spare(id);
+            self.registry.make_room(self.config.max_rows, budget);
         }
         match done {
             Ok(true) => Ok(Progress::Done),
@@ -296,7 +305,8 @@ impl Engine {
         self.registry.get(id).is_some_and(|i| i.parked.is_some())
     }
 
-    /// The current result: every row once, with its count. For a subscriber that attaches.
+    /// The current result: every row once, with its count. All at once: for tests, tools and
+    /// small results; a subscriber that attaches has it by [`Engine::begin_reading`].
     ///
     /// # Errors
     /// [`EngineError::NotReady`] before hydration and during an advance, and if it is parked.
@@ -313,6 +323,63 @@ impl Engine {
             row,
             count,
         })))
+    }
+
+    /// Begins to read the result of an instance piece by piece ([`super::reading`]): for a
+    /// subscriber that attaches to a large one. The instance may be hydrated meanwhile, and
+    /// advance; it is not parked. What changed meanwhile is remembered until the reading ends.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownInstance`], or why the instance failed.
+    pub fn begin_reading(&mut self, id: InstanceId) -> Result<ReadingId, EngineError> {
+        let instance = self.registry.get_mut(id).ok_or(EngineError::UnknownInstance)?;
+        if let Phase::Failed(error) = &instance.phase {
+            return Err(error.clone());
+        }
+        let number = instance.readings.next_number();
+        instance.readings.push(Reading::new(number));
+        Ok(ReadingId { instance: id, number })
+    }
+
+    /// Goes on reading: tells of the next rows, until the budget is spent (a unit per row that is
+    /// looked at). With [`ReadProgress::Done`] what was told last of each row is the result at
+    /// [`Engine::version`], and the reading has ended.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownInstance`] (of a reading that has ended, too), or why the instance
+    /// failed.
+    pub fn read(
+        &mut self,
+        reading: ReadingId,
+        budget: &mut Budget,
+        visit: &mut dyn FnMut(ReadRow<'_>),
+    ) -> Result<ReadProgress, EngineError> {
+        let advances = self.is_advancing();
+        let ReadingId { instance: id, number } = reading;
+        let instance = self.registry.get_mut(id).ok_or(EngineError::UnknownInstance)?;
+        if let Phase::Failed(error) = &instance.phase {
+            return Err(error.clone());
+        }
+        if advances {
+            return Ok(ReadProgress::Waits);
+        }
+        let mut reading = instance.readings.take(number).ok_or(EngineError::UnknownInstance)?;
+        let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
+        let plan = self.registry.plan(instance.plan).ok_or(EngineError::UnknownInstance)?;
+        let progress = reading.step(instance, &plan.shape, budget, visit);
+        if progress != ReadProgress::Done
+            && let Some(instance) = self.registry.get_mut(id)
+        {
+            instance.readings.push(reading);
+        }
+        Ok(progress)
+    }
+
+    /// Gives a reading up. Unknown ones are ignored.
+    pub fn end_reading(&mut self, reading: ReadingId) {
+        if let Some(instance) = self.registry.get_mut(reading.instance) {
+            drop(instance.readings.take(reading.number));
+        }
     }
 
     /// Occurrences of a row in an instance. `row` must be the row at [`Engine::version`]: its
@@ -536,11 +603,26 @@ impl Engine {
         Ok(done)
     }
 
-    /// Takes the states of instances apart that are gone, until the budget is spent: false if
-    /// there is more to do. Their memory is in use until then, nothing else: call it when there
-    /// is time. During an advance nothing happens.
+    /// Takes the states of instances apart that are gone, and parks others if there are too many
+    /// rows ([`EngineConfig::max_rows`]), until the budget is spent: false if there is more to do.
+    /// Their memory is in use until then, nothing else: call it when there is time. During an
+    /// advance nothing happens.
     pub fn release(&mut self, budget: &mut Budget) -> bool {
-        self.is_advancing() || self.registry.release(budget)
+        self.is_advancing()
+            || (self.registry.release(budget)
+                && self.registry.make_room(self.config.max_rows, budget))
+    }
+
+    /// Takes the deltas of an advance back that nobody needs any more: [`Engine::release`] drops
+    /// them, because there may be a million.
+    pub fn discard(&mut self, deltas: Vec<InstanceDelta>) {
+        let mut garbage = Garbage::default();
+        for delta in deltas {
+            Arc::into_inner(delta.rows).into_iter().for_each(|rows| garbage.add(rows));
+        }
+        if !garbage.is_empty() {
+            self.registry.discard(garbage);
+        }
     }
 
     /// [`Engine::release`]s, and looks for rows that no query holds any more (somebody else did

@@ -9,6 +9,7 @@ use super::mutant::{self, Mutant};
 use super::partition::{Partition, Settled};
 use super::plan::Param;
 use super::propagate::Settling;
+use super::reading::Readings;
 use super::remains::Remains;
 use super::rows::Rows;
 use super::shape::{Kind, NodeShape, Shape};
@@ -41,6 +42,8 @@ pub(super) struct NodeState {
     pub(super) settling: Option<Box<Settling>>,
     /// Keys of partitions that may be short of rows; perhaps stale, perhaps twice.
     pub(super) unfilled: Stack<Key>,
+    /// The same, of a batch that was too much to be read together.
+    pub(super) singly: Vec<Key>,
 }
 
 impl NodeState {
@@ -136,6 +139,8 @@ pub(super) struct Instance {
     pub(super) resident: usize,
     /// The state before it started over, until that is taken apart: nothing may be read before.
     pub(super) remains: Option<Box<Remains>>,
+    /// Who is reading it.
+    pub(super) readings: Readings,
 }
 
 impl Instance {
@@ -154,11 +159,13 @@ impl Instance {
             parked: None,
             resident: 0,
             remains: None,
+            readings: Readings::default(),
         }
     }
 
     /// Starts over: only the root partition, unread.
     pub(super) fn restart(&mut self, shape: &Shape) {
+        self.readings.start_over();
         self.nodes = shape.nodes.iter().map(|_| NodeState::default()).collect();
         self.signature = 0;
         self.resident = 0;
@@ -193,16 +200,6 @@ impl Instance {
     }
 
     /// Every visible row of every partition, with the partition's multiplicity.
-    pub(super) fn for_each_visible<'a>(
-        &'a self,
-        shape: &'a Shape,
-        visit: &mut dyn FnMut(&'a NodeShape, &'a RowRef, u64),
-    ) {
-        for (node, row, mult) in self.visible(shape) {
-            visit(node, row, mult);
-        }
-    }
-
     fn visible<'a>(
         &'a self,
         shape: &'a Shape,
@@ -222,15 +219,27 @@ impl Instance {
         shape: &'a Shape,
     ) -> impl Iterator<Item = (&'a NodeShape, &'a RowRef, u64)> + 'a {
         self.visible(shape).filter(|&(_, _, mult)| mult > 0).filter_map(move |(node, row, mult)| {
-            if node.alone {
-                // It occurs in no other node, and in one partition only.
-                return Some((node, row, mult));
-            }
-            // The first node of the table that counts the row reports it.
-            let others = || held(shape).filter(|n| n.table.id == node.table.id);
-            let first = others().find(|n| self.count_in(n, row) > 0);
-            (first?.id == node.id).then(|| (node, row, self.count(shape, node.table.id, row)))
+            Some((node, row, self.told_at(shape, node, row, mult)?))
         })
+    }
+
+    /// The count of a row that is visible in a partition of this multiplicity, if this is where it
+    /// is told: each row is at one place.
+    pub(super) fn told_at(
+        &self,
+        shape: &Shape,
+        node: &NodeShape,
+        row: &Row,
+        mult: u64,
+    ) -> Option<u64> {
+        if node.alone {
+            // It occurs in no other node, and in one partition only.
+            return Some(mult);
+        }
+        // The first node of the table that counts the row tells it.
+        let mut others = held(shape).filter(|n| n.table.id == node.table.id);
+        let first = others.find(|n| self.count_in(n, row) > 0)?;
+        (first.id == node.id).then(|| self.count(shape, node.table.id, row))
     }
 
     /// Partitions and resident rows.

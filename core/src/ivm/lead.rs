@@ -15,6 +15,7 @@ use super::dirty::{Dirty, Hit, HitRow, JoinKeys, SEARCH_BATCH, Search, search_fi
 use super::emit::NetTables;
 use super::engine::Budget;
 use super::error::EngineError;
+use super::garbage::Garbage;
 use super::plan::{NodeId, Param};
 use super::route::RouteTableId;
 use super::shape::{Edge, NodeShape, Shape};
@@ -80,6 +81,8 @@ pub(super) struct Leading {
     keys: JoinKeys,
     searched: usize,
     parents: Vec<RowRef>,
+    /// What is done with.
+    garbage: Garbage,
 }
 
 impl Leading {
@@ -95,6 +98,7 @@ impl Leading {
             keys: JoinKeys::default(),
             searched: 0,
             parents: Vec::new(),
+            garbage: Garbage::default(),
         }
     }
 
@@ -115,7 +119,8 @@ impl Leading {
                 if !self.search(&shape, node, edge, filter, needs)? {
                     return Ok(false);
                 }
-                (self.leaf, self.keys, self.searched) = (self.leaf + 1, JoinKeys::default(), 0);
+                (self.leaf, self.searched) = (self.leaf + 1, 0);
+                std::mem::take(&mut self.keys).discard(&mut self.garbage);
             }
             (self.leaf, self.hits) = (0, 0);
             self.nodes.pop();
@@ -183,8 +188,8 @@ impl Leading {
         Ok(true)
     }
 
-    /// What was found.
-    pub(super) fn close(mut self) -> (Led, Vec<RowRef>) {
+    /// What was found, and what is to be given back.
+    pub(super) fn close(mut self) -> (Led, Vec<RowRef>, Garbage) {
         let top = self.group.top;
         let shape = &self.reached.shape;
         let nodes = shape
@@ -192,6 +197,10 @@ impl Leading {
             .map(|n| (n.id, std::mem::take(&mut self.dirty[usize::from(n.id.0)].rows)))
             .filter(|(_, rows)| !rows.is_empty())
             .collect();
-        (Led { top, nodes }, self.parents)
+        self.keys.discard(&mut self.garbage);
+        for dirty in self.dirty {
+            dirty.discard(&mut self.garbage);
+        }
+        (Led { top, nodes }, self.parents, self.garbage)
     }
 }

@@ -48,6 +48,12 @@ pub(super) enum Mutant {
     CountedAnewForgotten,
     /// Merging commits keeps a new row that a later commit takes away.
     NewRowKept,
+    /// Who reads an instance is not told of a row that moved from one node to another.
+    MovedRowNotRead,
+    /// Who reads an instance that hydrates is not told of what an advance does to it.
+    HydratingNotRead,
+    /// A parked instance is read anew while the routes of its old state are being removed.
+    ReadBeforeTakenApart,
 }
 
 /// Whether a wrong variant is switched on: never.

@@ -9,8 +9,10 @@ use rustc_hash::FxBuildHasher;
 use super::emit::Snapshot;
 use super::engine::{Budget, EngineConfig, InstanceId};
 use super::error::EngineError;
+use super::garbage::Garbage;
 use super::instance::{Instance, Phase};
 use super::intern::Interner;
+use super::parking::Parking;
 use super::plan::{NodeId, Param, Plan};
 use super::remains::{Grave, Remains};
 use super::route::{RouteTableId, Router, Target, Who};
@@ -77,6 +79,8 @@ pub(super) struct Registry {
     pub(super) hydrating: HashSet<InstanceId, FxBuildHasher>,
     pub(super) router: Router,
     pub(super) interner: Interner,
+    /// How room is made.
+    pub(super) parking: Parking,
     /// Ready instances that hold no rows.
     pub(super) parked: HashSet<InstanceId, FxBuildHasher>,
     /// What is taken apart by and by, the oldest first.
@@ -198,9 +202,17 @@ impl Registry {
         self.graves.push_back(Grave::State { remains, frees_slot: false });
     }
 
+    /// The same for lists that nobody needs any more.
+    pub(super) fn discard(&mut self, garbage: Garbage) {
+        self.graves.push_back(Grave::Lists(garbage));
+    }
+
     /// The same for what subscribers of an instance knew.
     pub(super) fn forget(&mut self, known: Option<Snapshot>) {
-        self.graves.extend(known.map(|known| Grave::Known(known.into_rows())));
+        let Some(known) = known else { return };
+        let mut garbage = Garbage::default();
+        garbage.add(known.into_rows());
+        self.discard(garbage);
     }
 
     /// Takes apart what is gone, until the budget is spent (false) or nothing is left.
@@ -210,15 +222,7 @@ impl Registry {
                 Grave::State { remains, .. } => {
                     remains.step(&mut self.router, &mut self.interner, budget)
                 }
-                Grave::Known(rows) => loop {
-                    if rows.by_ref().take(8).count() == 0 {
-                        break true;
-                    }
-                    budget.spend(1);
-                    if budget.is_spent() {
-                        break false;
-                    }
-                },
+                Grave::Lists(lists) => lists.give_back(budget),
             };
             if !done {
                 return false;
@@ -417,42 +421,9 @@ impl Registry {
         self.hydrating.remove(&id);
     }
 
-    /// Parks instances, the largest first, until no more than `max_rows` distinct rows are in
-    /// memory; all but `except`, which somebody is about to read.
-    pub(super) fn make_room(&mut self, max_rows: usize, except: Option<InstanceId>) {
-        if self.interner.len() <= max_rows {
-            return;
-        }
-        let is_candidate = |i: &&Instance| {
-            matches!(i.phase, Phase::Ready)
-                && i.known.is_none()
-                && !i.unbound
-                && Some(i.id) != except
-        };
-        let mut candidates: Vec<(usize, InstanceId)> =
-            self.instances().filter(is_candidate).map(|i| (i.resident, i.id)).collect();
-        candidates.sort_unstable();
-        while self.interner.len() > max_rows
-            && let Some((rows, id)) = candidates.pop()
-            && rows > 0
-        {
-            self.park(id);
-        }
-    }
-
-    /// Gives the rows of a ready instance up; what its subscribers know stays.
-    fn park(&mut self, id: InstanceId) {
-        let Some(instance) = self.get(id) else { return };
-        let Some(entry) = self.plan(instance.plan) else { return };
-        let (plan, signature) = (instance.plan, instance.signature);
-        let known = Snapshot::of(instance, &entry.shape);
-        self.restart(id);
-        if let Some(instance) = self.get_mut(id) {
-            instance.known = Some(known);
-            instance.parked = Some(signature);
-            self.parked.insert(id);
-            self.counters(plan).parkings += 1;
-        }
+    /// Number of instances.
+    pub(super) fn live(&self) -> usize {
+        self.live
     }
 
     /// A parked instance is being read anew; true if it was parked.

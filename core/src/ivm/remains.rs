@@ -5,8 +5,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::emit::{Snapshot, SnapshotRows};
+use super::emit::Snapshot;
 use super::engine::Budget;
+use super::garbage::Garbage;
 use super::instance::{NodeState, routed_by_join};
 use super::intern::Interner;
 use super::partition::Partition;
@@ -172,5 +173,5 @@ pub(super) enum Grave {
         /// The slot may be used again once this is gone.
         frees_slot: bool,
     },
-    Known(SnapshotRows),
+    Lists(Garbage),
 }

@@ -72,16 +72,26 @@ impl Instance {
     fn fill(&mut self, node: &NodeShape, w: &mut Work<'_>) -> Result<bool, EngineError> {
         let n = usize::from(node.id.0);
         let (mut worked, mut together) = (false, true);
-        while let Some(key) = self.nodes[n].unfilled.pop() {
+        loop {
+            let state = &mut self.nodes[n];
+            let singly = state.singly.pop();
+            let is_single = singly.is_some();
+            let Some(key) = singly.or_else(|| state.unfilled.pop()) else { return Ok(true) };
             if !self.needs_rows(node, &key) {
                 continue;
             }
             if worked && w.budget.is_spent() {
-                self.nodes[n].unfilled.push(key);
+                let state = &mut self.nodes[n];
+                if is_single {
+                    state.singly.push(key)
+                } else {
+                    state.unfilled.push(key)
+                }
                 return Ok(false);
             }
             worked = true;
-            let batch = if together { self.take_batch(node, key, w) } else { vec![key] };
+            let together_now = together && !is_single;
+            let batch = if together_now { self.take_batch(node, key, w) } else { vec![key] };
             match &*batch {
                 [key] => {
                     if !self.fill_one(node, key, w)? {
@@ -92,7 +102,6 @@ impl Instance {
                 _ => together = self.fill_batch(node, &batch, w)?,
             }
         }
-        Ok(true)
     }
 
     fn needs_rows(&self, node: &NodeShape, key: &Key) -> bool {
@@ -224,10 +233,7 @@ impl Instance {
         let read = groups.rows.len();
         w.budget.spend(read as u64);
         if too_many {
-            for key in keys {
-                // One at a time: not in a row with another unread key.
-                self.fill_one_fully(node, key, w)?;
-            }
+            state.singly.extend_from_slice(keys);
             return Ok(first_rows(node).is_none());
         }
         let mut groups = groups.sorted(&node.order);
@@ -253,18 +259,6 @@ impl Instance {
             }
         }
         Ok(first_rows(node).is_none_or(|most| read <= keys.len() * (2 * most + 8)))
-    }
-
-    fn fill_one_fully(
-        &mut self,
-        node: &NodeShape,
-        key: &Key,
-        w: &mut Work<'_>,
-    ) -> Result<(), EngineError> {
-        if !self.fill_one(node, key, w)? {
-            self.nodes[usize::from(node.id.0)].unfilled.push(key.clone());
-        }
-        Ok(())
     }
 }
 

@@ -298,6 +298,11 @@ impl<K: Hash + Eq, V> ShardMap<K, V> {
         self.0.find_mut(hash_of(key), |e| key.equivalent(&e.0)).map(|e| &mut e.1)
     }
 
+    /// Takes all keys out.
+    pub(super) fn into_keys(self) -> impl Iterator<Item = K> {
+        self.0.into_iter().map(|e| e.0)
+    }
+
     pub(super) fn contains_key(&self, key: &K) -> bool {
         self.get(key).is_some()
     }
@@ -337,6 +342,13 @@ impl<K: Hash + Eq, V> ShardMap<K, V> {
     pub(super) fn table(&self, at: u64) -> (impl Iterator<Item = &V>, Option<u64>) {
         let (table, next) = self.0.table(at);
         (table.iter().map(|e| &e.1), next)
+    }
+
+    /// The keys of the same table. The tables are in the order of their keys' hashes: one that is
+    /// split meanwhile goes on where it ended.
+    pub(super) fn keys_at(&self, at: u64) -> (impl Iterator<Item = &K>, Option<u64>) {
+        let (table, next) = self.0.table(at);
+        (table.iter().map(|e| &e.0), next)
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &V> {

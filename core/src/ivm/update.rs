@@ -5,14 +5,12 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-use rustc_hash::FxBuildHasher;
-
 use super::change_set::NetChange;
 use super::dirty::{Dirty, Hit, HitRow, JoinKeys, Resident, SEARCH_BATCH, Search, search_filter};
 use super::emit::{NetTables, join_key};
 use super::engine::Budget;
 use super::error::EngineError;
+use super::garbage::Garbage;
 use super::instance::{Instance, NodeState, Phase};
 use super::lead::Led;
 use super::mutant::{self, Mutant};
@@ -20,7 +18,9 @@ use super::partition::{Bound, Partition};
 use super::plan::{ExistsEdge, NodeId, Param};
 use super::settle::Work;
 use super::shape::{Edge, Kind, NodeShape, Shape};
+use super::shards::ShardMap;
 use super::source::{Fetch, Filter, Keys, SourceError};
+use super::stack::Stack;
 use crate::row::{Key, Row, RowRef};
 use crate::zql::predicate;
 
@@ -49,7 +49,9 @@ pub(super) struct Update {
     /// How far its partitions are, once they are known.
     apply: Option<Apply>,
     /// Answers of point checks at the new version.
-    points: HashMap<(NodeId, Key), bool, FxBuildHasher>,
+    points: ShardMap<(NodeId, Key), bool>,
+    /// What is done with.
+    garbage: Garbage,
 }
 
 /// How far the search for the dirty rows of a node is.
@@ -79,8 +81,16 @@ struct Parents {
 struct Apply {
     taken_out: usize,
     put_in: usize,
-    /// Keys of the partitions that changed.
-    changed: Vec<Key>,
+    /// Keys of the partitions that changed; perhaps twice.
+    changed: Stack<Key>,
+}
+
+impl Apply {
+    fn note(&mut self, key: Key) {
+        if self.changed.last() != Some(&key) {
+            self.changed.push(key);
+        }
+    }
 }
 
 impl Update {
@@ -101,7 +111,8 @@ impl Update {
             todo: nodes,
             find: None,
             apply: None,
-            points: HashMap::default(),
+            points: ShardMap::default(),
+            garbage: Garbage::default(),
         }
     }
 
@@ -141,7 +152,11 @@ impl Update {
                 return Ok(false);
             }
         }
-        Ok(self.dirty.iter_mut().all(|dirty| dirty.clear(w.budget)))
+        for dirty in self.dirty.drain(..) {
+            dirty.discard(&mut self.garbage);
+        }
+        self.garbage.add(std::mem::take(&mut self.points).into_keys());
+        Ok(self.garbage.give_back(w.budget))
     }
 
     /// Finds the dirty rows of a node. False if the budget ended before.
@@ -196,7 +211,8 @@ impl Update {
             if !is_led && !self.parents(node, edge, find, instance, w)? {
                 return Ok(false);
             }
-            (find.leaf, find.parents) = (find.leaf + 1, Parents::default());
+            find.leaf += 1;
+            std::mem::take(&mut find.parents).keys.discard(&mut self.garbage);
         }
         Ok(true)
     }
@@ -257,10 +273,15 @@ impl Update {
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
         let n = usize::from(node.id.0);
+        // What happens to a ready instance is noted when it is told.
+        let hydrates = matches!(instance.phase, Phase::Hydrating);
         // All leave before any enters.
         while let Some(change) = dirty.rows.get(apply.taken_out) {
             apply.taken_out += 1;
             if take_out(node, change, &mut instance.nodes[n], apply) {
+                if let Some(old) = change.old.as_ref().filter(|_| n == 0 && hydrates) {
+                    instance.readings.note_hydrating(w.shape, old, false);
+                }
                 w.budget.spend(1);
                 if w.budget.is_spent() {
                     return Ok(false);
@@ -268,7 +289,7 @@ impl Update {
             }
         }
         if mutant::is(Mutant::RefillEarly) && apply.put_in == 0 {
-            for key in &apply.changed {
+            for key in apply.changed.iter() {
                 if instance.nodes[n].partitions.get(key).is_some_and(|p| p.is_short(node.window)) {
                     instance.fill_one(node, key, w)?;
                 }
@@ -277,14 +298,17 @@ impl Update {
         if !self.put_in(node, dirty, instance, apply, w)? {
             return Ok(false);
         }
-        apply.changed.sort_unstable();
-        apply.changed.dedup();
         let state = &mut instance.nodes[n];
-        for key in apply.changed.drain(..) {
-            let Some(partition) = state.partitions.get_mut(&key) else { continue };
-            partition.cut(&node.order, node.window);
-            if partition.is_short(node.window) {
-                state.unfilled.push(key);
+        while let Some(key) = apply.changed.pop() {
+            w.budget.spend(1);
+            if let Some(partition) = state.partitions.get_mut(&key) {
+                partition.cut(&node.order, node.window);
+                if partition.is_short(node.window) {
+                    state.unfilled.push(key);
+                }
+            }
+            if w.budget.is_spent() && !apply.changed.is_empty() {
+                return Ok(false);
             }
         }
         Ok(true)
@@ -323,10 +347,13 @@ impl Update {
                 state.touched.push(key.clone());
             }
             let row = w.interner.intern(&node.table, new.clone());
+            if first == 1 && matches!(instance.phase, Phase::Hydrating) {
+                instance.readings.note_hydrating(w.shape, &row, true);
+            }
             if !partition.insert(&node.order, row) {
                 return Err(EngineError::Invariant("a row entered a window twice"));
             }
-            apply.changed.push(key);
+            apply.note(key);
         }
         Ok(true)
     }
@@ -347,7 +374,7 @@ fn take_out(
         state.touched.push(key.clone());
     }
     partition.remove(at);
-    apply.changed.push(key);
+    apply.note(key);
     true
 }
 
@@ -398,7 +425,7 @@ fn one_leaf_true(
     w: &mut Work<'_>,
 ) -> Result<bool, EngineError> {
     let first = usize::from(node.id.0) + 1;
-    let mut points = HashMap::default();
+    let mut points = ShardMap::default();
     let mut judge = Judge {
         params: &instance.params,
         below: &instance.nodes[first..],
@@ -417,7 +444,7 @@ struct Judge<'a> {
     /// States of the nodes from `first` on; they are at the new version.
     below: &'a [NodeState],
     first: usize,
-    points: &'a mut HashMap<(NodeId, Key), bool, FxBuildHasher>,
+    points: &'a mut ShardMap<(NodeId, Key), bool>,
 }
 
 impl Judge<'_> {
@@ -456,10 +483,11 @@ impl Judge<'_> {
                 return Ok(false);
             }
         }
-        if let Some(&known) = self.points.get(&(edge.child, key.clone())) {
+        let at = (edge.child, key);
+        if let Some(&known) = self.points.get(&at) {
             return Ok(known);
         }
-        let keys = [key];
+        let keys = [at.1];
         let fetch = Fetch {
             plan: &w.shape.plan,
             node: edge.child,

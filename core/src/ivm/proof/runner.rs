@@ -11,6 +11,7 @@ use crate::ivm::delta::{Advanced, RowDelta};
 use crate::ivm::engine::{AdvanceStart, Budget, Engine, InstanceId, Progress, Reset, Status};
 use crate::ivm::memory_source::{Database, MemorySource};
 use crate::ivm::plan::{Node, Param, Plan};
+use crate::ivm::reading::{ReadProgress, ReadRow, ReadingId};
 use crate::ivm::signature::RowName;
 use crate::ivm::source::Source;
 use crate::row::{Key, Row, RowId, RowRef};
@@ -67,6 +68,8 @@ struct Subscriber {
     query: usize,
     /// Empty until hydrated.
     rows: Option<Multiset>,
+    /// Every second one reads its instance piece by piece, over and over; what it was told.
+    reading: Option<(ReadingId, Multiset)>,
 }
 
 /// An engine, its source, and everything that is known without them.
@@ -84,6 +87,10 @@ pub struct Runner<S> {
     lsn: u64,
     /// Advances that were compared with the oracle.
     pub steps: u64,
+    /// Operations so far.
+    operations: u64,
+    /// Who reads an instance keeps it from being parked.
+    may_read: bool,
 }
 
 /// The name of the column that [`Operation::Alter`] adds.
@@ -115,6 +122,8 @@ impl<S: Replayed> Runner<S> {
             pending: Vec::new(),
             lsn: 1,
             steps: 0,
+            operations: 0,
+            may_read: script.config.max_rows == usize::MAX,
         })
     }
 
@@ -157,6 +166,9 @@ impl<S: Replayed> Runner<S> {
             Operation::Subscribe(query) => self.subscribe(*query)?,
             Operation::Unsubscribe(i) if *i < self.subscribers.len() => {
                 let gone = self.subscribers.swap_remove(*i);
+                if let Some((reading, _)) = gone.reading {
+                    self.engine.end_reading(reading);
+                }
                 self.engine.unsubscribe(gone.id);
             }
             Operation::Unsubscribe(_) => {}
@@ -180,6 +192,33 @@ impl<S: Replayed> Runner<S> {
             }
             Operation::Step(units) => self.step(*units)?,
         }
+        self.operations += 1;
+        self.engine.release(&mut Budget::units(self.operations % 7));
+        (0..self.subscribers.len()).try_for_each(|i| self.read(i, self.operations % 5 * 2 + 1))?;
+        Ok(())
+    }
+
+    /// Goes on reading the rows of a subscriber; compares them when all are told.
+    fn read(&mut self, i: usize, units: u64) -> Result<(), String> {
+        let Subscriber { id, reading: Some((reading, told)), .. } = &mut self.subscribers[i] else {
+            return Ok(());
+        };
+        let mut visit = |row: ReadRow<'_>| match row {
+            ReadRow::Held(h) => {
+                told.insert(RowId::of(h.table, h.row), (h.count, h.row.clone()));
+            }
+            ReadRow::Gone { id, .. } => drop(told.remove(id)),
+        };
+        let progress = self.engine.read(*reading, &mut Budget::units(units), &mut visit);
+        match progress.map_err(|e| format!("reading: {e}"))? {
+            ReadProgress::More | ReadProgress::Waits => {}
+            ReadProgress::Void => told.clear(),
+            ReadProgress::Done => {
+                compare("what was read", told, &held(&self.engine, *id)?)?;
+                told.clear();
+                *reading = self.engine.begin_reading(*id).map_err(|e| e.to_string())?;
+            }
+        }
         Ok(())
     }
 
@@ -197,6 +236,7 @@ impl<S: Replayed> Runner<S> {
                 self.hydrate(i, None)?;
             }
             self.check(i)?;
+            self.read(i, u64::MAX)?;
         }
         let Runner { mut engine, source, db, subscribers, steps, .. } = self;
         subscribers.iter().for_each(|s| engine.unsubscribe(s.id));
@@ -216,7 +256,12 @@ impl<S: Replayed> Runner<S> {
         let query = query % self.queries.len();
         let (plan, params) = &self.queries[query];
         let id = self.engine.subscribe(plan, params.clone()).map_err(|e| e.to_string())?;
-        self.subscribers.push(Subscriber { id, query, rows: None });
+        let mut reading = None;
+        if self.may_read && self.operations.is_multiple_of(2) {
+            let id = self.engine.begin_reading(id).map_err(|e| e.to_string())?;
+            reading = Some((id, Multiset::new()));
+        }
+        self.subscribers.push(Subscriber { id, query, rows: None, reading });
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::ivm::brute;
 use crate::ivm::delta::Advanced;
 use crate::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress, Reset};
 use crate::ivm::memory_source::Database;
+use crate::ivm::reading::ReadProgress;
 use crate::ivm::source::{Fetch, Filter, Source, SourceError};
 use crate::row::{Row, RowId, RowRef, touched};
 use crate::schema::ValueType::Number;
@@ -26,6 +27,8 @@ use crate::zql::{order, predicate};
 const ROWS: usize = 4_000;
 /// Units of a step.
 const STEP: u64 = 50;
+/// Statements that a step may run: each costs as much as some rows.
+const MOST_STATEMENTS: u64 = STEP / Budget::STATEMENT + 2;
 /// Touches of rows that a step may come to. One look at each row would be as many as there are.
 const MOST: u64 = 2_500;
 
@@ -37,6 +40,7 @@ struct Indexed {
     version: StateVersion,
     /// Touches that are the source's.
     touches: u64,
+    statements: u64,
 }
 
 impl Indexed {
@@ -110,6 +114,7 @@ impl Source for Indexed {
         f: &Fetch<'_>,
         visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
+        self.statements += 1;
         let before = touched::count();
         let mut found = self.candidates(f);
         found.retain(|row| self.holds(f, row));
@@ -149,6 +154,11 @@ fn row(version: &StateVersion, values: [usize; 3]) -> RowRef {
 
 impl World {
     fn new() -> World {
+        World::with(3, EngineConfig::default())
+    }
+
+    /// With so many rows of `p` per value of `k` as there are values.
+    fn with(keys: usize, config: EngineConfig) -> World {
         let tables = [
             table(0, "p", &[("id", Number), ("k", Number), ("n", Number)]),
             table(1, "c", &[("id", Number), ("p", Number), ("n", Number)]),
@@ -158,12 +168,12 @@ impl World {
         let version = StateVersion::from_lsn(1);
         let mut source = Indexed { version: version.clone(), ..Indexed::default() };
         let mut first =
-            World::commit_of(&schema, &version, &version, |n| (None, Some([n, n % 3, 0])));
+            World::commit_of(&schema, &version, &version, |n| (None, Some([n, n % keys, 0])));
         let children = World::commit_of(&schema, &version, &version, |n| (None, Some([n, n, 0])));
         first.tables.remove(1);
         first.tables.push(children.tables[1].clone());
         source.apply(&first);
-        let config = EngineConfig { rehydrate_above: usize::MAX, ..EngineConfig::default() };
+        let config = EngineConfig { rehydrate_above: usize::MAX, ..config };
         let engine = Engine::new(config, version, schema.clone());
         World { engine, source, schema, lsn: 1, worst: (0, "nothing"), steps: 0 }
     }
@@ -215,11 +225,14 @@ impl World {
         step: impl FnOnce(&mut Engine, &mut Indexed, &mut Budget) -> T,
     ) -> T {
         let (before, of_source) = (touched::count(), self.source.touches);
+        let statements = self.source.statements;
         let result = step(&mut self.engine, &mut self.source, &mut Budget::units(STEP));
         let touches = touched::count() - before - (self.source.touches - of_source);
         self.worst = self.worst.max((touches, what));
         self.steps += 1;
         assert!(touches <= MOST, "{touches} rows touched in one step: {what}");
+        let statements = self.source.statements - statements;
+        assert!(statements <= MOST_STATEMENTS, "{statements} statements in one step: {what}");
         result
     }
 
@@ -231,6 +244,17 @@ impl World {
         {
         }
         id
+    }
+
+    /// Reads an instance piece by piece; how many rows it was told of.
+    fn read(&mut self, id: InstanceId) -> usize {
+        let reading = self.engine.begin_reading(id).unwrap();
+        let mut told = 0;
+        let mut step = |w: &mut World| {
+            w.step("reading", |e, _, b| e.read(reading, b, &mut |_| told += 1)).unwrap()
+        };
+        while step(self) != ReadProgress::Done {}
+        told
     }
 
     fn advance(&mut self, what: &'static str, commits: &[Arc<Commit>]) -> Advanced {
@@ -272,6 +296,7 @@ fn no_step_touches_many_rows() {
         "correlation": {"parentField": ["id"], "childField": ["p"]},
         "subquery": {"table": "c", "alias": "r"}}]});
     let id = world.subscribe(&nested);
+    assert_eq!(world.read(id), 2 * ROWS);
     let commits = [1, 2].map(|n| world.write("p", |id| [id, (id + n) % 3, n]));
     let advanced = world.advance("transactions on parents", &commits);
     assert_eq!(advanced.deltas[0].rows.len(), ROWS);
@@ -310,5 +335,43 @@ fn no_step_for_many_instances_touches_many_rows() {
         }
     }
     assert!(world.engine.stats().counters.shared_searches > 0);
+    println!("{} steps, at most {:?}", world.steps, world.worst);
+}
+
+#[test]
+fn no_step_of_parking_or_reading_anew_touches_many_rows() {
+    let mut world = World::with(3, EngineConfig { max_rows: ROWS + 10, ..EngineConfig::default() });
+    let (first, second) = (json!({"table": "p"}), json!({"table": "c"}));
+    let ids = [world.subscribe(&first), world.subscribe(&second)];
+    while !world.step("parking", |e, _, b| e.release(b)) {}
+    assert!(world.engine.is_parked(ids[0]) && !world.engine.is_parked(ids[1]));
+    // A commit reads the parked one anew; then the other one makes room.
+    let commit = world.write("p", |id| [id, 0, 1]);
+    let advanced = world.advance("a commit for a parked query", &[commit]);
+    assert_eq!(advanced.deltas[0].rows.len(), ROWS);
+    world.step("giving deltas back", |e, _, _| e.discard(advanced.deltas));
+    while !world.step("release", |e, _, b| e.release(b)) {}
+    assert_eq!(world.engine.stats().parked, 1);
+    for id in ids {
+        while world.step("reading anew", |e, s, b| e.hydrate_step(id, s, b)).unwrap()
+            != Progress::Done
+        {}
+    }
+    world.check(ids[1], &second);
+    println!("{} steps, at most {:?}", world.steps, world.worst);
+}
+
+#[test]
+fn no_step_reads_many_partitions_one_by_one() {
+    const KEYS: usize = 25;
+    let mut world = World::with(KEYS, EngineConfig::default());
+    // Together they are too many rows for a batch.
+    let query = json!({"table": "c", "where": {"type": "simple", "op": "<",
+        "left": {"type": "column", "name": "id"}, "right": {"type": "literal", "value": KEYS}},
+        "related": [{"correlation": {"parentField": ["p"], "childField": ["k"]},
+            "subquery": {"table": "p", "alias": "p"}}]});
+    let id = world.subscribe(&query);
+    world.check(id, &query);
+    assert_eq!(world.engine.rows(id).unwrap().count(), KEYS + ROWS);
     println!("{} steps, at most {:?}", world.steps, world.worst);
 }

@@ -14,6 +14,7 @@ mod metamorphic;
 mod mutants;
 mod parking;
 mod random;
+mod reading;
 mod sharing;
 mod skeletons;
 mod slicing;

@@ -10,7 +10,7 @@ const MOST: u64 = 100_000;
 
 /// Each variant with a seed that catches it. A change of the generator makes the seeds stale:
 /// the tests then search (and say what they found).
-const CAUGHT_BY: [(Mutant, u64); 21] = [
+const CAUGHT_BY: [(Mutant, u64); 24] = [
     (Mutant::WholeEverywhere, 6),
     (Mutant::WeakForOneLeaf, 8538),
     (Mutant::WeakByParity, 251),
@@ -32,6 +32,9 @@ const CAUGHT_BY: [(Mutant, u64); 21] = [
     (Mutant::FilledWhileSettling, 96),
     (Mutant::CountedAnewForgotten, 1),
     (Mutant::NewRowKept, 6),
+    (Mutant::MovedRowNotRead, 3),
+    (Mutant::HydratingNotRead, 409),
+    (Mutant::ReadBeforeTakenApart, 1757),
 ];
 
 #[test]
