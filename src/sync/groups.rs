@@ -193,6 +193,8 @@ impl State {
         let (serving, idle): (Vec<GroupKey>, Vec<GroupKey>) = keys.into_iter().partition(serves);
         self.inbox.extend(idle.into_iter().map(|key| (key, Event::Drain)));
         self.draining = Some(Draining::new(serving, now()));
+        // Groups stay until their rows are written.
+        self.store.hurry();
     }
 
     /// Closes the groups whose turn it is.

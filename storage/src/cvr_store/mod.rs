@@ -16,19 +16,22 @@
 //!
 //! *Rows may follow.* The rows of a flush of more than [`MAX_SYNC_ROWS`] are written after its
 //! verdict, beside everything else (spec §2.7): the group's clients need not wait for them. So are
-//! those of the group's later flushes until none is owed, in order. Who asks this store for the
-//! group or its rows meanwhile waits ([`owed`]); another server sees that the rows are of an older
-//! version than the group, and tries again for a while. If this server dies first, the group is
-//! lost, which is safe: its clients start afresh.
+//! those of the group's later flushes until none is owed, in order; and those of smaller flushes if
+//! many come together ([`MAX_BATCH_SYNC_ROWS`]). Who asks this store for the group or its rows
+//! meanwhile waits ([`owed`]); another server sees that the rows are of an older version than the
+//! group, and tries again for a while. If this server dies first (within some two seconds,
+//! [`RowPace`]), the group is lost, which is safe: its clients start afresh.
 //!
 //! [`embedded`] is one local SQLite file; [`postgres`] the database that originals use too.
 
+mod coalesce;
 mod decode;
 pub mod embedded;
 mod owed;
 pub mod postgres;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use zeroring_core::cvr::store::{
     CatchupPage, CatchupRange, CvrStoreError, Flushed, InspectedQuery, Loaded, Purged, RowCursor,
@@ -47,6 +50,12 @@ pub type Verdicts = Box<dyn FnMut(Vec<Verdict>) + Send>;
 /// Rows of a flush that are written with its metadata; of larger ones they follow (spec §2.7).
 pub const MAX_SYNC_ROWS: usize = 100;
 
+/// Rows of flushes that are committed together and are written with their metadata; if there are
+/// more in all, those of each of the flushes follow, however few. ([`postgres`] only: to the
+/// embedded store a row costs a fifth of that, and rows that follow would have the same thread
+/// write them.)
+pub const MAX_BATCH_SYNC_ROWS: usize = 1_000;
+
 /// Records that are looked at for one page of a lookup or scan. A page may have fewer, and none.
 pub const PAGE_ROWS: usize = 2_000;
 
@@ -56,16 +65,49 @@ pub const PAGE_ROWS: usize = 2_000;
 pub struct RowOptions {
     /// Rows of a flush that are written with its metadata: [`MAX_SYNC_ROWS`].
     pub sync_rows: usize,
+    /// The same of all flushes of a transaction: [`MAX_BATCH_SYNC_ROWS`].
+    pub batch_sync_rows: usize,
+    /// When those that follow are written.
+    pub pace: RowPace,
     /// Attempts to load a group whose rows another server has still to write (spec §2.5): 10.
     pub load_attempts: usize,
     /// The time between them: 500 ms.
-    pub load_delay: std::time::Duration,
+    pub load_delay: Duration,
 }
 
 impl Default for RowOptions {
     fn default() -> RowOptions {
-        let load_delay = std::time::Duration::from_millis(500);
-        RowOptions { sync_rows: MAX_SYNC_ROWS, load_attempts: 10, load_delay }
+        RowOptions {
+            sync_rows: MAX_SYNC_ROWS,
+            batch_sync_rows: MAX_BATCH_SYNC_ROWS,
+            pace: RowPace::default(),
+            load_attempts: 10,
+            load_delay: Duration::from_millis(500),
+        }
+    }
+}
+
+/// When rows that follow are written, if nobody waits for them: then it is at once. They give way
+/// to flushes and reads, and the longer they wait, the more of them coalesce. ([`postgres`] only:
+/// the embedded store writes them between its batches.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowPace {
+    /// If nothing else was asked of the store for so long: 100 ms.
+    pub quiet: Duration,
+    /// Otherwise when they are so old, with pauses in between: 1 s.
+    pub delay: Duration,
+    /// When they are so old, without pauses: 2 s. A server that takes the group over waits for
+    /// five.
+    pub limit: Duration,
+}
+
+impl Default for RowPace {
+    fn default() -> RowPace {
+        RowPace {
+            quiet: Duration::from_millis(100),
+            delay: Duration::from_secs(1),
+            limit: Duration::from_secs(2),
+        }
     }
 }
 
@@ -151,6 +193,10 @@ pub trait CvrStore: Send + Sync {
     /// Answers when no rows of the group are owed any more, or what kept them from being written:
     /// then they never will be.
     fn await_rows(&self, group: ClientGroupId, reply: Reply<Answer<()>>);
+
+    /// From now on rows that follow are written at once: this server is about to hand its groups
+    /// over.
+    fn hurry(&self) {}
 
     /// Reads live row records (no tombstones), each once, in the store's order.
     fn rows(&self, lookup: RowLookup, reply: Reply<Answer<RowPage>>);

@@ -15,7 +15,7 @@
 //! | 10 an original's CVR and ours | `postgres::interop`; running: `tests/e2e/interop.rs` |
 //! | 11–13 what is stored, column by column | `postgres::shared::records_are_encoded_as_the_original_does` |
 //! | 14 nothing to write | `suite::a_second_flush_without_changes_is_none` |
-//! | 15 more than 100 rows | `suite::rows_of_a_large_flush_follow_in_order`, `postgres::shared::{rows_follow_their_metadata_whatever_happens_to_the_group, rows_that_cannot_be_written_lose_their_group_only}`; killed in between: `kill`, group `simulation` |
+//! | 15 more than 100 rows | `suite::rows_of_a_large_flush_follow_in_order`, `postgres::shared::{rows_follow_their_metadata_whatever_happens_to_the_group, rows_that_cannot_be_written_lose_their_group_only}`, `postgres::follow`; killed in between: `kill`, group `simulation` |
 //! | 16 `rowsVersion` moves with every flush | `postgres::shared::records_are_encoded…`, `tests/sync/takeover.rs` |
 //! | 17 rows behind | `postgres::shared::a_load_waits_for_the_rows_of_the_former_owner` |
 //! | 18, 19 takeover | `suite::{a_later_connection_elsewhere_owns_the_group, an_earlier_connection_elsewhere_is_taken_over, ownership_is_looked_at_before_the_version}`; rows that follow it: `postgres::shared::rows_follow_their_metadata_whatever_happens_to_the_group`; over sockets `tests/sync/takeover.rs` |

@@ -9,7 +9,8 @@
 //!
 //! Several groups run at once, each on a thread of its own, so that flushes meet in batches. Each
 //! has its own seed. One of the two servers writes rows of all but the smallest flushes after their
-//! metadata, so that take-overs and reads meet rows that follow.
+//! metadata, some milliseconds later, so that they coalesce, and that take-overs and reads meet rows
+//! that follow.
 //!
 //! Set `CVR_SEED` to repeat a run; for longer ones `CVR_STEPS` (of all groups), `CVR_GROUPS`, and
 //! `CVR_SECONDS`, after which no more steps are begun. A temporary directory in memory (`TMPDIR`)
@@ -32,7 +33,7 @@ use zeroring_core::cvr::{
 use zeroring_core::row::RowRef;
 use zeroring_core::value::Value;
 use zeroring_core::version::{CvrVersion, StateVersion};
-use zeroring_storage::cvr_store::{CatchupScan, RowOptions};
+use zeroring_storage::cvr_store::{CatchupScan, RowOptions, RowPace};
 
 use crate::lab::*;
 
@@ -653,8 +654,10 @@ pub fn clients_converge_on_the_model(lab: &dyn Lab) {
         load_delay: Duration::from_millis(1),
         ..RowOptions::default()
     };
+    let ms = Duration::from_millis;
+    let hasty = RowPace { quiet: ms(2), delay: ms(10), limit: ms(20) };
     let servers = [
-        lab.open_with("one", RowOptions { sync_rows: 1, ..patient }),
+        lab.open_with("one", RowOptions { sync_rows: 1, pace: hasty, ..patient }),
         lab.open_with("two", patient),
     ];
     let done: Vec<_> = std::thread::scope(|scope| {

@@ -279,7 +279,7 @@ pub fn row_lookups_find_live_records_only(lab: &dyn Lab) {
 type Delta<'a> = (i64, Option<u64>, &'a str, i64, i64, bool);
 
 /// Advances `cvr` to `at`.
-fn advance(server: &Server, cvr: &Cvr, at: u64, rows: &[Delta<'_>]) -> Cvr {
+pub fn advance(server: &Server, cvr: &Cvr, at: u64, rows: &[Delta<'_>]) -> Cvr {
     let mut updater = QueryUpdater::new(cvr, &state(at), &state(1)).unwrap();
     let rows = rows.iter().map(|&(id, written, query, before, after, others)| AdvancedRow {
         id: row_id("issue", id),

@@ -51,7 +51,7 @@ impl RowsToWrite {
     /// What becomes of a flush's rows.
     pub(super) fn plan(&self, flush: &GroupFlush) -> RowsPlan {
         // There is room ([`RowsToWrite::make_room`]); one batch may go beyond it.
-        let plan = self.owed.plan(&flush.group, flush.rows.len());
+        let plan = self.owed.plan(&flush.group, flush.rows.len(), 0);
         plan.unwrap_or(RowsPlan::FollowOwed)
     }
 
@@ -60,6 +60,7 @@ impl RowsToWrite {
         if self.owed.add(group, part) {
             self.turns.push_back(group.clone());
         }
+        self.owed.coalesce(group);
     }
 
     /// Writes until more may be owed.

@@ -13,8 +13,8 @@ use super::super::{Answer, CatchupScan, PurgeLimits, Reply, RowLookup, Verdict, 
 /// A request.
 pub(super) enum Job {
     Flush(FlushPart),
-    /// Rows of this group are owed.
-    WriteRows(ClientGroupId),
+    /// Rows that follow are to be written, if it is time.
+    WriteRows,
     TtlClock(ClientGroupId, TtlClock, f64),
     Purge(PurgeLimits, Reply<Answer<Purged>>),
     Load(LoadJob),
@@ -39,10 +39,8 @@ impl Job {
     pub(super) fn refuse(self, error: CvrStoreError) {
         match self {
             Job::Flush(part) => part.settle(Err(error)),
-            // They stay owed; there is one such request per group at most.
-            Job::WriteRows(group) => {
-                tracing::error!(%group, %error, "rows of a CVR are not written")
-            }
+            // They stay owed; others look after them.
+            Job::WriteRows => tracing::debug!(%error, "nobody was asked to write rows"),
             Job::TtlClock(group, ..) => {
                 tracing::warn!(%group, %error, "a TTL clock was not written");
             }
@@ -113,6 +111,11 @@ impl FlushPart {
             FlushPart { flush, locked: None, at, held: false, batch }
         };
         batch.into_iter().enumerate().map(part).collect()
+    }
+
+    /// Row records.
+    pub(super) fn rows(&self) -> usize {
+        self.flush.rows.len()
     }
 
     fn gathered(&self) -> MutexGuard<'_, Gathered> {

@@ -16,8 +16,9 @@
 //! *Group commit.* The flush worker takes everything that waits and writes it as one transaction in
 //! one round trip ([`sql`], [`batch`], [`write`]); while it commits, the next batch gathers. A
 //! refused group writes nothing and leaves the others alone; one that is locked elsewhere waits in
-//! the slow lane. The rows of large flushes follow on connections of their own ([`rows`]), so that a
-//! big hydration delays nobody's poke.
+//! the slow lane. The rows of large flushes, and of many small ones together, follow on connections
+//! of their own ([`rows`]), so that a big hydration delays nobody's poke. They coalesce while they
+//! wait, and give way to everything else ([`pace`]).
 //!
 //! *Reads* that wait together are one round trip too: many groups in one load, and other reads of
 //! many groups in one transaction.
@@ -35,6 +36,7 @@
 
 mod batch;
 mod job;
+mod pace;
 mod params;
 mod queue;
 mod read;
@@ -48,7 +50,7 @@ mod write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use zeroring_core::cvr::store::{
     CatchupPage, CvrStoreError, InspectedQuery, Loaded, Purged, RowPage,
@@ -57,6 +59,7 @@ use zeroring_core::cvr::{ClientGroupId, ClientId, GroupFlush, TtlClock};
 use zeroring_net::pg::{Client, PgConfig, PgError};
 
 use self::job::{FlushPart, Job, LoadJob, Read, answer};
+use self::pace::Pace;
 use self::queue::{Lane, MAX_WAITING, Queue, Refused};
 pub use self::schema::SCHEMA_VERSION;
 use self::session::{Session, Shared};
@@ -156,6 +159,7 @@ pub enum ConnectError {
 pub struct PostgresCvrStore {
     queue: Arc<Queue<Job>>,
     owed: Arc<Owed<Job>>,
+    pace: Arc<Pace>,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -209,9 +213,11 @@ impl PostgresCvrStore {
         let kinds = kinds(config.max_connections);
         let queue = Arc::new(Queue::new(kinds));
         let owed = Arc::new(Owed::new(config.rows));
+        let pace = Arc::new(Pace::new(config.rows.pace, Instant::now()));
         let mut store = PostgresCvrStore {
             queue: queue.clone(),
             owed: owed.clone(),
+            pace: pace.clone(),
             shared: shared.clone(),
             threads: Vec::new(),
         };
@@ -222,8 +228,8 @@ impl PostgresCvrStore {
                 if let Some(client) = first.take() {
                     session.adopt(client);
                 }
-                let worker =
-                    Worker::new(queue.clone(), owed.clone(), lanes, session, schema.clone());
+                let (queue, owed, pace) = (queue.clone(), owed.clone(), pace.clone());
+                let worker = Worker::new(queue, owed, pace, lanes, session, schema.clone());
                 let name = format!("cvr-{:?}-{n}", lanes[0]).to_lowercase();
                 let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
                 store.threads.push(thread.map_err(ConnectError::Thread)?);
@@ -232,10 +238,12 @@ impl PostgresCvrStore {
         Ok(store)
     }
 
-    /// Reads what may be owed; then it waits.
+    /// Reads what may be owed; then it waits, and has it written.
     fn read(&self, group: &ClientGroupId, job: Job) {
-        if let Some(job) = self.owed.wait(group, job) {
-            self.push(Lane::Read, job);
+        match self.owed.wait(group, job) {
+            Some(job) => self.push(Lane::Read, job),
+            None if self.pace.awaited(group.clone()) => self.push(Lane::Rows, Job::WriteRows),
+            None => {}
         }
     }
 
@@ -267,6 +275,11 @@ impl CvrStore for PostgresCvrStore {
 
     fn await_rows(&self, group: ClientGroupId, reply: Reply<Answer<()>>) {
         self.owed.tell(&group, reply);
+    }
+
+    fn hurry(&self) {
+        self.pace.hurry();
+        self.push(Lane::Rows, Job::WriteRows);
     }
 
     fn rows(&self, lookup: RowLookup, reply: Reply<Answer<RowPage>>) {
@@ -304,6 +317,7 @@ impl CvrStore for PostgresCvrStore {
 impl Drop for PostgresCvrStore {
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Relaxed);
+        self.pace.hurry();
         self.queue.close();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {

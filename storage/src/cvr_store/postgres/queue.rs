@@ -52,8 +52,8 @@ pub(super) enum Refused {
 #[derive(Debug)]
 struct State<T> {
     lanes: [VecDeque<T>; LANES],
-    /// Requests for the read lane that are to wait.
-    later: Vec<(Instant, T)>,
+    /// Requests that are to wait.
+    later: Vec<(Instant, Lane, T)>,
     closed: bool,
 }
 
@@ -105,8 +105,13 @@ impl<T> Queue<T> {
         Ok(())
     }
 
-    /// Adds a request to the read lane after `delay`, or gives it back.
-    pub(super) fn push_later(&self, delay: Duration, job: T) -> Result<(), (T, Refused)> {
+    /// Adds a request after `delay`, or gives it back.
+    pub(super) fn push_later(
+        &self,
+        lane: Lane,
+        delay: Duration,
+        job: T,
+    ) -> Result<(), (T, Refused)> {
         let mut state = self.lock();
         if state.closed {
             return Err((job, Refused::Closed));
@@ -114,33 +119,35 @@ impl<T> Queue<T> {
         if state.later.len() >= MAX_WAITING {
             return Err((job, Refused::Full));
         }
-        state.later.push((Instant::now() + delay, job));
+        state.later.push((Instant::now() + delay, lane, job));
         drop(state);
-        self.bell(Lane::Read).notify_one();
+        self.bell(lane).notify_one();
         Ok(())
     }
 
     /// Waits for requests of one of `lanes`, at most `max` of them and for `patience`.
     pub(super) fn take(&self, lanes: &[Lane], max: usize, patience: Duration) -> Taken<T> {
         let until = Instant::now() + patience;
-        let reads = lanes.contains(&Lane::Read);
         let mut state = self.lock();
         loop {
             let now = Instant::now();
-            if reads {
-                state.wake(now);
-            }
+            state.wake(lanes, now);
             for lane in lanes {
                 let jobs = &mut state.lanes[*lane as usize];
                 if !jobs.is_empty() {
                     let count = jobs.len().min(max);
-                    return Taken::Jobs(jobs.drain(..count).collect());
+                    let jobs = jobs.drain(..count).collect();
+                    // Another worker has to look after what is left, and after what is to come.
+                    if state.due(lanes).is_some() || lanes.iter().any(|lane| state.waits(*lane)) {
+                        self.bell(lanes[0]).notify_one();
+                    }
+                    return Taken::Jobs(jobs);
                 }
             }
             if state.closed {
                 return Taken::Closed;
             }
-            let due = state.later.iter().map(|(at, _)| *at).min().filter(|_| reads);
+            let due = state.due(lanes);
             let wait = due.map_or(until, |due| due.min(until)).saturating_duration_since(now);
             if now >= until {
                 return Taken::Idle;
@@ -158,11 +165,23 @@ impl<T> Queue<T> {
 }
 
 impl<T> State<T> {
-    fn wake(&mut self, now: Instant) {
+    /// Takes requests of these lanes in whose time has come.
+    fn wake(&mut self, lanes: &[Lane], now: Instant) {
         let closed = self.closed;
-        for (_, job) in self.later.extract_if(.., |(at, _)| closed || *at <= now) {
-            self.lanes[Lane::Read as usize].push_back(job);
+        let due = |at: &Instant, lane: &Lane| lanes.contains(lane) && (closed || *at <= now);
+        for (_, lane, job) in self.later.extract_if(.., |(at, lane, _)| due(at, lane)) {
+            self.lanes[lane as usize].push_back(job);
         }
+    }
+
+    /// When the next request of these lanes has waited long enough.
+    fn due(&self, lanes: &[Lane]) -> Option<Instant> {
+        let later = self.later.iter().filter(|(_, lane, _)| lanes.contains(lane));
+        later.map(|(at, ..)| *at).min()
+    }
+
+    fn waits(&self, lane: Lane) -> bool {
+        !self.lanes[lane as usize].is_empty()
     }
 }
 
@@ -195,13 +214,15 @@ mod tests {
     #[test]
     fn what_waits_is_done_after_closing() {
         let queue = Queue::new(&[&[Lane::Flush, Lane::Slow, Lane::Rows, Lane::Read]]);
-        queue.push_later(Duration::from_secs(3_600), 1).unwrap();
+        queue.push_later(Lane::Read, Duration::from_secs(3_600), 1).unwrap();
+        queue.push_later(Lane::Rows, Duration::from_secs(3_600), 4).unwrap();
         queue.push_all(Lane::Flush, vec![2]).unwrap();
         assert_eq!(taken(&queue, &[Lane::Read], 9), None);
         queue.close();
         assert_eq!(queue.push_all(Lane::Read, vec![3]), Err((vec![3], Refused::Closed)));
         assert_eq!(taken(&queue, &[Lane::Read], 9), Some(vec![1]));
         assert_eq!(taken(&queue, &[Lane::Flush], 9), Some(vec![2]));
+        assert_eq!(taken(&queue, &[Lane::Slow, Lane::Rows], 9), Some(vec![4]));
         assert!(matches!(queue.take(&[Lane::Read, Lane::Flush], 9, SHORT), Taken::Closed));
     }
 

@@ -2,15 +2,17 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::info;
-use zeroring_core::cvr::store::Flushed;
+use zeroring_core::cvr::store::{CvrStoreError, Flushed};
 use zeroring_core::cvr::{ClientGroupId, TtlClock};
 
 use super::super::owed::{Owed, Part, RowsPlan};
 use super::super::{Answer, rows_behind};
 use super::batch::Item;
 use super::job::{FlushPart, Job, LoadJob, answer};
+use super::pace::Pace;
 use super::queue::{Lane, Queue, Taken};
 use super::read::{Attempt, Reader};
 use super::session::{IDLE, Session};
@@ -22,25 +24,32 @@ const MAX_TAKEN: usize = 256;
 const MAX_GROUPS: usize = 256;
 /// Row records of one transaction, unless a single group has more.
 const MAX_ROWS: usize = 8_192;
+/// The same of rows that follow and are not urgent: some 50 ms of Postgres.
+const MAX_PACED_ROWS: usize = 2_048;
 /// A worker and its connection.
 pub(super) struct Worker {
     queue: Arc<Queue<Job>>,
     owed: Arc<Owed<Job>>,
+    pace: Arc<Pace>,
     lanes: &'static [Lane],
     session: Session,
     known_schemas: HashSet<ClientGroupId>,
     schema: Arc<str>,
+    /// Groups of whom more rows are owed since the last look.
+    grown: Vec<ClientGroupId>,
 }
 
 impl Worker {
     pub(super) fn new(
         queue: Arc<Queue<Job>>,
         owed: Arc<Owed<Job>>,
+        pace: Arc<Pace>,
         lanes: &'static [Lane],
         session: Session,
         schema: Arc<str>,
     ) -> Worker {
-        Worker { queue, owed, lanes, session, known_schemas: HashSet::new(), schema }
+        let known_schemas = HashSet::new();
+        Worker { queue, owed, pace, lanes, session, known_schemas, schema, grown: Vec::new() }
     }
 
     fn writer(&mut self) -> Writer<'_> {
@@ -67,12 +76,12 @@ impl Worker {
     fn work(&mut self, jobs: Vec<Job>) {
         let (mut flushes, mut clocks) = (Vec::new(), Vec::new());
         let (mut loads, mut reads) = (Vec::new(), Vec::new());
-        let mut rows = Vec::new();
+        let mut rows = false;
         for job in jobs {
             match job {
                 Job::Flush(part) if part.locked.is_none() => flushes.push(part),
                 Job::Flush(part) => self.flush_waiting(part),
-                Job::WriteRows(group) => rows.push(group),
+                Job::WriteRows => rows = true,
                 Job::Load(job) => loads.push(job),
                 Job::TtlClock(group, clock, now_ms) => clocks.push((group, clock, now_ms)),
                 Job::Purge(limits, reply) => {
@@ -83,11 +92,17 @@ impl Worker {
                 Job::Read(read) => reads.push(read),
             }
         }
-        self.flush(flushes);
         self.ttl_clocks(&mut clocks);
-        self.write_rows(rows);
-        self.load(loads);
-        self.reader().answer(reads);
+        if rows {
+            self.write_rows();
+        }
+        if !(flushes.is_empty() && loads.is_empty() && reads.is_empty()) {
+            self.pace.busy(Instant::now());
+            self.flush(flushes);
+            self.load(loads);
+            self.reader().answer(reads);
+            self.pace.busy(Instant::now());
+        }
     }
 
     fn ttl_clocks(&mut self, clocks: &mut Vec<(ClientGroupId, TtlClock, f64)>) {
@@ -101,23 +116,7 @@ impl Worker {
     fn flush(&mut self, parts: Vec<FlushPart>) {
         let mut waiting = parts;
         while !waiting.is_empty() {
-            let mut groups: HashSet<ClientGroupId> = HashSet::new();
-            let mut rows = 0;
-            let (mut now, mut later) = (Vec::new(), Vec::new());
-            for part in waiting {
-                let fits = now.len() < MAX_GROUPS && rows < MAX_ROWS;
-                // A group that has to wait keeps its place before its next flush.
-                if !groups.insert(part.flush.group.clone()) || !fits {
-                    later.push(part);
-                    continue;
-                }
-                let Some(plan) = self.owed.plan(&part.flush.group, part.flush.rows.len()) else {
-                    later.extend(self.block(part));
-                    continue;
-                };
-                rows += if plan.follow() { 0 } else { part.flush.rows.len() };
-                now.push((part, plan));
-            }
+            let (now, later) = self.plan(waiting);
             let items: Vec<_> =
                 now.iter().map(|(part, rows)| Item { flush: &part.flush, rows: *rows }).collect();
             let settled = self.writer().commit(&items);
@@ -127,19 +126,46 @@ impl Worker {
                     Settled::Locked { maybe_done } => self.wait(part, maybe_done),
                 }
             }
+            self.look_after_rows();
             waiting = later;
         }
+    }
+
+    /// Those that are to be committed now, and what becomes of their rows; and those that have to
+    /// wait for the next transaction.
+    fn plan(&self, waiting: Vec<FlushPart>) -> (Vec<(FlushPart, RowsPlan)>, Vec<FlushPart>) {
+        let mut groups: HashSet<ClientGroupId> = HashSet::new();
+        let first: Vec<usize> = waiting.iter().take(MAX_GROUPS).map(FlushPart::rows).collect();
+        let together = first.iter().filter(|rows| **rows <= self.owed.options.sync_rows).sum();
+        let mut rows = 0;
+        let (mut now, mut later) = (Vec::new(), Vec::new());
+        for part in waiting {
+            let fits = now.len() < MAX_GROUPS && rows < MAX_ROWS;
+            // A group that has to wait keeps its place before its next flush.
+            if !groups.insert(part.flush.group.clone()) || !fits {
+                later.push(part);
+                continue;
+            }
+            let Some(plan) = self.owed.plan(&part.flush.group, part.rows(), together) else {
+                later.extend(self.block(part));
+                continue;
+            };
+            rows += if plan.follow() { 0 } else { part.rows() };
+            now.push((part, plan));
+        }
+        (now, later)
     }
 
     /// Commits a flush that was found locked.
     fn flush_waiting(&mut self, part: FlushPart) {
         let Some(maybe_done) = part.locked else { return };
         // The bound on what is owed is not for the few that come this way.
-        let rows = part.flush.rows.len();
-        let plan = self.owed.plan(&part.flush.group, rows).unwrap_or(RowsPlan::FollowOwed);
+        let plan = self.owed.plan(&part.flush.group, part.rows(), 0);
+        let plan = plan.unwrap_or(RowsPlan::FollowOwed);
         let item = Item { flush: &part.flush, rows: plan };
         let result = self.writer().commit_waiting(item, maybe_done);
         self.settle(part, plan, result);
+        self.look_after_rows();
     }
 
     /// Lets a flush wait until less is owed; gives it back if that is so already.
@@ -170,51 +196,88 @@ impl Worker {
             tracing::warn!(group = %part.flush.group, rows = flushed.anomalies,
                 "rows changed that the CVR did not hold as live");
         }
-        let mut wants_turn = None;
-        if result.is_ok()
-            && let Some(rows) = Part::of(plan, &mut part.flush)
-            && self.owed.add(&part.flush.group, rows)
-        {
-            wants_turn = Some(part.flush.group.clone());
+        let group = part.flush.group.clone();
+        match &result {
+            Ok(_) => {
+                if let Some(rows) = Part::of(plan, &mut part.flush) {
+                    if self.owed.add(&group, rows) {
+                        self.pace.owe(group.clone(), Instant::now());
+                    }
+                    self.grown.push(group);
+                }
+            }
+            // Whoever has it now waits for its rows.
+            Err(CvrStoreError::Ownership { .. }) => drop(self.pace.awaited(group)),
+            Err(_) => {}
         }
         part.settle(result);
-        wants_turn.into_iter().for_each(|group| self.ask_for_rows(group));
     }
 
-    /// Has the rows of a group written.
-    fn ask_for_rows(&mut self, group: ClientGroupId) {
-        let asked = self.queue.push_all(Lane::Rows, vec![Job::WriteRows(group.clone())]);
-        if asked.is_err() {
-            // The store shuts down; what is owed is written nevertheless.
-            self.write_rows(vec![group]);
+    /// After verdicts: coalesces what is owed, and sees to it that it is written.
+    fn look_after_rows(&mut self) {
+        for group in std::mem::take(&mut self.grown) {
+            self.owed.coalesce(&group);
+        }
+        if !self.set_alarm() {
+            self.write_rows();
         }
     }
 
-    /// Writes rows that follow, in as few transactions as the limits allow.
-    fn write_rows(&mut self, groups: Vec<ClientGroupId>) {
-        let mut groups = groups.into_iter().peekable();
-        while groups.peek().is_some() {
-            let mut owed: Vec<(ClientGroupId, Vec<Part>)> = Vec::new();
-            let mut rows = 0;
-            while let Some(group) = groups.next_if(|_| rows < MAX_ROWS) {
-                let parts = self.owed.take(&group);
-                rows += parts.iter().map(|part| part.rows.len()).sum::<usize>();
-                if !parts.is_empty() {
-                    owed.push((group, parts));
-                }
+    /// Has somebody look when it is time to write rows. False: the store shuts down, nobody will.
+    fn set_alarm(&self) -> bool {
+        match self.pace.set_alarm(self.owed.is_full(), Instant::now()) {
+            Some(delay) => self.queue.push_later(Lane::Rows, delay, Job::WriteRows).is_ok(),
+            None => true,
+        }
+    }
+
+    /// Writes rows that follow and whose time has come, in one transaction.
+    fn write_rows(&mut self) {
+        loop {
+            let owed = self.due_rows();
+            // While they are being written, others may have to be.
+            let mut others_look = self.set_alarm();
+            if !owed.is_empty() {
+                self.write_due_rows(owed);
+                others_look &= self.set_alarm();
             }
-            if owed.is_empty() {
-                continue;
+            if others_look {
+                return;
             }
-            let results = self.writer().write_rows(&owed);
-            for ((group, parts), result) in owed.into_iter().zip(results) {
-                match &result {
-                    Ok(()) => tracing::debug!(%group, flushes = parts.len(), "rows were written"),
-                    Err(error) => tracing::warn!(%group, %error, "rows of a CVR are lost: its \
-                        clients will start afresh"),
-                }
-                self.rows_done(group, &result);
+        }
+    }
+
+    /// Takes rows that are to be written now, as many as a transaction may have.
+    fn due_rows(&mut self) -> Vec<(ClientGroupId, Vec<Part>)> {
+        let (now, full) = (Instant::now(), self.owed.is_full());
+        let mut owed = Vec::new();
+        let (mut rows, mut most) = (0, MAX_PACED_ROWS);
+        while rows < most && owed.len() < MAX_GROUPS {
+            let Some(turn) = self.pace.next(full, now) else { break };
+            if turn.urgent {
+                most = MAX_ROWS;
             }
+            let parts = self.owed.take(&turn.group);
+            rows += parts.iter().map(|part| part.rows.len()).sum::<usize>();
+            if !parts.is_empty() {
+                owed.push((turn.group, parts));
+            }
+        }
+        owed
+    }
+
+    fn write_due_rows(&mut self, owed: Vec<(ClientGroupId, Vec<Part>)>) {
+        let began = Instant::now();
+        let results = self.writer().write_rows(&owed);
+        let now = Instant::now();
+        self.pace.wrote(now - began, now);
+        for ((group, parts), result) in owed.into_iter().zip(results) {
+            match &result {
+                Ok(()) => tracing::debug!(%group, parts = parts.len(), "rows were written"),
+                Err(error) => tracing::warn!(%group, %error, "rows of a CVR are lost: its \
+                    clients will start afresh"),
+            }
+            self.rows_done(group, &result);
         }
     }
 
@@ -226,8 +289,10 @@ impl Worker {
                 self.work(jobs);
             }
         }
-        if released.more {
-            self.ask_for_rows(group);
+        match (released.more, released.awaited) {
+            (false, _) => {}
+            (true, false) => self.pace.owe(group, Instant::now()),
+            (true, true) => drop(self.pace.awaited(group)),
         }
     }
 
@@ -253,8 +318,14 @@ impl Worker {
             }
             // They may be our own by now.
             let group = job.group.clone();
-            let Some(job) = self.owed.wait(&group, Job::Load(job)) else { continue };
-            if let Err((job, _)) = self.queue.push_later(self.owed.options.load_delay, job) {
+            let Some(job) = self.owed.wait(&group, Job::Load(job)) else {
+                self.pace.awaited(group);
+                self.look_after_rows();
+                continue;
+            };
+            if let Err((job, _)) =
+                self.queue.push_later(Lane::Read, self.owed.options.load_delay, job)
+            {
                 job.refuse(rows_behind(&version, &rows));
             }
         }

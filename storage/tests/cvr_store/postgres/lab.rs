@@ -79,6 +79,10 @@ impl PostgresLab {
 }
 
 impl Lab for PostgresLab {
+    fn open(&self, task_id: &str) -> Server {
+        self.open_with(task_id, self.config.rows)
+    }
+
     fn open_with(&self, task_id: &str, rows: RowOptions) -> Server {
         let config = PostgresCvrConfig { rows, ..self.config.clone() };
         Server(Box::new(PostgresCvrStore::connect(&config, task_id).unwrap()))

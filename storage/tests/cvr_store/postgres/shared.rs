@@ -130,6 +130,8 @@ fn rows_follow_their_metadata_whatever_happens_to_the_group() {
     let postgres = server();
     let mut lab = PostgresLab::new(&postgres, "follow");
     lab.config.max_connections = 8;
+    // What is held up holds up nothing else.
+    lab.config.rows.pace.quiet = std::time::Duration::ZERO;
     let (a, b) = (lab.open("a"), lab.open("b"));
     let cvr = group(&a, "g", &["q"]);
     let mut holder = lab.client();
@@ -185,6 +187,8 @@ fn a_change_without_a_version_owes_nothing() {
     let postgres = server();
     let mut lab = PostgresLab::new(&postgres, "unversioned");
     lab.config.max_connections = 8;
+    // What is held up holds up nothing else.
+    lab.config.rows.pace.quiet = std::time::Duration::ZERO;
     let store = lab.open("a");
     let mut updater = ConfigUpdater::new(&group(&store, "g", &["q"]));
     updater.ensure_client(&"idle".into(), &shard());
