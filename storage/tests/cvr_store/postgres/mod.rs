@@ -1,6 +1,7 @@
 //! The store on Postgres: the common contract, and what is its own.
 
 mod cost;
+mod held;
 mod interop;
 mod lab;
 mod outage;
