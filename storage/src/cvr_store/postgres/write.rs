@@ -31,6 +31,9 @@ use super::sql::purge_delete;
 const MAX_KNOWN_SCHEMAS: usize = 200_000;
 /// Attempts of a single group that deadlocks with others.
 const ATTEMPTS: usize = 4;
+/// Attempts to write the rows that are owed of a group whose records somebody holds, of ten seconds
+/// each: if they are given up, the group is lost.
+const HELD_ATTEMPTS: usize = 30;
 
 pub(super) fn failed(error: PgError) -> CvrStoreError {
     CvrStoreError::Storage(error.to_string())
@@ -166,10 +169,18 @@ impl Writer<'_> {
                     return Ok(());
                 }
                 Ok(_) => return Ok(()),
-                Err(error) if error.code().is_some_and(is_transient) && attempt < ATTEMPTS => {
+                Err(error) => {
+                    let attempts = match error.code() {
+                        Some(code) if is_transient(code) => ATTEMPTS,
+                        // Of several groups it is found out first which one it is.
+                        Some(SqlState::LOCK_NOT_AVAILABLE) if owed.len() == 1 => HELD_ATTEMPTS,
+                        _ => 0,
+                    };
+                    if attempt >= attempts {
+                        return Err(error);
+                    }
                     attempt += 1;
                 }
-                Err(error) => return Err(error),
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod cost;
 mod follow;
+mod held;
 mod interop;
 mod lab;
 mod outage;
