@@ -1,5 +1,7 @@
 //! What is created upstream equals what the original creates.
 
+use zeroring_net::pg::{Client, PgConfig};
+
 use super::support::{Fixture, eventually};
 
 /// Objects of a schema, one a line.
@@ -239,5 +241,24 @@ fn a_table_without_a_primary_key_gets_an_identity_from_the_first_usable_index() 
     f.exec("INSERT INTO t VALUES (1, 2, 3); UPDATE t SET c = 4; DELETE FROM t");
     f.catch_up(&running);
     eventually("all is well", || Some(()));
+    running.stop();
+}
+
+/// Only superusers publish whole schemas and have event triggers.
+#[test]
+fn a_role_that_is_no_superuser_needs_a_publication_of_its_own() {
+    let mut f = Fixture::new("");
+    f.exec("CREATE ROLE app LOGIN REPLICATION");
+    f.exec("CREATE DATABASE db OWNER app");
+    let url = f.server.url("db").replace("postgres@", "app@");
+    f.config.upstream = PgConfig::parse(&url).unwrap();
+    f.sql = Client::connect(&f.config.upstream).unwrap();
+    f.exec("CREATE TABLE marker (n int PRIMARY KEY)");
+    let why = f.start().failure();
+    assert!(why.contains("ZERO_APP_PUBLICATIONS") && why.contains("superuser"), "{why}");
+    f.exec("CREATE PUBLICATION app_data FOR TABLE marker");
+    f.config.publications = vec!["app_data".to_owned()];
+    let running = f.start_ready();
+    f.catch_up(&running);
     running.stop();
 }

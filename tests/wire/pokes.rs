@@ -74,6 +74,35 @@ fn keys_of_deleted_rows_are_those_of_the_client_schema() {
 }
 
 #[test]
+fn groups_whose_schemas_name_different_keys_share_nothing_that_depends_on_them() {
+    let mut world = World::with(
+        "CREATE TABLE item (id text PRIMARY KEY, n int NOT NULL UNIQUE);
+         INSERT INTO item VALUES ('i1', 1), ('i2', 2), ('i3', 3);",
+        &["item"],
+        &[("ZERO_NUM_SYNC_WORKERS", "1")],
+    );
+    let columns = json!({"id": {"type": "string"}, "n": {"type": "number"}});
+    let ast = json!({"table": "item", "orderBy": [["id", "asc"], ["n", "asc"]]});
+    let mut sockets = ["id", "n"].map(|key| {
+        let schema = json!({"tables": {"item": {"columns": columns, "primaryKey": [key]}}});
+        let body = json!({"desiredQueriesPatch": [put("q", &ast)], "clientSchema": schema});
+        let mut socket = world.connect(key, key).init(body).connected();
+        socket.until_got("q");
+        socket
+    });
+    world.sql("DELETE FROM item WHERE id = 'i2'");
+    assert_eq!(sockets[0].poke().dels("item"), [json!({"id": "i2"})]);
+    assert_eq!(sockets[1].poke().dels("item"), [json!({"n": 2})]);
+    // The key of one is a content of the other.
+    world.sql("UPDATE item SET n = 9 WHERE id = 'i3'");
+    let row = json!({"id": "i3", "n": 9});
+    let poke = sockets[0].poke();
+    assert_eq!((poke.puts("item"), poke.dels("item")), (vec![row.clone()], vec![]));
+    let poke = sockets[1].poke();
+    assert_eq!((poke.puts("item"), poke.dels("item")), (vec![row], vec![json!({"n": 3})]));
+}
+
+#[test]
 fn many_patches_come_in_parts_of_a_hundred() {
     let more = "INSERT INTO item SELECT 'x' || g, g, NULL FROM generate_series(1, 347) g;";
     let mut world = World::with(&format!("{DDL}{more}"), &["item", "other"], &[]);

@@ -1,7 +1,7 @@
 //! The shard's schemas, tables and publications, and their version history.
 
 use tracing::{info, warn};
-use zeroring_net::pg::{Client, Param, quote_ident, quote_literal};
+use zeroring_net::pg::{Client, Param, SqlState, quote_ident, quote_literal};
 
 use super::{UpstreamError, ddl, in_transaction, validate};
 use crate::replication::config::ShardId;
@@ -209,11 +209,21 @@ fn set_up(
     if requested.is_empty() {
         let name = shard.default_publication();
         let quoted = quote_ident(&name);
-        client.batch_execute(&format!(
+        let create = client.batch_execute(&format!(
             "DROP PUBLICATION IF EXISTS {quoted};
              CREATE PUBLICATION {quoted} FOR TABLES IN SCHEMA public
                WITH (publish_via_partition_root = true)"
-        ))?;
+        ));
+        create.map_err(|error| match error {
+            error if error.is(SqlState::INSUFFICIENT_PRIVILEGE) => {
+                UpstreamError::Unsupported(format!(
+                    "publication `{name}` for all tables cannot be created: {error}. Use a \
+                     superuser, or create a publication of your tables and name it in \
+                     ZERO_APP_PUBLICATIONS"
+                ))
+            }
+            error => error.into(),
+        })?;
         publications.push(name);
     }
     publications.push(shard.metadata_publication());
