@@ -166,7 +166,7 @@ pub struct Engine {
     config: EngineConfig,
     version: StateVersion,
     schema: Arc<Schema>,
-    registry: Registry,
+    pub(super) registry: Registry,
     advance: Option<Box<Advance>>,
 }
 

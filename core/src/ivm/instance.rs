@@ -14,6 +14,7 @@ use super::rows::Rows;
 use super::shape::{Kind, NodeShape, Shape};
 use super::shards::ShardMap;
 use super::stack::Stack;
+use super::watch::Watch;
 use crate::row::{Key, Row, RowRef};
 use crate::schema::TableId;
 
@@ -136,6 +137,8 @@ pub(super) struct Instance {
     pub(super) resident: usize,
     /// The state before it started over, until that is taken apart: nothing may be read before.
     pub(super) remains: Option<Box<Remains>>,
+    /// While it is hydrated: rows for somebody who does not wait for the end.
+    pub(super) watch: Option<Box<Watch>>,
 }
 
 impl Instance {
@@ -154,6 +157,7 @@ impl Instance {
             parked: None,
             resident: 0,
             remains: None,
+            watch: None,
         }
     }
 
@@ -162,6 +166,7 @@ impl Instance {
         self.nodes = shape.nodes.iter().map(|_| NodeState::default()).collect();
         self.signature = 0;
         self.resident = 0;
+        self.watch = None;
         if let Some(root) = self.nodes.first_mut() {
             let mut partition = Partition::new();
             partition.mult = 1;

@@ -45,6 +45,7 @@ pub mod stats;
 #[cfg(test)]
 mod tests;
 mod update;
+mod watch;
 
 #[cfg(test)]
 impl engine::InstanceId {

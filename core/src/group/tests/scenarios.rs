@@ -34,7 +34,7 @@ pub fn issue(h: &Harness, id: &str, n: f64) -> super::world::Change {
     (h.world.table("issue"), [Value::string(id)].into_iter().collect(), Some(values))
 }
 
-fn drop_issue(h: &Harness, id: &str) -> super::world::Change {
+pub fn drop_issue(h: &Harness, id: &str) -> super::world::Change {
     (h.world.table("issue"), [Value::string(id)].into_iter().collect(), None)
 }
 

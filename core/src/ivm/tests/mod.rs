@@ -17,3 +17,4 @@ mod random;
 mod sharing;
 mod skeletons;
 mod slicing;
+mod watching;
