@@ -250,14 +250,15 @@ impl Group {
     }
 
     /// The CVR's results change, or have to: a late client must not get rows of a newer version
-    /// under an older cookie. (Without late clients pending deltas are left to an advance, which
+    /// under an older cookie, and whether a row that was not there is lost or has just gone is for
+    /// an update with the deltas to say. (Otherwise pending deltas are left to an advance, which
     /// reads nothing.)
     pub(super) fn needs_update(&self, sync: &Sync) -> bool {
         let late = || self.cvr.as_ref().is_some_and(|cvr| self.late_clients(cvr).is_some());
         sync.recipients == Recipients::AtHead
             || !sync.additions.is_empty()
             || !sync.removals.is_empty()
-            || (!self.pending.is_empty() && (sync.records_read || late()))
+            || (!self.pending.is_empty() && (sync.records_read || sync.missed.has_lost() || late()))
     }
 
     fn has_clients_at_head(&self) -> bool {
