@@ -14,11 +14,11 @@ use zeroring_core::cvr::internal::ShardTables;
 use zeroring_core::cvr::store::{Flushed, Loaded};
 use zeroring_core::cvr::{Ast, ClientGroupId, Cvr, RowIdentity};
 use zeroring_core::group::{
-    ConnId, Connection, Credentials, Effect, Event, Frame, Group, Hydrate, Settings, Shared,
-    SharedDelta, Transformed, VisitRow, World,
+    ConnId, Connection, Credentials, Effect, Event, Frame, Group, Hydrate, LargePoke, NextFrames,
+    Settings, Shared, SharedDelta, Transformed, VisitRow, World,
 };
 use zeroring_core::ivm::delta::{InstanceDelta, RowDelta};
-use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId};
+use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
 use zeroring_core::ivm::plan::Occurrence;
 use zeroring_core::json::RawJson;
@@ -95,6 +95,12 @@ struct Executor {
     source: MemorySource,
     version: StateVersion,
     shared: Shared,
+    /// Queries are hydrated slice by slice.
+    in_slices: bool,
+    /// Their rows go ahead.
+    early: bool,
+    /// Clients read what is sent to them.
+    clients_read: bool,
 }
 
 impl Executor {
@@ -124,14 +130,27 @@ impl Executor {
         let schema = Arc::new(schema);
         let engine = Engine::new(EngineConfig::default(), version.clone(), schema);
         let source = MemorySource::new(db, version.clone());
-        Executor { engine, source, version, shared: Shared::default() }
+        let shared = Shared::default();
+        Executor {
+            engine,
+            source,
+            version,
+            shared,
+            in_slices: false,
+            early: true,
+            clients_read: true,
+        }
     }
 
-    fn hydrate(&mut self, wanted: &Hydrate) -> Result<InstanceId, String> {
+    fn subscribe(&mut self, wanted: &Hydrate) -> Result<InstanceId, String> {
         let keys = IdentityKeys::default();
         let (plan, params) = compile(&wanted.transformed.ast, self.engine.schema(), &keys)
             .map_err(|error| error.to_string())?;
-        let id = self.engine.subscribe(&Arc::new(plan), params.into()).unwrap();
+        Ok(self.engine.subscribe(&Arc::new(plan), params.into()).unwrap())
+    }
+
+    fn hydrate(&mut self, wanted: &Hydrate) -> Result<InstanceId, String> {
+        let id = self.subscribe(wanted)?;
         let mut all = Budget::unlimited();
         self.engine.hydrate_step(id, &mut self.source, &mut all).unwrap();
         Ok(id)
@@ -207,6 +226,11 @@ struct Seen {
     slices: usize,
     /// Of the client's query.
     instance: Option<InstanceId>,
+    /// A poke that the client has not read to its end.
+    poke: Option<Box<LargePoke>>,
+    /// Rows that were sent before their query was hydrated, and bytes in use when it was.
+    sent_early: usize,
+    live_when_hydrated: usize,
 }
 
 impl Seen {
@@ -219,13 +243,77 @@ impl Seen {
     }
 }
 
+impl Seen {
+    /// The client reads what there is of its large poke.
+    fn read(&mut self, executor: &Executor) {
+        let Some(mut poke) = self.poke.take_if(|_| executor.clients_read) else { return };
+        loop {
+            match self.slice(|| poke.next_frames()) {
+                NextFrames::Some(frames) => self.rows_sent += rows_in(&frames),
+                NextFrames::Waits => return self.poke = Some(poke),
+                NextFrames::Done => return,
+            }
+        }
+    }
+
+    /// Hydrates a query slice by slice; its rows go ahead as they are read.
+    fn hydrate(
+        &mut self,
+        executor: &mut Executor,
+        group: &mut Group,
+        wanted: &Hydrate,
+    ) -> Result<InstanceId, String> {
+        let id = executor.subscribe(wanted)?;
+        let mut least = if executor.early && wanted.early && executor.engine.watch(id) {
+            10_000
+        } else {
+            usize::MAX
+        };
+        loop {
+            let mut budget = Budget::units(1_000);
+            let step = executor.engine.hydrate_step(id, &mut executor.source, &mut budget).unwrap();
+            let mut rows = executor.engine.take_watched(id, least).into_iter();
+            while rows.len() > 0 {
+                least = 1;
+                let rows = rows.by_ref().take(1_000).collect();
+                let event = Event::Early(wanted.query.clone(), rows);
+                let mut effects = Vec::new();
+                self.slice(|| group.handle(event, 1_000.0, executor, &mut effects));
+                self.take_in(executor, effects);
+                if step == Progress::More {
+                    self.sent_early = self.rows_sent;
+                }
+            }
+            if step == Progress::Done {
+                self.live_when_hydrated = live();
+                executor.engine.unwatch(id);
+                return Ok(id);
+            }
+        }
+    }
+
+    fn take_in(&mut self, executor: &Executor, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::SendLarge(_, poke) => self.poke = Some(poke),
+                Effect::GrowLarge(_, growth) => {
+                    let Some(poke) = &mut self.poke else { panic!("nothing is open") };
+                    poke.grow(&growth);
+                }
+                other => panic!("{other:?}"),
+            }
+            self.read(executor);
+        }
+    }
+}
+
 /// Feeds events, and carries out what they lead to.
 fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen {
     let (mut seen, mut effects) = (Seen::default(), Vec::new());
     let mut inbox = VecDeque::from(events);
     while let Some(event) = inbox.pop_front() {
         seen.slice(|| group.handle(event, 1_000.0, executor, &mut effects));
-        for effect in effects.drain(..) {
+        for effect in std::mem::take(&mut effects) {
             match effect {
                 Effect::Enter => inbox.push_back(Event::Admitted),
                 Effect::Load { .. } => {
@@ -238,7 +326,13 @@ fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen
                     inbox.push_back(Event::Flushed(Ok(Flushed::default())));
                 }
                 Effect::Hydrate(wanted) => {
-                    let hydrated = wanted.iter().map(|w| (w.query.clone(), executor.hydrate(w)));
+                    let hydrated = wanted.iter().map(|w| {
+                        let id = match executor.in_slices {
+                            true => seen.hydrate(executor, group, w),
+                            false => executor.hydrate(w),
+                        };
+                        (w.query.clone(), id)
+                    });
                     let hydrated: Vec<_> = hydrated.collect();
                     let of = hydrated.iter().find(|(query, _)| query.as_str() == "q");
                     seen.instance = of.and_then(|(_, id)| id.clone().ok()).or(seen.instance);
@@ -246,10 +340,8 @@ fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen
                 }
                 Effect::Continue => inbox.push_back(Event::Continue),
                 Effect::Release(instance) => executor.engine.unsubscribe(instance),
-                Effect::SendLarge(_, mut poke) => {
-                    while let Some(frames) = seen.slice(|| poke.next_frames()) {
-                        seen.rows_sent += rows_in(&frames);
-                    }
+                effect @ (Effect::SendLarge(..) | Effect::GrowLarge(..)) => {
+                    seen.take_in(executor, vec![effect]);
                 }
                 Effect::Send(_, frames) => seen.rows_sent += rows_in(&frames),
                 Effect::Fail(_, error) => panic!("{error}"),
@@ -257,6 +349,8 @@ fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen
             }
         }
     }
+    executor.clients_read = true;
+    seen.read(executor);
     seen
 }
 
@@ -331,6 +425,44 @@ fn an_idle_group_on_a_shared_query_is_small() {
 const MANY: usize = 30_000;
 /// A row takes a handful of allocations in the slice that takes it furthest.
 const MOST_ALLOCATIONS: usize = 8_000;
+
+/// Rows of a result that goes ahead, from 10,000 on.
+const EARLY: usize = 15_000;
+
+#[test]
+fn rows_of_a_large_result_are_on_their_way_while_it_is_read() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let settings = settings();
+    let mut executor = Executor::new(EARLY);
+    executor.in_slices = true;
+    let (_group, seen) = group(&mut executor, &settings, 1);
+    println!("early: {seen:?}");
+    assert_eq!((seen.rows_flushed, seen.rows_sent), (EARLY, EARLY), "each once");
+    assert!(seen.sent_early > EARLY / 2, "{} rows went ahead", seen.sent_early);
+    assert!(seen.most < MOST_ALLOCATIONS, "{seen:?}");
+}
+
+/// What a row costs while it waits for a client that does not read: its JSON, which it keeps, and
+/// its places in the poke and among those that were sent.
+const MOST_BYTES_WAITING: usize = 128;
+
+#[test]
+fn rows_that_wait_for_a_slow_client_are_not_encoded_for_it() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let settings = settings();
+    let hydrated = |early: bool| {
+        let mut executor = Executor::new(EARLY);
+        (executor.in_slices, executor.early, executor.clients_read) = (true, early, !early);
+        let before = live();
+        let (_group, seen) = group(&mut executor, &settings, 1);
+        assert_eq!(seen.rows_sent, EARLY);
+        seen.live_when_hydrated - before
+    };
+    let (whole, early) = (hydrated(false), hydrated(true));
+    let each = early.saturating_sub(whole) / EARLY;
+    println!("{each} bytes per row that waits");
+    assert!(each > 0 && each <= MOST_BYTES_WAITING, "{each} bytes per row");
+}
 
 #[test]
 fn nothing_that_a_group_does_with_many_rows_is_done_in_one_go() {

@@ -8,6 +8,8 @@ pub(super) struct Counters {
     pub(super) frames: u64,
     pub(super) slow_clients: u64,
     pub(super) large_pokes: u64,
+    /// Rows that went out while their query was being hydrated.
+    pub(super) early_rows: u64,
     /// The most bytes that waited for one socket.
     pub(super) most_queued_bytes: u64,
     pub(super) flushes: u64,

@@ -492,6 +492,7 @@ impl Executor {
             ("frames", c.frames),
             ("slowClients", c.slow_clients),
             ("largePokes", c.large_pokes),
+            ("earlyRows", c.early_rows),
             ("mostQueuedBytes", c.most_queued_bytes),
             ("groupsWaiting", state.admission.waiting() as u64),
             ("groupsComingUp", state.admission.inside() as u64),

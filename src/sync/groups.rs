@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use zeroring_core::cvr::store::GroupFlush;
 use zeroring_core::cvr::{ClientGroupId, QueryHash};
 use zeroring_core::group::{
-    ConnId, Credentials, Effect, Event, Group, Hydrate, Note, Settings, SharedDelta, Timer,
+    ConnId, Credentials, Effect, Event, Group, Hydrate, Note, Sent, Settings, SharedDelta, Timer,
 };
 use zeroring_core::ivm::engine::InstanceId;
 use zeroring_core::ivm::error::EngineError;
@@ -35,6 +35,9 @@ use super::world::World;
 /// Names one life of a group: a group that ends and comes back is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct GroupKey(pub(super) u64);
+
+/// Rows that are dropped at once: not even a millisecond.
+const LET_GO_ROWS: usize = 2_000;
 
 /// Every timer of a group, at the index that it is as a number.
 const TIMERS: [Timer; 4] = [Timer::Expiry, Timer::TtlClock, Timer::Maintenance, Timer::Idle];
@@ -111,6 +114,8 @@ pub(super) struct State {
     pub(super) pumping: Vec<ConnId>,
     /// Groups that have more to compute, one slice per turn.
     pub(super) computing: VecDeque<GroupKey>,
+    /// Rows that nobody needs, dropped a slice per turn.
+    let_go: VecDeque<Sent>,
     pub(super) transforms: Vec<Transform>,
     /// For the mutate endpoint, in order.
     pub(super) calls: Vec<(ClientGroupId, MutateCall)>,
@@ -158,6 +163,7 @@ impl State {
             admission: Admission::new(PLACES),
             pumping: Vec::new(),
             computing: VecDeque::new(),
+            let_go: VecDeque::new(),
             transforms: Vec::new(),
             calls: Vec::new(),
             frames: WireFrames::default(),
@@ -311,6 +317,8 @@ impl State {
         match effect {
             Effect::Send(conn, list) => self.send(conn, &list),
             Effect::SendLarge(conn, poke) => self.send_large(conn, poke),
+            Effect::GrowLarge(conn, growth) => self.grow_large(conn, &growth),
+            Effect::LetGo(rows) => self.let_go.push_back(rows),
             Effect::Fail(conn, error) => self.close_with(conn, &error),
             Effect::Close(conn, reason) => {
                 if let Some(entry) = self.conns.remove(&conn) {
@@ -431,8 +439,6 @@ impl State {
         }
     }
 
-    // ---- the store ----------------------------------------------------------------------------
-
     // ---- the engine ---------------------------------------------------------------------------
 
     /// Somebody is to hear of changes of this instance.
@@ -488,7 +494,12 @@ impl State {
         if let Some(key) = self.computing.pop_front() {
             self.feed(key, Event::Continue);
         }
-        !self.computing.is_empty()
+        if let Some(rows) = self.let_go.front_mut()
+            && rows.take_some(LET_GO_ROWS).is_empty()
+        {
+            self.let_go.pop_front();
+        }
+        !self.computing.is_empty() || !self.let_go.is_empty()
     }
 
     /// Closes every group and socket at once, without asking: what they stand on is gone.

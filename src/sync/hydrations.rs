@@ -3,7 +3,7 @@
 //! First come, first served, a slice per turn of the executor. Who takes longer than most steps
 //! aside: a few such run at once, in turns, and get every second slice while others wait, so that
 //! a query of a million rows delays a small one by a slice, and is not kept from ending by many
-//! small ones.
+//! small ones. Rows of a large query go to the first group that asked while the rest is read.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -21,10 +21,18 @@ const LONG_SLICES: u32 = 8;
 /// Long jobs that run at once: each has part of its rows in memory.
 const MAX_LONG: usize = 4;
 
+/// Rows of a query that go to its group before the others are there: as many as the original
+/// hands to its clients at a time (spec: view-syncer-cvr §5.8).
+const EARLY_ROWS: usize = 10_000;
+/// Rows that a group takes at once: about a millisecond.
+const EARLY_SLICE: usize = 1_000;
+
 /// Queries of a group on their way into the engine.
 pub(super) struct Hydration {
     group: GroupKey,
     queries: VecDeque<(QueryHash, Result<InstanceId, String>)>,
+    /// Instances whose rows the group takes early, with the number of them that are worth it.
+    early: Vec<(InstanceId, usize)>,
     done: Vec<(QueryHash, Result<InstanceId, String>)>,
     /// Time spent on the first of `queries`.
     spent: Duration,
@@ -130,8 +138,19 @@ impl Hydrations {
 impl State {
     /// Subscribes a group to the instances of these queries; they are hydrated by and by.
     pub(super) fn start_hydration(&mut self, group: GroupKey, wanted: &[Hydrate]) {
-        let queries = wanted.iter().map(|w| (w.query.clone(), self.subscribe(group, w))).collect();
-        let job = Hydration { group, queries, done: Vec::new(), spent: Duration::ZERO };
+        let mut early = Vec::new();
+        let mut subscribe = |w: &Hydrate| {
+            let id = self.subscribe(group, w);
+            if let Ok(id) = &id
+                && w.early
+                && self.world.engine.watch(*id)
+            {
+                early.push((*id, EARLY_ROWS));
+            }
+            (w.query.clone(), id)
+        };
+        let queries = wanted.iter().map(&mut subscribe).collect();
+        let job = Hydration { group, queries, early, done: Vec::new(), spent: Duration::ZERO };
         self.hydrations.jobs.push(job);
     }
 
@@ -161,7 +180,9 @@ impl State {
                 job.done.push((query, instance));
                 continue;
             };
-            match self.world.hydrate(id, &query, &mut job.spent, budget) {
+            let step = self.world.hydrate(id, &query, &mut job.spent, budget);
+            self.pass_on(job, &query, id, matches!(step, Ok(Progress::More | Progress::Blocked)));
+            match step {
                 Ok(Progress::Done) => job.done.push((query, Ok(id))),
                 Ok(Progress::More | Progress::Blocked)
                 | Err(EngineError::SnapshotMismatch { .. }) => {
@@ -179,6 +200,27 @@ impl State {
         }
         self.hydrated_for(job.group, now().duration_since(started));
         job.queries.is_empty()
+    }
+}
+
+impl State {
+    /// Passes rows that were read on to the group, if it wants them.
+    fn pass_on(&mut self, job: &mut Hydration, query: &QueryHash, id: InstanceId, more: bool) {
+        let Some(at) = job.early.iter().position(|(of, _)| *of == id) else { return };
+        let rows = self.world.engine.take_watched(id, job.early[at].1);
+        if !rows.is_empty() {
+            job.early[at].1 = 1;
+            self.counters.early_rows += rows.len() as u64;
+        }
+        let mut rows = rows.into_iter();
+        while rows.len() > 0 {
+            let slice = rows.by_ref().take(EARLY_SLICE).collect();
+            self.inbox.push_back((job.group, Event::Early(query.clone(), slice)));
+        }
+        if !more {
+            self.world.engine.unwatch(id);
+            job.early.swap_remove(at);
+        }
     }
 }
 

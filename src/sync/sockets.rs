@@ -3,14 +3,15 @@
 //! What waits for a socket is bounded, and nothing here waits for one. Ordinary pokes are encoded
 //! once and queued; a client that has too much of them unread is closed with a reason, and comes
 //! back with its cookie. A large poke is encoded as its socket takes it; what is sent after it
-//! waits behind it. The group goes on meanwhile, and so do its other clients.
+//! waits behind it. The group goes on meanwhile, and so do its other clients. It may be open: more
+//! of it comes while its rows are read.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use zeroring_core::group::{ConnId, Event, Frame, LargePoke};
+use zeroring_core::group::{ConnId, Event, Frame, Growth, LargePoke, NextFrames};
 use zeroring_core::protocol::down;
 use zeroring_core::protocol::error::ErrorBody;
 use zeroring_core::protocol::up::Upstream;
@@ -65,6 +66,8 @@ pub(super) struct Conn {
 struct Behind {
     /// The first one is on its way.
     queue: VecDeque<Waiting>,
+    /// Somebody brings it to the socket. Nobody while there is nothing of it.
+    pumped: bool,
     /// Of those behind the first one.
     bytes: usize,
     /// What the socket had taken when it was last seen to take something, and when that was.
@@ -99,6 +102,20 @@ impl Behind {
         Ok(())
     }
 
+    /// The poke that is open goes on.
+    fn grow(&mut self, growth: &Growth) {
+        let open = |waiting: &mut Waiting| match waiting {
+            Waiting::Large(poke) if poke.is_open() => {
+                poke.grow(growth);
+                true
+            }
+            _ => false,
+        };
+        if self.queue.iter_mut().position(open).is_some_and(|at| at > 0) {
+            self.bytes += growth.bytes();
+        }
+    }
+
     /// The first one is out.
     fn pop(&mut self) {
         self.queue.pop_front();
@@ -114,6 +131,8 @@ enum Pumped {
     More,
     /// There is more when this socket has taken what waits.
     Full(WsWriter),
+    /// There is more when it is known.
+    Waits,
     Done,
 }
 
@@ -265,10 +284,21 @@ impl State {
         let behind = entry.behind.get_or_insert_with(|| {
             self.pumping.push(conn);
             let taken = (entry.writer.bytes_sent(), now());
-            Box::new(Behind { queue: VecDeque::new(), bytes: 0, taken })
+            Box::new(Behind { queue: VecDeque::new(), pumped: true, bytes: 0, taken })
         });
         if let Err(why) = behind.push(Waiting::Large(poke)) {
             self.too_slow(conn, &why);
+        }
+    }
+
+    /// More of the large poke that is open is known.
+    pub(super) fn grow_large(&mut self, conn: ConnId, growth: &Growth) {
+        let Some(entry) = self.conns.get_mut(&conn) else { return };
+        let Some(behind) = &mut entry.behind else { return };
+        behind.grow(growth);
+        if !std::mem::replace(&mut behind.pumped, true) {
+            behind.taken = (entry.writer.bytes_sent(), now());
+            self.pumping.push(conn);
         }
     }
 
@@ -301,7 +331,7 @@ impl State {
             Some(Waiting::Frames(list)) if entry.writer.is_open() => {
                 let list = list.clone();
                 behind.pop();
-                Some(list)
+                NextFrames::Some(list)
             }
             _ => {
                 entry.behind = None;
@@ -309,8 +339,12 @@ impl State {
             }
         };
         match frames {
-            Some(frames) => self.write(conn, &frames),
-            None => behind.pop(),
+            NextFrames::Some(frames) => self.write(conn, &frames),
+            NextFrames::Waits => {
+                behind.pumped = false;
+                return Pumped::Waits;
+            }
+            NextFrames::Done => behind.pop(),
         }
         Pumped::More
     }
@@ -322,7 +356,7 @@ impl State {
         for (conn, entry) in &mut self.conns {
             let Some(behind) = &mut entry.behind else { continue };
             let sent = entry.writer.bytes_sent();
-            if sent != behind.taken.0 {
+            if sent != behind.taken.0 || !behind.pumped {
                 behind.taken = (sent, time);
             } else if time.duration_since(behind.taken.1) > STALLED {
                 stalled.push(*conn);
@@ -342,6 +376,7 @@ impl Executor {
             match pumped {
                 Pumped::More => yield_now().await,
                 Pumped::Full(writer) => writer.drained(LOW_BYTES).await,
+                Pumped::Waits => return,
                 Pumped::Done => {
                     // It may have been closed: its group is to know.
                     self.work.notify_one();

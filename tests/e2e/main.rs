@@ -11,6 +11,7 @@ mod support;
 
 mod crash;
 mod demo;
+mod early;
 mod fleet;
 mod fuzz;
 mod generate;

@@ -14,8 +14,8 @@ use crate::support::*;
 
 /// Rows of the large query; `ZERORING_FAIRNESS_ROWS` makes it larger.
 const ROWS: i64 = 40_000;
-/// How often the small group is poked at least, one commit after the other, before the first row
-/// of the large query comes.
+/// How often the small group is poked at least, one commit after the other, before the last row of
+/// the large query comes.
 const POKES: usize = 5;
 
 #[test]
@@ -47,8 +47,8 @@ fn keeps_poking(records: Option<PostgresCvrConfig>) {
 
     let mut large = Client::joined(&server, &dial("large", "c"), &put("all"));
     let (begins, begun) = channel();
-    let first_row_came = Arc::new(AtomicBool::new(false));
-    let came = first_row_came.clone();
+    let last_row_came = Arc::new(AtomicBool::new(false));
+    let came = last_row_came.clone();
     let reading = std::thread::spawn(move || {
         // Its configuration is stored; what comes next is the execution.
         large.poke();
@@ -57,24 +57,21 @@ fn keeps_poking(records: Option<PostgresCvrConfig>) {
         while put < rows + 1 {
             let Got::Json(kind, body) = large.next() else { panic!("no message") };
             assert_ne!(kind, "error", "{body}");
-            let patches = body["rowsPatch"].as_array();
-            if let Some(patches) = patches {
-                came.store(true, Ordering::SeqCst);
-                put += patches.len() as i64;
-            }
+            put += body["rowsPatch"].as_array().map_or(0, |patches| patches.len() as i64);
         }
+        came.store(true, Ordering::SeqCst);
     });
     begun.recv_timeout(PATIENCE).unwrap();
     let mut pokes = 0;
     let mut n = 0;
-    while !first_row_came.load(Ordering::SeqCst) {
+    while !last_row_came.load(Ordering::SeqCst) {
         n += 1;
         let values = [text("watched"), text("title"), LiteValue::Integer(n)];
         let update = server.update("issue", &values);
         server.commit(vec![update]);
         let parts = small.poke();
         assert_eq!(parts[0]["rowsPatch"][0]["value"]["n"], n, "each commit by itself");
-        pokes += usize::from(!first_row_came.load(Ordering::SeqCst));
+        pokes += usize::from(!last_row_came.load(Ordering::SeqCst));
     }
     println!("{pokes} pokes of the small group while {rows} rows were executed");
     assert!(pokes >= POKES, "{pokes} pokes");

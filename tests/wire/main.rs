@@ -18,6 +18,7 @@ mod world;
 
 mod client_schema;
 mod cookies;
+mod early;
 mod fuzz;
 mod groups;
 mod handshake;

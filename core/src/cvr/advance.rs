@@ -55,6 +55,12 @@ pub struct AdvancedRow {
 }
 
 impl AdvancedRow {
+    /// A row of which nothing is known yet.
+    pub fn of(id: Arc<RowIdentity>) -> AdvancedRow {
+        let counts = SmallVec::new();
+        AdvancedRow { id, row: None, counts, others: false, by_advance: false }
+    }
+
     /// `others` matters: on one side no query in `counts` references the row.
     pub fn needs_others(&self) -> bool {
         !(self.counts.iter().any(|c| c.before > 0) && self.counts.iter().any(|c| c.after > 0))
@@ -95,13 +101,7 @@ impl RowDeltas {
         row: Option<&RowRef>,
     ) -> &mut AdvancedRow {
         let at = *self.at.entry(id.clone()).or_insert_with(|| {
-            self.rows.push(AdvancedRow {
-                id: id.clone(),
-                row: None,
-                counts: SmallVec::new(),
-                others: false,
-                by_advance: false,
-            });
+            self.rows.push(AdvancedRow::of(id.clone()));
             self.rows.len() - 1
         });
         let merged = &mut self.rows[at];

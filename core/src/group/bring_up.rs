@@ -100,7 +100,7 @@ impl Group {
         if wanted.is_empty() {
             return self.begin_sync(Trigger::Shared, Mode::Missing, None, cx);
         }
-        let requests = self.hydrations(&wanted);
+        let requests = self.hydrations(&wanted, false);
         cx.emit(Effect::Hydrate(requests));
         Ok(Step::Wait(Stage::HydratingUnchanged { wanted }))
     }

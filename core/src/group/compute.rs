@@ -14,6 +14,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::{SmallVec, smallvec};
 
 use super::config::bug;
+use super::early::Sent;
 use super::interface::{Effect, ResetReason};
 use super::machine::{Cx, Group, Pipeline};
 use super::op::{Failure, Flushing, Stage, Step, StepResult, Sync, Trigger};
@@ -54,6 +55,8 @@ pub(super) struct Computing {
     /// Queries with a row that cannot be delivered: they are removed.
     undeliverable: BTreeSet<QueryHash>,
     patches: Vec<VersionedPatch>,
+    /// For clients to whom rows went out early.
+    end: Vec<VersionedPatch>,
     work: Work,
 }
 
@@ -74,6 +77,8 @@ enum Work {
     Count(std::vec::IntoIter<AdvancedRow>),
     /// The same, of one query that merely advances: nothing is gathered before.
     CountOne(Unmerged),
+    /// Rows that went out early, and were not found in the update, are taken back.
+    TakeBack(Sent),
 }
 
 /// Rows on their way to one entry each: deltas first, then whole queries.
@@ -130,6 +135,9 @@ pub(super) struct Encoding {
     rewritten: FxHashSet<Arc<RowIdentity>>,
     patches: std::vec::IntoIter<VersionedPatch>,
     poke: Poke,
+    /// The end of the open poke.
+    ends: std::vec::IntoIter<VersionedPatch>,
+    end: Poke,
     /// `None`: nothing is to be written.
     prepared: Option<PreparedFlush>,
     leftovers: Option<Leftovers>,
@@ -151,6 +159,7 @@ impl Group {
         if !sync.records_read && !as_it_was && !self.knows_rows(&sync, cx) {
             // Other rows than before, or deltas arrived while the store was scanned, or something
             // failed: once more, with the records.
+            self.cancel_open_poke(cx);
             instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
             return self.sync_read(trigger, sync, cx);
         }
@@ -183,6 +192,7 @@ impl Group {
             rewritten: FxHashSet::default(),
             undeliverable: BTreeSet::new(),
             patches: Vec::new(),
+            end: Vec::new(),
             work,
             sync,
         };
@@ -367,7 +377,26 @@ impl Group {
                     }
                     done
                 }
+                Work::TakeBack(sent) => {
+                    let rows = sent.take_some(budget);
+                    budget = budget.saturating_sub(rows.len());
+                    let done = sent.is_empty();
+                    match self.take_back(rows, update.version(), cx) {
+                        Ok(gone) => c.end.extend(gone),
+                        Err(_) => return self.abandon(c, cx),
+                    }
+                    done
+                }
             };
+            if let Some(open) = &mut self.open {
+                open.sort(&mut c.patches, known, &mut c.end);
+            }
+            if let Some(open) = self.open.as_mut().filter(|_| done)
+                && !matches!(c.work, Work::TakeBack(_))
+            {
+                c.work = Work::TakeBack(open.take_unfound());
+                continue;
+            }
             if !c.missed.is_empty() {
                 let new = c.patches[known..].iter().filter_map(|p| row_of(&p.patch));
                 c.rewritten.extend(new.cloned());
@@ -466,6 +495,7 @@ impl Group {
             let errored = failed_query(known, why);
             self.tell_errored(&[errored], cx);
         }
+        self.cancel_open_poke(cx);
         sync.additions.retain(|(added, _)| added != query);
         sync.removals.push(query.clone());
         if let Some(pipeline) = self.pipelines.remove(query) {
@@ -530,8 +560,12 @@ impl Group {
             return self.abandon(c, cx);
         }
         let times = self.flush_times(cx.now_ms);
-        let Computing { sync, update, schema, signatures, missed, rewritten, patches, .. } = *c;
+        let Computing { sync, update, schema, signatures, missed, rewritten, patches, end, .. } =
+            *c;
         let (prepared, leftovers) = update.finish_in_parts(times, |id| signatures.get(id).copied());
+        if prepared.is_none() && self.open.is_some() {
+            return Err(bug("rows went out, and the update that they belong to is empty"));
+        }
         let encoding = Encoding {
             sync,
             schema,
@@ -539,6 +573,8 @@ impl Group {
             rewritten,
             patches: patches.into_iter(),
             poke: Poke::default(),
+            ends: end.into_iter(),
+            end: Poke::default(),
             prepared,
             leftovers: Some(leftovers),
         };
@@ -559,6 +595,8 @@ impl Group {
             rewritten: FxHashSet::default(),
             patches: Vec::new().into_iter(),
             poke: Poke::default(),
+            ends: Vec::new().into_iter(),
+            end: Poke::default(),
             prepared: None,
             leftovers: None,
         };
@@ -571,20 +609,23 @@ impl Group {
         let rewritten = &e.rewritten;
         let stays = |p: &VersionedPatch| row_of(&p.patch).is_none_or(|id| !rewritten.contains(id));
         let mut slice: Vec<VersionedPatch> = e.missed.by_ref().take(older).filter(stays).collect();
-        slice.extend(e.patches.by_ref().take(SLICE_ROWS - older));
+        let newer = e.patches.len().min(SLICE_ROWS - older);
+        slice.extend(e.patches.by_ref().take(newer));
+        let ends: Vec<VersionedPatch> = e.ends.by_ref().take(SLICE_ROWS - older - newer).collect();
         if let Some(leftovers) = &mut e.leftovers {
             leftovers.shed(SLICE_ROWS);
         }
         let encoder =
             Encoder { tables: &self.settings.tables, group: self.id.as_str(), schema: &e.schema };
         e.poke.extend(&encoder, &slice).map_err(|error| bug(&error.to_string()))?;
-        if e.patches.len() > 0 || e.missed.len() > 0 {
+        e.end.extend(&encoder, &ends).map_err(|error| bug(&error.to_string()))?;
+        if e.patches.len() > 0 || e.missed.len() > 0 || e.ends.len() > 0 {
             cx.emit(Effect::Continue);
             return Ok(Step::Wait(Stage::Encoding(e)));
         }
-        let Encoding { sync, poke, prepared, .. } = *e;
+        let Encoding { sync, poke, end, prepared, .. } = *e;
         let Sync { ack, bring_up, recipients, .. } = *sync;
-        let flushing = |cvr| Flushing { cvr, poke, recipients, ack, bring_up };
+        let flushing = |cvr| Flushing { cvr, poke, end, recipients, ack, bring_up };
         match prepared {
             Some(prepared) => {
                 cx.emit(Effect::Flush(Box::new(prepared.flush)));

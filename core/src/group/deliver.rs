@@ -46,6 +46,11 @@ impl Missed {
         self.config.extend(page.config);
     }
 
+    /// Rows of it were not there when they were read.
+    pub(super) fn has_lost(&self) -> bool {
+        !self.lost.is_empty()
+    }
+
     /// The patches, rows before configuration, and the rows that are lost.
     pub(super) fn into_patches(self) -> (Vec<VersionedPatch>, Vec<(Arc<RowIdentity>, String)>) {
         let mut patches = self.rows;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::ConnId;
 use super::context::{Connection, Credentials};
+use super::early::{EarlyRows, Sent};
 use super::pending::SharedDelta;
-use super::poke::{Frame, LargePoke};
+use super::poke::{Frame, Growth, LargePoke};
 use super::push::{OutgoingPush, Pushed};
 use super::shared::Shared;
 use crate::cvr::store::{
@@ -51,6 +52,9 @@ pub enum Event {
     /// Answer to [`Effect::Hydrate`]: one entry per query, delivered between two advances, when
     /// every instance is at [`World::version`] and all its deltas before were delivered.
     Hydrated(Vec<(QueryHash, Result<InstanceId, String>)>),
+    /// Rows of a query of [`Effect::Hydrate`] that wanted them ([`Hydrate::early`]), before it is
+    /// hydrated: some of them, perhaps twice, delivered between two advances.
+    Early(QueryHash, EarlyRows),
     /// An advance changed an instance that the group is subscribed to. Followed by
     /// [`Event::Advanced`] when all of the advance were delivered.
     Delta(Arc<SharedDelta>),
@@ -117,6 +121,10 @@ pub enum Effect {
     Send(ConnId, Arc<[Frame]>),
     /// Send this poke as the socket takes it, before everything that is sent later.
     SendLarge(ConnId, Box<LargePoke>),
+    /// Go on with the large poke that was open when it was sent.
+    GrowLarge(ConnId, Growth),
+    /// Nobody needs these rows any more: drop them a few at a time.
+    LetGo(Sent),
     /// Send the error, ahead of everything that still waits for this socket, then close it.
     Fail(ConnId, Box<ErrorBody>),
     /// Close the socket without an error; the reason is for the log.
@@ -206,6 +214,9 @@ pub struct Hydrate {
     pub transformed: Transformed,
     /// Names the identity keys of rows.
     pub client_schema: Option<Arc<ClientSchema>>,
+    /// If it turns out to have many rows, their group takes them ([`Event::Early`]) before the
+    /// last one is there.
+    pub early: bool,
 }
 
 /// An executable query.

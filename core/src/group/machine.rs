@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::by_conn::ByConn;
 use super::context::{Connection, Contexts, Target};
+use super::early::OpenPoke;
 use super::interface::{Effect, Event, Note, ResetReason, Timer, Transformed, World};
 use super::maintenance::Planned;
-use super::op::{Failure, Op, Step, StepResult, Task, Trigger};
+use super::op::{Failure, Op, Stage, Step, StepResult, Task, Trigger};
 use super::pending::Pending;
 use super::poke::Frame;
 use super::transform_cache::TransformCache;
@@ -56,6 +57,8 @@ pub struct Group {
     pub(super) last_connect_ms: f64,
     /// It has a place among the groups that come up.
     pub(super) admitted: bool,
+    /// Rows of the operation in flight that went out before its end.
+    pub(super) open: Option<Box<OpenPoke>>,
     keep_alive_until_ms: f64,
     op: Option<Op>,
     owed: Owed,
@@ -160,6 +163,7 @@ impl Group {
             last_connect_ms: now_ms,
             admitted: false,
             keep_alive_until_ms: now_ms + KEEP_ALIVE_MS,
+            open: None,
             op: None,
             owed: Owed::No,
             queue: VecDeque::new(),
@@ -230,6 +234,7 @@ impl Group {
             Event::Delta(delta) => return self.delta(&delta),
             Event::InstanceFailed(instance, why) => return self.instance_failed(instance, &why),
             Event::Advanced => self.behind = false,
+            Event::Early(query, rows) => return self.early(&query, rows, &mut cx),
             // An operation in flight ends on what it began with.
             Event::Reset(reason) => self.reset = Some(reason),
             Event::Pushed(pushed) => self.pushed(*pushed, &mut cx),
@@ -440,6 +445,7 @@ impl Group {
     /// Ends the service: every connection gets the error, or a plain close without one.
     fn stop(&mut self, error: Option<&ErrorBody>, reason: &'static str, cx: &mut Cx<'_>) {
         self.stopped = true;
+        self.cancel_open_poke(cx);
         let conns: Vec<ConnId> = self.contexts.all().collect();
         for conn in conns {
             match error {
@@ -528,9 +534,24 @@ impl Group {
     fn drive(&mut self, trigger: Trigger, result: StepResult, cx: &mut Cx<'_>) {
         match result {
             Ok(Step::Wait(stage)) => self.op = Some(Op { trigger, stage }),
-            Ok(Step::Done) => self.op_done(trigger, cx),
-            Err(failure) => self.op_failed(trigger, failure, cx),
+            Ok(Step::Done) => {
+                self.cancel_open_poke(cx);
+                self.op_done(trigger, cx);
+            }
+            Err(failure) => {
+                self.cancel_open_poke(cx);
+                self.op_failed(trigger, failure, cx);
+            }
         }
+    }
+
+    /// What is waited for.
+    pub(super) fn stage(&self) -> Option<&Stage> {
+        self.op.as_ref().map(|op| &op.stage)
+    }
+
+    pub(super) fn stage_mut(&mut self) -> Option<&mut Stage> {
+        self.op.as_mut().map(|op| &mut op.stage)
     }
 
     fn op_done(&mut self, trigger: Trigger, cx: &mut Cx<'_>) {

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //!  sockets ── Connected, Message, Disconnected ─┐         ┌─ Send, Fail, Close, MessageDone ─▶ sockets
-//!  engine ─── Deltas, Advanced, Hydrated ───────┤  Group  ├─ Hydrate, Release ──────────────▶ engine
+//!  engine ─── Deltas, Advanced, Early, Hydrated ┤  Group  ├─ Hydrate, Release ──────────────▶ engine
 //!  CVR store ─ Loaded, Rows, CaughtUp, Flushed, │         ├─ Load, ReadRows, CatchUp, Flush,
 //!              RowsWritten ─────────────────────┤         │  AwaitRows ─────────────────────▶ CVR store
 //!  endpoint ── Transformed ─────────────────────┤         ├─ Transform ─────────────────────▶ query endpoint
@@ -20,9 +20,9 @@
 //! - **At most one operation is in flight** ([`op`]): bringing the group up, a client's message, an
 //!   advance, an eviction, maintenance. It may wait for the store, the endpoint or the engine in
 //!   turn; everything else waits in the queue, which holds at most one message per connection.
-//! - **Durable before visible**: every poke goes out whole, after the store's verdict about the
-//!   flush that it belongs to. No poke is ever open while something can still fail, so none is ever
-//!   cancelled.
+//! - **Durable before visible**: the end of a poke, with its cookie, goes out after the store's
+//!   verdict about the flush that it belongs to. Nearly all go out as a whole then; only rows of a
+//!   large new result go ahead ([`early`]), in a poke that is cancelled if anything fails.
 //! - **Rows may follow** a flush ([`Flushed::rows_follow`](crate::cvr::store::Flushed)): the store
 //!   keeps reads waiting for them, and the group stays until they are written, so that nobody else
 //!   finds it half written. If they cannot be written, the group fails.
@@ -43,6 +43,7 @@ mod compute;
 mod config;
 mod context;
 mod deliver;
+mod early;
 mod interface;
 mod machine;
 mod maintenance;
@@ -58,12 +59,13 @@ mod unread;
 use std::sync::Arc;
 
 pub use context::{Connection, Credentials, ServerUser, Target};
+pub use early::{EarlyRows, Sent};
 pub use interface::{
     Effect, Event, Hydrate, Note, ResetReason, Timer, Transformed, VisitRow, World,
 };
 pub use machine::{Group, KEEP_ALIVE_MS};
 pub use pending::{SharedDelta, SharedRow};
-pub use poke::{Frame, LargePoke};
+pub use poke::{Frame, Growth, LargePoke, NextFrames};
 pub use push::{OutgoingPush, Pushed};
 pub use shared::{Shared, SharedFrames, SharedRows};
 

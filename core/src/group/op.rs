@@ -178,6 +178,8 @@ pub(super) struct Sync {
     pub(super) missed: Missed,
     pub(super) records: RowRecords,
     pub(super) records_read: bool,
+    /// Rows that are being hydrated may go out ([`super::early`]).
+    pub(super) early: bool,
     /// Ends the bring-up of the group.
     pub(super) bring_up: bool,
     pub(super) recipients: Recipients,
@@ -188,6 +190,8 @@ pub(super) struct Flushing {
     /// The snapshot after; `None` if nothing changed.
     pub(super) cvr: Option<Cvr>,
     pub(super) poke: Poke,
+    /// The end of the poke that is open, if one is.
+    pub(super) end: Poke,
     pub(super) recipients: Recipients,
     pub(super) ack: Option<Vec<String>>,
     pub(super) bring_up: bool,

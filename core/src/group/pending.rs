@@ -15,6 +15,7 @@ use super::deliver::Missed;
 use super::interface::Effect;
 use super::machine::{Cx, Group, Pipeline};
 use super::op::{Failure, Flushing, Mode, Recipients, Stage, Step, StepResult, Sync, Trigger};
+use super::poke::Poke;
 use super::sync::failed_query;
 use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
 use crate::cvr::internal::ShardTables;
@@ -321,6 +322,7 @@ impl Group {
             missed: Missed::default(),
             records: RowRecords::default(),
             records_read: false,
+            early: false,
             bring_up: !self.synced,
             recipients: Recipients::All,
         }
@@ -348,6 +350,7 @@ impl Group {
         Ok(Step::Wait(Stage::Flushing(Box::new(Flushing {
             cvr: Some(prepared.cvr),
             poke,
+            end: Poke::default(),
             recipients: Recipients::AtHead,
             ack: None,
             bring_up: false,

@@ -5,7 +5,7 @@
 //! distinct set of patches, not once per client or group: clients at the same base share every
 //! frame, and clients at different bases that miss the same patches share all parts. What groups
 //! share is kept in [`SharedFrames`] for a while. A poke that is too large for that is a
-//! [`LargePoke`] per client.
+//! [`LargePoke`] per client, and so is one that begins before all of it is known ([`Growth`]).
 
 use std::collections::VecDeque;
 use std::hash::{Hash, Hasher};
@@ -171,12 +171,27 @@ fn integer(value: Option<&Value>) -> Option<i64> {
 }
 
 /// Patches that were made together.
-type Slice = Arc<[(CvrVersion, WirePatch)]>;
+type Patches = Arc<[(CvrVersion, WirePatch)]>;
+
+/// What a [`LargePoke`] is made of.
+#[derive(Debug, Clone)]
+enum Slice {
+    Patches(Patches),
+    Rows(Arc<EarlyRows>),
+}
+
+/// Rows of one table that go out before the version is known that they belong to: eight bytes
+/// each beside the rows, whose JSON is made.
+#[derive(Debug)]
+struct EarlyRows {
+    table: Arc<str>,
+    rows: Box<[RowRef]>,
+}
 
 /// The patches of one poke, in order; in slices, because there may be a million.
 #[derive(Debug, Default)]
 pub(super) struct Poke {
-    slices: Vec<Slice>,
+    slices: Vec<Patches>,
     patches: usize,
     /// Of their contents.
     bytes: usize,
@@ -220,15 +235,18 @@ impl Poke {
         last: &CvrVersion,
         binary: bool,
     ) -> LargePoke {
-        LargePoke {
-            slices: self.slices.iter().cloned().collect(),
-            at: 0,
-            base: base.cloned(),
+        let mut poke = LargePoke::open(&last.cookie(), base, binary);
+        poke.grow(&self.end(last));
+        poke
+    }
+
+    /// This poke as the end, at `last`, of one that is open.
+    pub(super) fn end(&self, last: &CvrVersion) -> Growth {
+        Growth(Grow::End(Arc::new(End {
+            slices: self.slices.clone(),
             last: last.clone(),
-            parts: Some(PartWriter::new(&last.cookie(), binary)),
-            started: false,
             bytes: self.bytes,
-        }
+        })))
     }
 
     fn patches(&self) -> impl Iterator<Item = &(CvrVersion, WirePatch)> {
@@ -304,60 +322,191 @@ fn encode(cookie: &str, patches: &[&WirePatch], binary: bool) -> Vec<Frame> {
     out.finish()
 }
 
+/// What comes next of an open [`LargePoke`]; shared by all that get it.
+#[derive(Debug, Clone)]
+pub struct Growth(Grow);
+
+#[derive(Debug, Clone)]
+enum Grow {
+    Rows(Arc<EarlyRows>),
+    End(Arc<End>),
+    Cancel,
+}
+
+#[derive(Debug)]
+struct End {
+    slices: Vec<Patches>,
+    last: CvrVersion,
+    bytes: usize,
+}
+
+impl Growth {
+    /// Rows of a table that have their JSON.
+    pub(super) fn rows(table: Arc<str>, rows: Vec<RowRef>) -> Growth {
+        Growth(Grow::Rows(Arc::new(EarlyRows { table, rows: rows.into() })))
+    }
+
+    /// Takes everything back.
+    pub(super) fn cancel() -> Growth {
+        Growth(Grow::Cancel)
+    }
+
+    /// As [`LargePoke::bytes`].
+    pub fn bytes(&self) -> usize {
+        match &self.0 {
+            Grow::Rows(slice) => {
+                let json = |row: &RowRef| row.wire_json.get().map_or(0, |json| json.len());
+                slice.rows.iter().map(|row| slice.table.len() + json(row)).sum()
+            }
+            Grow::End(end) => end.bytes,
+            Grow::Cancel => 0,
+        }
+    }
+}
+
 /// A large poke for one client: it is encoded bit by bit, as the client's socket takes it, so that
 /// what waits is bounded however much there is to send and however slow the client is. All that
-/// get the poke share its patches; those that everybody has got are forgotten.
+/// get the poke share its patches; those that everybody has got are forgotten. It may be open: what
+/// comes next is not known yet.
 #[derive(Debug)]
 pub struct LargePoke {
+    id: String,
     slices: VecDeque<Slice>,
     /// Patches of the first slice that are encoded.
     at: usize,
     base: Option<CvrVersion>,
-    last: CvrVersion,
+    until: Until,
     /// `None`: the end is out.
     parts: Option<PartWriter>,
     started: bool,
     bytes: usize,
 }
 
+/// How a large poke ends.
+#[derive(Debug)]
+enum Until {
+    /// That is not known yet.
+    Open,
+    /// At this version.
+    Version(CvrVersion),
+    Cancelled,
+}
+
+/// What of a large poke can be sent now.
+#[derive(Debug)]
+pub enum NextFrames {
+    /// These.
+    Some(Arc<[Frame]>),
+    /// Nothing before it has grown.
+    Waits,
+    /// That was all.
+    Done,
+}
+
 impl LargePoke {
+    /// A poke from `base` of which nothing is known yet.
+    pub(super) fn open(id: &str, base: Option<&CvrVersion>, binary: bool) -> LargePoke {
+        LargePoke {
+            id: id.to_owned(),
+            slices: VecDeque::new(),
+            at: 0,
+            base: base.cloned(),
+            until: Until::Open,
+            parts: Some(PartWriter::new(id, binary)),
+            started: false,
+            bytes: 0,
+        }
+    }
+
+    /// Takes in what comes next; nothing comes after the end.
+    pub fn grow(&mut self, growth: &Growth) {
+        if !self.is_open() {
+            return;
+        }
+        self.bytes += growth.bytes();
+        match &growth.0 {
+            Grow::Rows(rows) => self.slices.push_back(Slice::Rows(rows.clone())),
+            Grow::End(end) => {
+                self.slices.extend(end.slices.iter().cloned().map(Slice::Patches));
+                self.until = Until::Version(end.last.clone());
+            }
+            Grow::Cancel => {
+                self.slices.clear();
+                self.until = Until::Cancelled;
+            }
+        }
+    }
+
+    /// It is not known yet what comes next.
+    pub fn is_open(&self) -> bool {
+        matches!(self.until, Until::Open)
+    }
+
     /// About how long it is, in bytes: what it keeps in memory while it waits.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// The next frames: [`MAX_STEP_BYTES`] or [`MAX_STEP_PATCHES`], whichever comes first, so
-    /// about a millisecond of work; there may be none yet. `None`: that was all.
-    pub fn next_frames(&mut self) -> Option<Arc<[Frame]>> {
-        let parts = self.parts.as_mut()?;
-        let cookie = self.last.cookie();
+    /// about a millisecond of work; there may be none yet.
+    pub fn next_frames(&mut self) -> NextFrames {
         let mut frames = Vec::new();
+        if matches!(self.until, Until::Cancelled) && self.parts.take().is_some() {
+            if !self.started {
+                return NextFrames::Done;
+            }
+            frames.push(Frame::text(poke::cancel(&self.id)));
+            return NextFrames::Some(frames.into());
+        }
+        let Some(parts) = self.parts.as_mut() else { return NextFrames::Done };
+        if self.slices.is_empty() && matches!(self.until, Until::Open) {
+            return NextFrames::Waits;
+        }
         if !std::mem::replace(&mut self.started, true) {
             let base = self.base.as_ref().map(CvrVersion::cookie);
-            frames.push(Frame::text(poke::start(&cookie, base.as_deref())));
+            frames.push(Frame::text(poke::start(&self.id, base.as_deref())));
         }
         let mut patches = 0;
         while patches < MAX_STEP_PATCHES && parts.ready_bytes() < MAX_STEP_BYTES {
-            let Some(slice) = self.slices.front() else {
-                let parts = self.parts.take()?;
-                frames.extend(parts.finish());
-                frames.push(Frame::text(poke::end(&cookie, &cookie)));
-                return Some(frames.into());
+            let more = match (self.slices.front(), &self.until) {
+                (Some(Slice::Rows(slice)), _) => {
+                    let row = slice.rows.get(self.at);
+                    row.inspect(|row| parts.put_row(&slice.table, row)).is_some()
+                }
+                (Some(Slice::Patches(slice)), until) => {
+                    let patch = slice.get(self.at);
+                    // As in [`PokeFrames::of`].
+                    let applies = |to: &CvrVersion| {
+                        let beyond = self.base.as_ref().is_none_or(|base| to > base);
+                        beyond && matches!(until, Until::Version(last) if to <= last)
+                    };
+                    if let Some((to, patch)) = patch
+                        && applies(to)
+                    {
+                        parts.add(patch);
+                    }
+                    patch.is_some()
+                }
+                (None, Until::Version(last)) => {
+                    let cookie = last.cookie();
+                    if let Some(parts) = self.parts.take() {
+                        frames.extend(parts.finish());
+                    }
+                    frames.push(Frame::text(poke::end(&self.id, &cookie)));
+                    return NextFrames::Some(frames.into());
+                }
+                (None, Until::Open | Until::Cancelled) => break,
             };
-            let Some((to, patch)) = slice.get(self.at) else {
+            if more {
+                self.at += 1;
+                patches += 1;
+            } else {
                 self.slices.pop_front();
                 self.at = 0;
-                continue;
-            };
-            // As in [`PokeFrames::of`].
-            if self.base.as_ref().is_none_or(|base| to > base) && *to <= self.last {
-                parts.add(patch);
             }
-            self.at += 1;
-            patches += 1;
         }
         frames.append(&mut parts.frames);
-        Some(frames.into())
+        NextFrames::Some(frames.into())
     }
 }
 
@@ -435,17 +584,22 @@ impl PartWriter {
         match patch {
             WirePatch::Desired(client, op, query) => self.part.desired(client, *op, query.as_str()),
             WirePatch::Got(op, query) => self.part.got(*op, query.as_str()),
-            WirePatch::RowPut(table, row) => {
-                let json = row.wire_json.get();
-                debug_assert!(json.is_some(), "made when the patch was");
-                if let Some(json) = json {
-                    self.part.put_row(table, json);
-                }
-            }
+            WirePatch::RowPut(table, row) => return self.put_row(table, row),
             WirePatch::RowDel(id) => self.part.del_row(id.table(), &key_object(id)),
             WirePatch::LastMutationId(client, id) => self.part.last_mutation_id(client, *id),
             WirePatch::MutationPut(id, result) => self.part.put_mutation(id, result),
             WirePatch::MutationDel(id) => self.part.del_mutation(id),
+        }
+        if self.part.is_full() {
+            self.flush();
+        }
+    }
+
+    fn put_row(&mut self, table: &str, row: &RowRef) {
+        let json = row.wire_json.get();
+        debug_assert!(json.is_some(), "made when the patch was");
+        if let Some(json) = json {
+            self.part.put_row(table, json);
         }
         if self.part.is_full() {
             self.flush();

@@ -252,14 +252,20 @@ impl Group {
     }
 
     /// The CVR's results change, or have to: a late client must not get rows of a newer version
-    /// under an older cookie. (Without late clients pending deltas are left to an advance, which
+    /// under an older cookie, and whether a row that was not there is lost or has just gone is for
+    /// an update with the deltas to say. (Otherwise pending deltas are left to an advance, which
     /// reads nothing.)
     pub(super) fn needs_update(&self, sync: &Sync) -> bool {
         let late = || self.cvr.as_ref().is_some_and(|cvr| self.late_clients(cvr).is_some());
         sync.recipients == Recipients::AtHead
             || !sync.additions.is_empty()
             || !sync.removals.is_empty()
-            || (!self.pending.is_empty() && (sync.records_read || late()))
+            || (!self.pending.is_empty() && (sync.records_read || sync.missed.has_lost() || late()))
+    }
+
+    fn has_clients_at_head(&self) -> bool {
+        let head = self.cvr.as_ref().map(|cvr| &cvr.version);
+        self.clients.values().any(|c| c.active && c.base.as_ref() == head)
     }
 
     pub(super) fn late_clients(&self, cvr: &Cvr) -> Option<CatchupRange> {
@@ -292,25 +298,32 @@ impl Group {
     pub(super) fn sync_hydrate(
         &mut self,
         trigger: Trigger,
-        sync: Box<Sync>,
+        mut sync: Box<Sync>,
         cx: &mut Cx<'_>,
     ) -> StepResult {
         if sync.additions.is_empty() {
             return self.sync_compute(trigger, sync, BTreeMap::new(), cx);
         }
-        let requests = self.hydrations(&sync.additions);
+        sync.early = !sync.records_read && self.has_clients_at_head() && self.knows_rows(&sync, cx);
+        let requests = self.hydrations(&sync.additions, sync.early);
         cx.emit(Effect::Hydrate(requests));
         Ok(Step::Wait(Stage::Hydrating(sync)))
     }
 
-    pub(super) fn hydrations(&self, queries: &[(QueryHash, Transformed)]) -> Vec<Hydrate> {
-        let client_schema = self.cvr.as_ref().and_then(|cvr| cvr.client_schema.clone());
+    pub(super) fn hydrations(
+        &self,
+        queries: &[(QueryHash, Transformed)],
+        early: bool,
+    ) -> Vec<Hydrate> {
+        let Some(cvr) = &self.cvr else { return Vec::new() };
+        let is_internal = |id: &QueryHash| cvr.query(id).is_some_and(|q| q.is_internal());
         queries
             .iter()
             .map(|(query, transformed)| Hydrate {
                 query: query.clone(),
                 transformed: transformed.clone(),
-                client_schema: client_schema.clone(),
+                client_schema: cvr.client_schema.clone(),
+                early: early && !is_internal(query),
             })
             .collect()
     }
@@ -340,6 +353,9 @@ impl Group {
                 },
             }
         }
+        if cannot_serve.is_some() || !failed.is_empty() {
+            self.cancel_open_poke(cx);
+        }
         if let Some(failure) = cannot_serve {
             instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
             return Err(failure);
@@ -360,12 +376,13 @@ impl Group {
         let mut poke = Poke::default();
         poke.extend(&self.encoder(cx), &missed).map_err(|e| bug(&e.to_string()))?;
         let Sync { ack, bring_up, recipients, .. } = *sync;
-        self.results_flushed(Flushing { cvr: None, poke, recipients, ack, bring_up }, cx)
+        let end = Poke::default();
+        self.results_flushed(Flushing { cvr: None, poke, end, recipients, ack, bring_up }, cx)
     }
 
     /// Results are durable: poke.
     pub(super) fn results_flushed(&mut self, flushing: Flushing, cx: &mut Cx<'_>) -> StepResult {
-        let Flushing { cvr, poke, recipients, ack, bring_up } = flushing;
+        let Flushing { cvr, poke, end, recipients, ack, bring_up } = flushing;
         let before = match cvr {
             Some(cvr) => self.adopt(cvr, cx),
             None => self.cvr.as_ref().map(|cvr| cvr.version.clone()).unwrap_or_default(),
@@ -375,6 +392,7 @@ impl Group {
             self.compare_all = false;
             self.contexts.retransform_at_ms = Some(cx.now_ms + self.settings.retransform_ms);
         }
+        self.end_open_poke(&end, cx);
         self.poke(&poke, &before, recipients, cx);
         self.acknowledge(ack, cx);
         Ok(Step::Done)

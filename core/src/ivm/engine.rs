@@ -168,7 +168,7 @@ pub struct Engine {
     config: EngineConfig,
     version: StateVersion,
     schema: Arc<Schema>,
-    registry: Registry,
+    pub(super) registry: Registry,
     advance: Option<Box<Advance>>,
 }
 

@@ -15,6 +15,7 @@ use super::rows::Rows;
 use super::shape::{Kind, NodeShape, Shape};
 use super::shards::ShardMap;
 use super::stack::Stack;
+use super::watch::Watch;
 use crate::row::{Key, Row, RowRef};
 use crate::schema::TableId;
 
@@ -141,6 +142,8 @@ pub(super) struct Instance {
     pub(super) remains: Option<Box<Remains>>,
     /// Who is reading it.
     pub(super) readings: Readings,
+    /// While it is hydrated: rows for somebody who does not wait for the end.
+    pub(super) watch: Option<Box<Watch>>,
 }
 
 impl Instance {
@@ -160,6 +163,7 @@ impl Instance {
             resident: 0,
             remains: None,
             readings: Readings::default(),
+            watch: None,
         }
     }
 
@@ -169,6 +173,7 @@ impl Instance {
         self.nodes = shape.nodes.iter().map(|_| NodeState::default()).collect();
         self.signature = 0;
         self.resident = 0;
+        self.watch = None;
         if let Some(root) = self.nodes.first_mut() {
             let mut partition = Partition::new();
             partition.mult = 1;

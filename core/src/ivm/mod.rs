@@ -48,6 +48,7 @@ pub mod stats;
 #[cfg(test)]
 mod tests;
 mod update;
+mod watch;
 
 #[cfg(test)]
 impl engine::InstanceId {

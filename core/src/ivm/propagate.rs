@@ -16,6 +16,7 @@ use super::plan::NodeId;
 use super::route::{Target, Who};
 use super::settle::Work;
 use super::shape::{Edge, NodeShape};
+use super::watch::{self, Watch};
 use crate::row::{Key, Row, RowRef};
 use crate::zql::order::compare_rows;
 
@@ -44,7 +45,8 @@ impl Instance {
             worked = true;
             if state.settling.is_some() {
                 let emission = emission.as_deref_mut();
-                let to = Told { node, below, emission, signature: &mut self.signature };
+                let (signature, watch) = (&mut self.signature, &mut self.watch);
+                let to = Told { node, below, emission, signature, watch };
                 Settling::work_off(state, to, w);
                 continue;
             }
@@ -70,7 +72,7 @@ impl Instance {
             let change =
                 Change { settled: &settled, mult, kept: kept(partition, node, &settled, mult) };
             state.note_parents(node, &settled);
-            change.emit(node, emission.as_deref_mut(), &mut self.signature);
+            change.emit(node, emission.as_deref_mut(), &mut self.signature, &mut self.watch);
             let work = change.units();
             for edge in &node.related {
                 change.pass_on(edge, w, &mut below[usize::from(edge.child.0) - n - 1], true);
@@ -102,8 +104,8 @@ impl Instance {
         if state.settling.is_none() {
             return true;
         }
-        let to = Told { node, below, emission, signature: &mut self.signature };
-        Settling::work_off(state, to, w)
+        let (signature, watch) = (&mut self.signature, &mut self.watch);
+        Settling::work_off(state, Told { node, below, emission, signature, watch }, w)
     }
 
     /// Works off what is left of large partitions, whatever it costs: before an update.
@@ -134,6 +136,7 @@ struct Told<'a> {
     below: &'a mut [NodeState],
     emission: Option<&'a mut Emission>,
     signature: &'a mut u64,
+    watch: &'a mut Option<Box<Watch>>,
 }
 
 impl Told<'_> {
@@ -141,8 +144,12 @@ impl Told<'_> {
     fn row(&mut self, row: &RowRef, mult: i64, wanted: i64, w: &mut Work<'_>) {
         match &mut self.emission {
             Some(emission) => emission.add(self.node, row, mult),
-            None if mult & 1 == 1 => *self.signature ^= self.node.row_name.hash(row),
-            None => {}
+            None => {
+                if mult & 1 == 1 {
+                    *self.signature ^= self.node.row_name.hash(row);
+                }
+                watch::shown(self.watch, self.node.id, row, mult);
+            }
         }
         let first = self.node.id.0 + 1;
         for edge in self.node.related.iter().chain(&self.node.leaves) {
@@ -262,7 +269,13 @@ impl Change<'_> {
         hidden.chain(shown).chain(self.kept.iter().map(move |r| (r, self.mult - before)))
     }
 
-    fn emit(&self, node: &NodeShape, emission: Option<&mut Emission>, signature: &mut u64) {
+    fn emit(
+        &self,
+        node: &NodeShape,
+        emission: Option<&mut Emission>,
+        signature: &mut u64,
+        watch: &mut Option<Box<Watch>>,
+    ) {
         match emission {
             Some(emission) => {
                 self.visible().for_each(|(row, delta)| emission.add(node, row, delta));
@@ -272,6 +285,7 @@ impl Change<'_> {
                     if delta & 1 == 1 {
                         *signature ^= node.row_name.hash(row);
                     }
+                    watch::shown(watch, node.id, row, delta);
                 }
             }
         }

@@ -33,6 +33,9 @@ pub struct ClientModel {
     poke: Option<OpenPoke>,
     pub pokes: usize,
     pub empty_pokes: usize,
+    pub cancelled: usize,
+    /// Of pokes that were not taken back.
+    pub row_patches: usize,
     pub transform_errors: Vec<String>,
     pub deleted: Vec<String>,
     /// What the socket's protocol version allows.
@@ -42,6 +45,11 @@ pub struct ClientModel {
 impl ClientModel {
     pub fn new(state: Persisted, binary: bool) -> ClientModel {
         ClientModel { state, binary, ..ClientModel::default() }
+    }
+
+    /// Patches of the poke that is on its way in.
+    pub fn open_parts(&self) -> Option<usize> {
+        self.poke.as_ref().map(|poke| poke.parts.len())
     }
 
     pub fn receive(&mut self, frame: &Frame) {
@@ -83,7 +91,11 @@ impl ClientModel {
     fn end(&mut self, body: &Json) {
         let mut poke = self.poke.take().expect("an end without start");
         assert_eq!(body["pokeID"].as_str(), Some(poke.id.as_str()));
-        assert!(body.get("cancel").is_none());
+        if body.get("cancel") == Some(&Json::Bool(true)) {
+            assert_eq!(body["cookie"], "");
+            self.cancelled += 1;
+            return;
+        }
         let cookie = body["cookie"].as_str().expect("cookie").to_owned();
         if self.binary {
             let parts: Vec<Json> = serde_json::from_slice(&poke.binary).expect("an array of parts");
@@ -113,6 +125,7 @@ impl ClientModel {
         }
         patches += query_ops(&part["gotQueriesPatch"], &mut self.state.got);
         for op in part["rowsPatch"].as_array().into_iter().flatten() {
+            self.row_patches += 1;
             let table = op["tableName"].as_str().expect("table").to_owned();
             match op["op"].as_str() {
                 Some("put") => {

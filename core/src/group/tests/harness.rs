@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use rand::Rng;
+use rand::rngs::StdRng;
+
 use super::super::{
-    ConnId, Connection, Credentials, Effect, Event, Frame, Group, Note, OutgoingPush, Settings,
-    Timer,
+    ConnId, Connection, Credentials, EarlyRows, Effect, Event, Frame, Group, LargePoke, NextFrames,
+    Note, OutgoingPush, Settings, Timer,
 };
 use super::client::{ClientModel, Persisted};
 use super::store::MemStore;
@@ -20,6 +23,7 @@ use crate::protocol::custom_query::{
 use crate::protocol::error::{ApiFailure, ErrorBody};
 use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{self, Upstream};
+use crate::row::{Row, RowRef};
 use crate::version::CvrVersion;
 
 /// A question of a group that waits for its answer.
@@ -35,10 +39,18 @@ pub enum Question {
     Continue,
 }
 
+/// What waits for a socket.
+pub enum Waiting {
+    Frames(Arc<[Frame]>),
+    Large(Box<LargePoke>),
+}
+
 /// A socket.
 pub struct Socket {
     pub group: ClientGroupId,
     pub model: ClientModel,
+    /// To be sent when the wire is empty.
+    pub queue: VecDeque<Waiting>,
     /// Sent, not yet received.
     pub wire: VecDeque<Frame>,
     pub error: Option<ErrorBody>,
@@ -46,6 +58,47 @@ pub struct Socket {
     /// Its message is being handled.
     pub busy: bool,
     pub outbox: VecDeque<Upstream>,
+}
+
+impl Socket {
+    /// Puts what can be sent on the wire; true if there was something.
+    fn pump(&mut self) -> bool {
+        loop {
+            match self.queue.front_mut() {
+                None => return false,
+                Some(Waiting::Frames(frames)) => {
+                    self.wire.extend(frames.iter().cloned());
+                    self.queue.pop_front();
+                    return true;
+                }
+                Some(Waiting::Large(poke)) => match poke.next_frames() {
+                    NextFrames::Some(frames) if frames.is_empty() => {}
+                    NextFrames::Some(frames) => {
+                        self.wire.extend(frames.iter().cloned());
+                        return true;
+                    }
+                    NextFrames::Waits => return false,
+                    NextFrames::Done => drop(self.queue.pop_front()),
+                },
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.queue.clear();
+        self.wire.clear();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.wire.is_empty() && self.queue.is_empty()
+    }
+
+    /// A poke has begun whose end is not known yet.
+    pub fn has_open_poke(&self) -> bool {
+        let is_open = |w: &Waiting| matches!(w, Waiting::Large(poke) if poke.is_open());
+        self.queue.iter().any(is_open)
+    }
 }
 
 pub struct GroupSlot {
@@ -96,6 +149,11 @@ pub struct Harness {
     pub unknown_outcomes: usize,
     /// Groups that gave their place back because they serve their clients.
     pub came_up: usize,
+    /// Rows of queries that are being hydrated go ahead, by chance; so many did.
+    pub ahead: Option<StdRng>,
+    pub went_ahead: usize,
+    /// Sockets take what waits for them when their client reads.
+    pub lazy_sockets: bool,
     /// Print everything that goes in and out.
     pub trace: bool,
     next_conn: u64,
@@ -138,6 +196,9 @@ impl Harness {
             read_faults: VecDeque::new(),
             unknown_outcomes: 0,
             came_up: 0,
+            lazy_sockets: false,
+            ahead: None,
+            went_ahead: 0,
             trace: std::env::var_os("ZERORING_SIM_TRACE").is_some(),
             next_conn: 0,
         }
@@ -161,34 +222,28 @@ impl Harness {
             eprintln!("    {id} -> {}", shown(&effect));
         }
         match effect {
-            Effect::SendLarge(conn, mut poke) => {
-                while let Some(frames) = poke.next_frames() {
-                    self.carry_out(id, Effect::Send(conn, frames));
-                }
-            }
-            Effect::Send(conn, frames) => {
-                let durable = self.store.version(id).cookie();
+            Effect::SendLarge(conn, poke) => self.queue(id, conn, Waiting::Large(poke)),
+            Effect::Send(conn, frames) => self.queue(id, conn, Waiting::Frames(frames)),
+            Effect::GrowLarge(conn, growth) => {
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
-                for frame in frames.iter().cloned() {
-                    if frame.payload.starts_with(b"[\"pokeEnd\"") {
-                        let end: (String, serde_json::Value) =
-                            serde_json::from_slice(&frame.payload).expect("JSON");
-                        let cookie = end.1["cookie"].as_str().expect("cookie");
-                        assert!(cookie <= durable.as_str(), "{cookie} before {durable} is durable");
-                    }
-                    if !socket.closed {
-                        socket.wire.push_back(frame);
-                    }
+                let open = socket.queue.iter_mut().find_map(|waiting| match waiting {
+                    Waiting::Large(poke) if poke.is_open() => Some(poke),
+                    _ => None,
+                });
+                match open {
+                    Some(open) => open.grow(&growth),
+                    None => assert!(socket.closed, "nothing of {conn:?} is open"),
                 }
+                self.check_ends(id, conn);
             }
+            Effect::LetGo(mut rows) => while !rows.take_some(2).is_empty() {},
             Effect::Fail(conn, error) => {
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
-                socket.wire.clear();
+                socket.close();
                 socket.error = Some(*error);
-                socket.closed = true;
             }
             Effect::Close(conn, _) => {
-                self.sockets.get_mut(&conn).expect("a socket").closed = true;
+                self.sockets.get_mut(&conn).expect("a socket").close();
             }
             Effect::MessageDone(conn) => {
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
@@ -255,8 +310,76 @@ impl Harness {
         }
     }
 
+    fn queue(&mut self, id: &ClientGroupId, conn: ConnId, waiting: Waiting) {
+        let socket = self.sockets.get_mut(&conn).expect("a socket");
+        if !socket.closed {
+            socket.queue.push_back(waiting);
+        }
+        self.check_ends(id, conn);
+    }
+
+    /// Encodes what waits for a socket at once, unless sockets are lazy: every cookie that a
+    /// client gets is durable before.
+    fn check_ends(&mut self, id: &ClientGroupId, conn: ConnId) {
+        if self.lazy_sockets {
+            return;
+        }
+        let durable = self.store.version(id).cookie();
+        let socket = self.sockets.get_mut(&conn).expect("a socket");
+        let known = socket.wire.len();
+        while socket.pump() {}
+        for frame in socket.wire.range(known..) {
+            if frame.payload.starts_with(b"[\"pokeEnd\"") {
+                let end: (String, serde_json::Value) =
+                    serde_json::from_slice(&frame.payload).expect("JSON");
+                let cookie = end.1["cookie"].as_str().expect("cookie");
+                assert!(cookie <= durable.as_str(), "{cookie} before {durable} is durable");
+            }
+        }
+    }
+
+    /// Rows of a query that a group waits for go ahead: those that are picked of all that it has
+    /// now. How many; `None` if the group waits for nothing like that.
+    pub fn go_ahead(
+        &mut self,
+        group: &ClientGroupId,
+        mut pick: impl FnMut(EarlyRows) -> EarlyRows,
+    ) -> Option<usize> {
+        let Some(Question::Hydrate(wanted)) = self.groups.get(group)?.questions.front() else {
+            return None;
+        };
+        let mut early = Vec::new();
+        for wanted in wanted.iter().filter(|wanted| wanted.early) {
+            early.push((wanted.query.clone(), pick(self.world.rows_of(wanted))));
+        }
+        let rows = early.iter().map(|(_, rows)| rows.len()).sum();
+        for (query, rows) in early {
+            self.feed(group, Event::Early(query, rows));
+        }
+        Some(rows)
+    }
+
+    /// Some rows of a query that is being hydrated go ahead, as they are now: some of them are read
+    /// again before the end.
+    fn some_go_ahead(&mut self, group: &ClientGroupId) -> bool {
+        let Some(mut rng) = self.ahead.take() else { return false };
+        let copy = |row: &RowRef| Row::new(row.version.clone(), row.values.to_vec());
+        let again = rng.random_bool(0.6);
+        let rows = self.go_ahead(group, |mut rows| {
+            rows.retain(|_| again && rng.random_bool(0.6));
+            rows.iter_mut().filter(|_| rng.random_bool(0.1)).for_each(|(_, row)| *row = copy(row));
+            rows
+        });
+        self.ahead = Some(rng);
+        self.went_ahead += rows.unwrap_or_default();
+        rows.is_some_and(|rows| rows > 0)
+    }
+
     /// Answers the oldest question of a group.
     pub fn answer(&mut self, group: &ClientGroupId) -> bool {
+        if self.some_go_ahead(group) {
+            return true;
+        }
         let next = self.groups.get(group).and_then(|slot| slot.questions.front());
         let reads =
             matches!(next, Some(Question::Load | Question::Rows(..) | Question::CatchUp(..)));
@@ -388,6 +511,7 @@ impl Harness {
             Socket {
                 group: id.clone(),
                 model: ClientModel::new(state, protocol >= 52),
+                queue: VecDeque::new(),
                 wire: VecDeque::new(),
                 error: None,
                 closed: false,
@@ -402,8 +526,7 @@ impl Harness {
     /// The socket is lost, with whatever was on the wire.
     pub fn disconnect(&mut self, conn: ConnId) -> Persisted {
         let socket = self.sockets.get_mut(&conn).expect("a socket");
-        socket.closed = true;
-        socket.wire.clear();
+        socket.close();
         let (group, state) = (socket.group.clone(), socket.model.state.clone());
         self.feed(&group, Event::Disconnected(conn));
         state
@@ -415,9 +538,8 @@ impl Harness {
         self.store.lose_all_owed();
         self.world.forget_instances();
         for socket in self.sockets.values_mut() {
-            socket.closed = true;
+            socket.close();
             socket.busy = false;
-            socket.wire.clear();
             socket.outbox.clear();
         }
     }
@@ -445,6 +567,9 @@ impl Harness {
     /// The client receives one frame.
     pub fn receive(&mut self, conn: ConnId) -> bool {
         let socket = self.sockets.get_mut(&conn).expect("a socket");
+        if socket.wire.is_empty() {
+            socket.pump();
+        }
         let Some(frame) = socket.wire.pop_front() else { return false };
         socket.model.receive(&frame);
         true
@@ -511,7 +636,7 @@ impl Harness {
             && self
                 .sockets
                 .values()
-                .all(|s| s.closed || (s.wire.is_empty() && s.outbox.is_empty() && !s.busy))
+                .all(|s| s.closed || (s.is_idle() && s.outbox.is_empty() && !s.busy))
     }
 
     pub fn socket(&self, conn: ConnId) -> &Socket {

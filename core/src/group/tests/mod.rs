@@ -27,10 +27,12 @@
 //! | 58 `deleteClients` | `scenarios::delete_clients_is_acknowledged_to_everybody` |
 //! | 60 no trace of what failed | `checklist::a_message_that_fails_before_its_flush_leaves_no_trace` |
 //! | decision 12 lost rows | `scenarios::records_of_rows_that_the_replica_lost_are_put_right` |
+//! | T9, T33 open pokes; rows that go ahead | `early`, `simulation` |
 //! | encode once, no reads | `shared` |
 
 mod checklist;
 mod client;
+mod early;
 mod harness;
 mod places;
 mod pushes;

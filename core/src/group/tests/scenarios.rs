@@ -1,8 +1,8 @@
 //! Scenarios of the spec's conformance checklists.
 
-use super::super::{ConnId, Event, Timer};
+use super::super::{ConnId, Event, Note, Timer};
 use super::client::Persisted;
-use super::harness::{Answer, CLIENT_SCHEMA, Harness};
+use super::harness::{Answer, CLIENT_SCHEMA, Harness, Question};
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{RefCounts, RowIdentity, RowRecord};
 use crate::protocol::error::{ApiFailure, CallReason};
@@ -159,6 +159,47 @@ fn a_late_client_gets_what_it_missed_and_others_nothing() {
     assert_eq!(h.socket(b).model.pokes, 1);
     assert_eq!(h.state(b).rows, h.state(a).rows);
     assert_eq!(h.state(b).cookie, h.state(a).cookie);
+}
+
+/// A client that is late by five rows, at the moment when some of them were read for it.
+fn being_caught_up(h: &mut Harness) -> (ConnId, ConnId) {
+    let new = (0..5).map(|i| issue(h, &format!("i{i}"), 0.0)).collect();
+    let there = joined(h, "c", &put("q", ALL_ISSUES));
+    let late = joined(h, "d", "");
+    let state = h.disconnect(late);
+    h.commit(new);
+    h.settle();
+    let late = h.connect("g", "d", None, state, 51).expect("admitted");
+    h.say(late, r#"["initConnection",{"desiredQueriesPatch":[]}]"#);
+    let group = "g".into();
+    while !matches!(h.groups[&group].questions.front(), Some(Question::CatchUp(..))) {
+        assert!(h.answer(&group), "nothing is caught up on");
+    }
+    (there, late)
+}
+
+fn resets(h: &Harness) -> usize {
+    let is_reset =
+        |note: &&Note| matches!(note, Note::Info(text) if text.contains("resetting its queries"));
+    h.notes.iter().filter(is_reset).count()
+}
+
+#[test]
+fn a_row_that_goes_while_it_is_read_for_a_late_client_is_not_lost() {
+    for leaves in [false, true] {
+        let mut h = Harness::new(false);
+        let (there, late) = being_caught_up(&mut h);
+        let gone = drop_issue(&h, "i1");
+        h.commit(vec![gone]);
+        h.answer(&"g".into());
+        let state = leaves.then(|| h.disconnect(late));
+        h.settle();
+        assert_eq!(resets(&h), 0, "the records are right: {:?}", h.notes);
+        assert_eq!((h.row_reads, h.state(there).rows.len()), (0, 4));
+        let late = state.map_or(late, |state| rejoin(&mut h, "d", state));
+        assert_eq!(h.state(late).rows.len(), 4);
+        assert_eq!(h.state(late).cookie, h.state(there).cookie);
+    }
 }
 
 #[test]

@@ -77,6 +77,8 @@ struct Sim {
     checks: usize,
     /// Clients that were sent away because of that, came back, and were answered.
     came_back: usize,
+    /// Pokes that were taken back.
+    cancelled: usize,
 }
 
 fn ast_of(hash: &str) -> Ast {
@@ -103,6 +105,8 @@ impl Sim {
         let mut h = Harness::new(true);
         Arc::make_mut(&mut h.settings).has_mutate_endpoint = true;
         h.store.defer_above = rng.random_range(0..5);
+        h.lazy_sockets = rng.random();
+        h.ahead = Some(StdRng::seed_from_u64(rng.random()));
         h.endpoint = Box::new(|_, q| match q.name.as_str() {
             "BAD" => Answer::App("bad"),
             name => {
@@ -133,6 +137,7 @@ impl Sim {
             lost: BTreeSet::new(),
             checks: 0,
             came_back: 0,
+            cancelled: 0,
         }
     }
 
@@ -349,7 +354,7 @@ impl Sim {
     fn move_group(&mut self) {
         let group = *GROUPS.choose(&mut self.rng).expect("some");
         let id = ClientGroupId::from(group);
-        if !self.h.store.knows(&id) {
+        if !self.h.store.knows(&id) || self.h.store.is_lost(&id) {
             return;
         }
         let before = self.h.store.version(&id).cookie();
@@ -415,6 +420,7 @@ impl Sim {
                 continue;
             }
             let failed = socket.error.clone();
+            self.cancelled += socket.model.cancelled;
             tab.state = socket.model.state.clone();
             if let Some(error) = failed {
                 let kind = error.kind_name();
@@ -534,6 +540,7 @@ impl Sim {
         let t = &self.tabs[tab];
         let group = ClientGroupId::from(t.group);
         let state = self.h.state(conn);
+        assert!(!self.h.socket(conn).has_open_poke(), "a poke is open that nobody ends");
         let who = format!("{}/{} at {:?}", t.group, t.name, state.cookie);
         assert!(!self.h.socket(conn).busy, "{who}: a message was not answered");
         assert_eq!(state.cookie, Some(self.h.store.version(&group).cookie()), "{who}: cookie");
@@ -615,24 +622,32 @@ fn clients_hold_what_brute_force_says_whatever_happens() {
         std::env::var("ZERORING_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(SEEDS);
     let first = std::env::var("ZERORING_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0u64);
     let range = one.map_or(first..first + seeds, |seed: u64| seed..seed + 1);
-    let (mut checks, mut came_back) = (0, 0);
+    let (mut checks, mut came_back, mut early, mut cancelled) = (0, 0, 0, 0);
     for seed in range {
         let sim = std::panic::catch_unwind(|| {
             let mut sim = Sim::new(seed);
             sim.run();
-            (sim.checks, sim.came_back)
+            let open = sim.tabs.iter().filter_map(|tab| Some(sim.h.socket(tab.conn?)));
+            let cancelled = open.map(|socket| socket.model.cancelled).sum::<usize>();
+            (sim.checks, sim.came_back, sim.h.went_ahead, sim.cancelled + cancelled)
         });
         match sim {
-            Ok((n, back)) => (checks, came_back) = (checks + n, came_back + back),
+            Ok((n, back, rows, pokes)) => {
+                (checks, came_back) = (checks + n, came_back + back);
+                (early, cancelled) = (early + rows, cancelled + pokes);
+            }
             Err(panic) => {
                 eprintln!("failed with ZERORING_SIM_SEED={seed}");
                 std::panic::resume_unwind(panic);
             }
         }
     }
-    println!("simulated groups: {checks} comparisons agree, {came_back} clients came back");
+    println!(
+        "simulated groups: {checks} comparisons agree, {came_back} clients came back, {early} rows \
+         went ahead, {cancelled} pokes were cancelled"
+    );
     assert!(
-        one.is_some() || (checks > 100 && came_back > 10),
-        "{checks} comparisons only: the simulation proves little"
+        one.is_some() || (checks > 100 && came_back > 10 && early > 300 && cancelled > 0),
+        "{checks} comparisons, {early} early rows, {cancelled} cancelled: too little"
     );
 }

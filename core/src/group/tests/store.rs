@@ -110,9 +110,8 @@ impl MemStore {
     /// Another server had the group and left it at a newer version.
     pub fn moved_on(&mut self, group: &ClientGroupId) -> CvrVersion {
         // It could take the group over only when its rows were there.
-        if !self.is_lost(group) {
-            self.write_owed(group);
-        }
+        assert!(!self.is_lost(group), "nobody takes over what is lost");
+        self.write_owed(group);
         let stored = self.groups.get_mut(group).and_then(|g| g.instance.as_mut()).expect("known");
         stored.version.config += 5;
         let version = stored.version.clone();

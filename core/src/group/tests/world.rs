@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::{Credentials, Hydrate, Shared, SharedDelta, Transformed, VisitRow, World};
+use super::super::{
+    Credentials, EarlyRows, Hydrate, Shared, SharedDelta, Transformed, VisitRow, World,
+};
 use crate::change::{Commit, RowChange, TableChange};
 use crate::cvr::RowIdentity;
 use crate::cvr::internal::ShardTables;
@@ -44,6 +46,8 @@ pub struct SimWorld {
     shared: Shared,
     /// Rows read one by one.
     pub reads: usize,
+    /// The next query cannot be hydrated.
+    pub hydration_fault: Option<String>,
 }
 
 /// A table: its columns with types; the first `key` columns are its key.
@@ -116,6 +120,7 @@ impl SimWorld {
             lsn: 1_000,
             shared: Shared::default(),
             reads: 0,
+            hydration_fault: None,
         }
     }
 
@@ -138,6 +143,7 @@ impl SimWorld {
 
     /// Subscribes and hydrates at once.
     pub fn hydrate(&mut self, wanted: &Hydrate) -> Result<InstanceId, String> {
+        self.hydration_fault.take().map_or(Ok(()), Err)?;
         let key = wanted.transformed.hash.to_string();
         if let Some((id, instance)) = self.instances.iter_mut().find(|(_, i)| i.key == key) {
             instance.subscribers += 1;
@@ -151,6 +157,14 @@ impl SimWorld {
         let id = InstanceId::for_tests(self.next);
         self.instances.insert(id, Instance { key, plan, params, result, subscribers: 1 });
         Ok(id)
+    }
+
+    /// The rows of a query as they are now.
+    pub fn rows_of(&self, wanted: &Hydrate) -> EarlyRows {
+        let compiled = compile(&wanted.transformed.ast, &self.schema, &IdentityKeys::default());
+        let Ok((plan, params)) = compiled else { return Vec::new() };
+        let rows = brute::sync(&plan, &params, &self.db).into_iter();
+        rows.map(|(id, (_, row))| (spec_of(&plan, id.table), row)).collect()
     }
 
     pub fn release(&mut self, id: InstanceId) {

@@ -18,3 +18,4 @@ mod reading;
 mod sharing;
 mod skeletons;
 mod slicing;
+mod watching;
