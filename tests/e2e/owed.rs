@@ -139,15 +139,15 @@ impl World {
         assert!(metadata > rows && rows == before, "{metadata} {rows}");
         let others: Vec<&str> = groups.into_iter().filter(|other| *other != group).collect();
         self.expect_nothing_owed(&others);
+        eventually("the rows are being written", || match self.backends("pid").len() {
+            0 => Err("nobody waits for the hold".to_owned()),
+            _ => Ok(()),
+        });
         hold
     }
 
     /// `kill -9` while rows of a group are owed: they are never written.
     fn kill(&mut self, server: &mut Server, mut hold: postgres::Client) {
-        eventually("the rows are being written", || match self.backends("pid").len() {
-            0 => Err("nobody waits for the hold".to_owned()),
-            _ => Ok(()),
-        });
         server.kill();
         // Postgres would finish what it has read.
         self.backends("pg_terminate_backend(pid)");
