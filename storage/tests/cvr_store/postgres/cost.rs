@@ -142,7 +142,7 @@ fn of_reconnects() {
         }
         assert!(answers.iter().take(GROUPS).all(|ok| ok));
     });
-    let mut cvrs = cvrs.clone();
+    let mut cvrs = cvrs;
     report("flush of a row", 20, &mut |round| {
         let prepared: Vec<_> = cvrs.iter().map(|cvr| advance(cvr, 10 + round as u64)).collect();
         for verdict in store.flush_all(prepared.iter().map(|p| p.flush.clone()).collect()) {

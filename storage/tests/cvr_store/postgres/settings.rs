@@ -74,6 +74,29 @@ fn writes_have_the_settings_of_the_specification() {
     assert_eq!(seen, all.map(|what| [what.to_owned(), ours("read committed", "off")]));
 }
 
+/// Five connections are there and have run their statements, before anybody asks for anything.
+#[test]
+fn a_store_that_starts_is_warm() {
+    let postgres = server();
+    let mut lab = PostgresLab::new(&postgres, "warm");
+    for (allowed, made) in [(1, "1"), (2, "2"), (3, "3"), (30, "5")] {
+        lab.config.max_connections = allowed;
+        let store = lab.open("a");
+        // What failed would have been rolled back.
+        let sessions = "SELECT count(*), bool_and(query = 'COMMIT'), bool_and(state = 'idle')
+            FROM pg_stat_activity WHERE application_name LIKE 'zero-sync-worker-%-cvr'";
+        lab.until(sessions, |found| found[0] == [made, "t", "t"]);
+        let name = "SELECT DISTINCT application_name FROM pg_stat_activity
+            WHERE application_name LIKE 'zero-sync-worker-%'";
+        let expected = format!("zero-sync-worker-{}-cvr", std::process::id());
+        assert_eq!(lab.values(name), [[expected]]);
+        drop(store);
+        let rest = "SELECT 1 FROM pg_stat_activity
+            WHERE application_name LIKE 'zero-sync-worker-%-cvr'";
+        lab.until(rest, <[_]>::is_empty);
+    }
+}
+
 /// A read cannot note anything: it is stopped, and says in its last words what it was.
 #[test]
 fn reads_have_the_settings_of_the_specification() {
