@@ -253,6 +253,16 @@ fn cached_statements_are_parsed_once_and_outlive_failures() {
     let prepared = "SELECT count(*)::int4 FROM pg_prepared_statements WHERE statement = $1::text";
     let count = client.query_one(prepared, &[add.into()]).unwrap().get::<i32>(0).unwrap();
     assert_eq!(count, 1);
+    // No other session gives a name to another text, if a pooler mixes them up.
+    let names = "SELECT min(name) FROM pg_prepared_statements WHERE statement LIKE $1::text";
+    let name = |client: &mut Client, text: &str| {
+        client.query_one(names, &[text.into()]).unwrap().get::<String>(0).unwrap()
+    };
+    let mut other = connect(&server);
+    run(&mut other, &[add]).unwrap();
+    let mut third = connect(&server);
+    assert_eq!(run(&mut third, &["SELECT 2 + $1::int4"]).unwrap(), [4]);
+    assert_ne!(name(&mut other, "SELECT 40%"), name(&mut third, "SELECT 2 %"));
     client.batch_execute("DEALLOCATE ALL").unwrap();
     let lost = run(&mut client, &[add]).unwrap_err();
     assert_eq!(lost.code().unwrap().as_str(), "26000", "somebody else's session, say");

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -529,7 +530,11 @@ impl Pipeline<'_> {
             }
             None => {
                 self.client.prepared += 1;
-                let name = format!("c{}", self.client.prepared);
+                // Behind a pooler the name may be found in a session where somebody else gave it:
+                // then at least to the same text.
+                let mut hasher = DefaultHasher::new();
+                sql.hash(&mut hasher);
+                let name = format!("c{}_{:016x}", self.client.prepared, hasher.finish());
                 let types = params.iter().map(|p| p.type_oid);
                 frontend::parse(&name, sql, types, &mut self.client.wire.out)
                     .map_err(|e| PgError::protocol(e.to_string()))?;

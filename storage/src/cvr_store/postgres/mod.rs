@@ -9,8 +9,8 @@
 //!     └──────load, rows, catch-up─────▶ read lane ───▶ ≤ 4 workers ─┘
 //! ```
 //!
-//! Each worker is a thread with one connection ([`session`]): made when needed, renewed after
-//! 5–10 minutes, closed when idle. With fewer than four connections allowed, workers serve several
+//! Each worker is a thread with one connection ([`session`]): made when needed (some at the start,
+//! [`warm`]), renewed after 5–10 minutes, closed when idle. With fewer than four connections allowed, workers serve several
 //! lanes.
 //!
 //! *Group commit.* The flush worker takes everything that waits and writes it as one transaction in
@@ -44,11 +44,13 @@ mod rows;
 mod schema;
 mod session;
 mod sql;
+mod warm;
 mod worker;
 mod write;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -74,6 +76,9 @@ const MAX_READERS: usize = 4;
 /// Writers of rows that follow: while one writes those of a large hydration, another one does not
 /// let the rest wait.
 const MAX_ROW_WRITERS: usize = 2;
+
+/// How long the start waits for connections to be made.
+const WARM_UP: Duration = Duration::from_secs(5);
 
 /// Where the store is and how it is used.
 #[derive(Debug, Clone)]
@@ -200,6 +205,7 @@ impl PostgresCvrStore {
             .with_application_name(&format!("zero-sync-worker-{}-cvr", std::process::id()));
         let mut first = Client::connect(&connection)?;
         schema::migrate(&mut first, &schema)?;
+        warm::ping(&mut first)?;
         connection.read_timeout = config.socket_inactivity;
         first.set_read_timeout(config.socket_inactivity);
         let shared = Arc::new(Shared {
@@ -222,6 +228,7 @@ impl PostgresCvrStore {
             threads: Vec::new(),
         };
         let mut first = Some(first);
+        let (warm, warmed) = std::sync::mpsc::channel();
         for lanes in kinds {
             for n in 0..workers(lanes, config.max_connections) {
                 let mut session = Session::new(shared.clone());
@@ -229,11 +236,24 @@ impl PostgresCvrStore {
                     session.adopt(client);
                 }
                 let (queue, owed, pace) = (queue.clone(), owed.clone(), pace.clone());
-                let worker = Worker::new(queue, owed, pace, lanes, session, schema.clone());
+                let mut worker = Worker::new(queue, owed, pace, lanes, session, schema.clone());
+                let warm = warm::is_needed_at_start(lanes, n).then(|| warm.clone());
                 let name = format!("cvr-{:?}-{n}", lanes[0]).to_lowercase();
-                let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+                let thread = std::thread::Builder::new().name(name).spawn(move || {
+                    if let Some(warm) = warm {
+                        worker.warm_up();
+                        drop(warm);
+                    }
+                    worker.run();
+                });
                 store.threads.push(thread.map_err(ConnectError::Thread)?);
             }
+        }
+        drop(warm);
+        // Nothing is ever sent: when the last one is dropped, all are warm.
+        let warmed: Result<(), _> = warmed.recv_timeout(WARM_UP);
+        if matches!(warmed, Err(RecvTimeoutError::Timeout)) {
+            tracing::warn!("the CVR database is slow: connections to it are still being made");
         }
         Ok(store)
     }

@@ -16,6 +16,7 @@ use super::pace::Pace;
 use super::queue::{Lane, Queue, Taken};
 use super::read::{Attempt, Reader};
 use super::session::{IDLE, Session};
+use super::warm;
 use super::write::{Settled, Writer};
 
 /// Requests that are taken at once; for reads, also the groups of one load.
@@ -58,6 +59,11 @@ impl Worker {
 
     fn reader(&mut self) -> Reader<'_> {
         Reader { session: &mut self.session }
+    }
+
+    /// Makes the connection before it is needed.
+    pub(super) fn warm_up(&mut self) {
+        warm::up(&mut self.session, self.lanes);
     }
 
     /// Works until the queue is closed and empty.

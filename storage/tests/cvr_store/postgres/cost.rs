@@ -80,3 +80,74 @@ fn of_small_flushes_of_many_groups() {
         eprintln!("{:?}", lab.values("SELECT relname, n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE n_tup_upd > 0"));
     }
 }
+
+/// Groups that come back after an absence: they are loaded, one row of each has changed, and its
+/// client missed that of the change before.
+#[test]
+fn of_reconnects() {
+    if std::env::var_os("CVR_COST").is_none() {
+        return;
+    }
+    const GROUPS: usize = 512;
+    let postgres = fast_server();
+    let mut lab = PostgresLab::new(&postgres, "reconnects");
+    lab.config.max_connections = 8;
+    let store = lab.open("t");
+    let cvrs: Vec<Cvr> = (0..GROUPS)
+        .map(|n| {
+            let cvr = crate::suite::group(&store, &format!("g{n}"), &["q"]);
+            let rows: Vec<_> = (0..100).map(|id| (id, &[("q", 1)][..])).collect();
+            execute(&store, &cvr, 5, &rows)
+        })
+        .collect();
+    lab.client().batch_execute("VACUUM ANALYZE").unwrap();
+    let pids = || {
+        lab.values(
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'zero-sync-worker%'",
+        )
+    };
+    let cpu = || pids().iter().map(|pid| cpu_of(&pid[0])).sum::<f64>();
+    let report = |what: &str, rounds: usize, ask: &mut dyn FnMut(usize)| {
+        ask(0);
+        let (theirs, ours) = (cpu(), cpu_of("self"));
+        for round in 1..=rounds {
+            ask(round);
+        }
+        let us = |seconds: f64| seconds * 1e6 / (rounds * GROUPS) as f64;
+        let (theirs, ours) = (us(cpu() - theirs), us(cpu_of("self") - ours));
+        eprintln!("{what}: per group Postgres {theirs:.0} µs, we {ours:.0} µs CPU");
+    };
+    report("load", 20, &mut |_| {
+        let (send, answers) = std::sync::mpsc::channel();
+        for cvr in &cvrs {
+            let send = send.clone();
+            let reply = Box::new(move |loaded: Result<_, _>| send.send(loaded.is_ok()).unwrap());
+            store.0.load(cvr.id.clone(), 1e15, reply);
+        }
+        assert!(answers.iter().take(GROUPS).all(|ok| ok));
+    });
+    report("catch-up", 20, &mut |_| {
+        let (send, answers) = std::sync::mpsc::channel();
+        for cvr in &cvrs {
+            let send = send.clone();
+            let range = range(cvr, Some(version(4, 0)));
+            let scan = zeroring_storage::cvr_store::CatchupScan {
+                range,
+                without: vec!["q".into()],
+                from: None,
+                limit: 2_000,
+            };
+            let reply = Box::new(move |page: Result<_, _>| send.send(page.is_ok()).unwrap());
+            store.0.catch_up(scan, reply);
+        }
+        assert!(answers.iter().take(GROUPS).all(|ok| ok));
+    });
+    let mut cvrs = cvrs;
+    report("flush of a row", 20, &mut |round| {
+        let prepared: Vec<_> = cvrs.iter().map(|cvr| advance(cvr, 10 + round as u64)).collect();
+        for verdict in store.flush_all(prepared.iter().map(|p| p.flush.clone()).collect()) {
+            verdict.result.unwrap();
+        }
+        cvrs = prepared.into_iter().map(|p| p.cvr).collect();
+    });
+}

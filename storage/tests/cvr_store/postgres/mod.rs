@@ -7,9 +7,11 @@ mod interop;
 mod lab;
 mod outage;
 mod plans;
+mod pooler;
 mod proxy;
 mod round_trips;
 mod schema;
+mod settings;
 mod shared;
 
 use lab::{PostgresLab, fast_server, server};
