@@ -102,6 +102,10 @@ fn every_condition_at_start_makes_a_new_replica() {
         ("an ancient shard", "UPDATE zero_0.\"versionHistory\" SET \"dataVersion\" = 3"),
     ];
     for (what, sql) in conditions {
+        eventually("Postgres notices that the stream has ended", || {
+            let active = f.scalar("SELECT count(*)::text FROM pg_replication_slots WHERE active");
+            (active.as_deref() == Some("0")).then_some(())
+        });
         f.exec(sql);
         let running = f.start_ready();
         let version = running.ready().replica_version;

@@ -314,6 +314,17 @@ impl Socket {
         }
     }
 
+    /// What comes after any `pong` messages: a slow server may say that it is there.
+    #[track_caller]
+    pub fn next_but_pongs(&mut self) -> Next {
+        loop {
+            let next = self.next();
+            if !matches!(&next, Next::Frame(frame) if frame[0] == "pong") {
+                return next;
+            }
+        }
+    }
+
     /// The next WebSocket-level pong.
     pub fn control_pong(&mut self) -> Vec<u8> {
         loop {
