@@ -18,6 +18,8 @@ use super::sql;
 /// Rows stepped over by one statement from which on a missing index is worth a report: below, a
 /// scan costs about what a hydration may cost anyway (some milliseconds).
 pub const LARGE_SCAN_ROWS: u64 = 10_000;
+/// The same, of a statement that was interrupted because it took too much work.
+pub const INTERRUPTED_SCAN_ROWS: u64 = 1_000;
 /// Statements that are remembered as reported; beyond, all are forgotten and may be reported again.
 const MAX_REPORTED: usize = 4_096;
 /// Reports that wait to be taken; more are counted only.
@@ -67,17 +69,18 @@ pub(super) struct ScanWatch {
 }
 
 impl ScanWatch {
-    /// Looks at a statement that was run.
+    /// Looks at a statement that was run; one that was interrupted would have scanned more.
     pub(super) fn ran(
         &mut self,
         connection: &Connection,
         statement: &rusqlite::Statement<'_>,
         text: &str,
         fetch: &Fetch<'_>,
+        ended: bool,
     ) {
         let count = |status| u64::try_from(statement.reset_status(status)).unwrap_or(0);
         let rows = count(StatementStatus::FullscanStep) + count(StatementStatus::AutoIndex);
-        if rows < LARGE_SCAN_ROWS {
+        if rows < if ended { LARGE_SCAN_ROWS } else { INTERRUPTED_SCAN_ROWS } {
             return;
         }
         self.counters.large_scans += 1;

@@ -28,6 +28,7 @@ use zeroring_core::zql::like::LikePattern;
 
 use super::column::{Column, Expression, Ident};
 use super::estimate::ExistsSide;
+use super::parts::RowNumbers;
 use super::schema::VERSION_COLUMN;
 use super::types::number_text;
 
@@ -150,6 +151,20 @@ pub fn compile<'a>(
     select: Select,
     side: ExistsSide<'a>,
 ) -> Result<Statement<'a>, SourceError> {
+    compile_range(fetch, keys, None, select, side)
+}
+
+/// The same, of a range of row numbers only.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_range<'a>(
+    fetch: &Fetch<'a>,
+    keys: Option<&'a [Key]>,
+    range: Option<RowNumbers<'_>>,
+    select: Select,
+    side: ExistsSide<'a>,
+) -> Result<Statement<'a>, SourceError> {
     let mut b = Builder {
         plan: fetch.plan,
         params: fetch.params,
@@ -162,7 +177,7 @@ pub fn compile<'a>(
         statement: Statement { text: String::with_capacity(512), binds: vec![], owned: vec![] },
         aliases: 1,
     };
-    b.statement(fetch, keys, select)?;
+    b.statement(fetch, keys, range, select)?;
     Ok(b.statement)
 }
 
@@ -224,6 +239,7 @@ impl<'a> Builder<'a> {
         &mut self,
         fetch: &Fetch<'a>,
         keys: Option<&'a [Key]>,
+        range: Option<RowNumbers<'_>>,
         select: Select,
     ) -> Result<(), SourceError> {
         let node = self.plan.node(fetch.node);
@@ -245,6 +261,12 @@ impl<'a> Builder<'a> {
         if let Some(k) = &fetch.keys {
             self.push(" AND ");
             self.keys(table, k.columns, keys.unwrap_or(k.keys));
+        }
+        if let Some(range) = range {
+            for (operator, number) in [(">=", range.from), ("<", range.to)] {
+                self.put(format_args!(" AND t0.{}{operator}+", range.name));
+                self.bind(Bind::Integer(number));
+            }
         }
         self.node_filter(node, 0, fetch.filter)?;
         if let Some(bound) = &fetch.from {
