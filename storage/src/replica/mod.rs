@@ -32,6 +32,7 @@ mod column;
 pub mod error;
 pub mod estimate;
 pub mod initial;
+mod mutant;
 mod netting;
 mod parts;
 mod patience;

@@ -9,6 +9,7 @@ use rusqlite::Connection;
 use zeroring_core::ivm::source::{Part, SourceError};
 use zeroring_core::schema::TableSpec;
 
+use super::mutant::{self, Mutant};
 use super::reader::store_error;
 use super::schema::quote_ident;
 
@@ -79,9 +80,9 @@ impl Numbered {
 
     /// The range was read.
     pub(super) fn was_read(&self, part: &mut Part, range: RowNumbers<'_>) {
-        part.next = range.to;
+        part.next = range.to.saturating_add(i64::from(mutant::is(Mutant::RowBetweenParts)));
         part.width = part.width.map(|w| w.saturating_mul(2));
-        part.done = part.next > self.last;
+        part.done = part.next > self.last || mutant::is(Mutant::OnePartRead);
     }
 
     /// The range was too much; without a width, the whole table.

@@ -28,6 +28,7 @@ use zeroring_core::zql::like::LikePattern;
 
 use super::column::{Column, Expression, Ident};
 use super::estimate::ExistsSide;
+use super::mutant::{self, Mutant};
 use super::parts::RowNumbers;
 use super::schema::VERSION_COLUMN;
 use super::types::number_text;
@@ -311,7 +312,8 @@ impl<'a> Builder<'a> {
         if filter == Filter::Any {
             return Ok(());
         }
-        if let Some(start) = &node.start {
+        let skips_start = alias > 0 && mutant::is(Mutant::ChildrenWithoutStart);
+        if let Some(start) = node.start.as_ref().filter(|_| !skips_start) {
             self.push(" AND ");
             self.start(&node.table, alias, start)?;
         }
@@ -453,7 +455,7 @@ impl<'a> Builder<'a> {
             let (c, ascending, v) = at[i];
             self.beyond(c, ascending, v);
         }
-        if side == Side::AtOrAfter {
+        if side == Side::AtOrAfter && !mutant::is(Mutant::PositionExcluded) {
             for (i, &(c, _, v)) in at.iter().enumerate() {
                 self.push(if i > 0 { " AND " } else { " OR " });
                 self.equal(c, v);
@@ -476,7 +478,7 @@ impl<'a> Builder<'a> {
                 self.push(">");
                 self.operand(value);
             }
-            (false, false) if c.nullable() => {
+            (false, false) if c.nullable() && !mutant::is(Mutant::NullIsHighest) => {
                 let _ = write!(self.statement.text, "({column} IS NULL OR {column}<");
                 self.operand(value);
                 self.push(")");
@@ -597,7 +599,9 @@ impl<'a> Builder<'a> {
             "{parent_column} IN (SELECT {child_column} FROM {table} AS t{inner} \
              WHERE {child_column} IS NOT NULL"
         );
-        self.node_filter(child, inner, Filter::Whole)?;
+        if !mutant::is(Mutant::ChildrenUnfiltered) {
+            self.node_filter(child, inner, Filter::Whole)?;
+        }
         self.push(")");
         Ok(())
     }
