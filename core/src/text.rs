@@ -83,6 +83,8 @@ impl Clone for Bytes {
 
 impl Drop for Bytes {
     fn drop(&mut self) {
+        #[cfg(test)]
+        given_back::note();
         // As `Arc` does: what others did with the bytes happens before they go.
         if self.header().owners.fetch_sub(1, atomic::Ordering::Release) != 1 {
             return;
@@ -91,6 +93,25 @@ impl Drop for Bytes {
         let layout = Bytes::layout(self.header().len as usize);
         // SAFETY: this was the last owner; `new` allocated with the same layout.
         unsafe { dealloc(self.0.as_ptr().cast::<u8>(), layout) }
+    }
+}
+
+/// How often this thread gave a text back: what tests of bounded work count, of keys.
+#[cfg(test)]
+pub(crate) mod given_back {
+    use std::cell::Cell;
+
+    thread_local! {
+        static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub(super) fn note() {
+        COUNT.set(COUNT.get() + 1);
+    }
+
+    /// The count so far.
+    pub(crate) fn count() -> u64 {
+        COUNT.get()
     }
 }
 

@@ -7,7 +7,6 @@
 //! that the weak predicate matches.
 
 use std::cmp::Ordering;
-use std::ops::ControlFlow;
 
 use super::change_set::NetChange;
 use super::emit::join_key;
@@ -21,7 +20,7 @@ use super::route::Projected;
 use super::rows::Rows;
 use super::shape::{Edge, NodeShape, Shape};
 use super::shards::ShardMap;
-use super::source::{Fetch, Filter, Keys, Source};
+use super::source::{Fetch, Filter, Keys, Part, Source};
 use super::stats::Counters;
 use crate::row::{Key, Row, RowRef};
 use crate::value::Value;
@@ -249,38 +248,40 @@ pub(super) struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The rows of at most [`SEARCH_BATCH`] keys.
+    /// Further rows of at most [`SEARCH_BATCH`] keys; all, once `part` is done.
     pub(super) fn run(
         &self,
         keys: &[Key],
+        part: &mut Part,
         source: &mut dyn Source,
         budget: &mut Budget,
         counters: &mut Counters,
     ) -> Result<Vec<RowRef>, EngineError> {
-        let mut found = Vec::new();
-        {
-            let fetch = Fetch {
-                plan: &self.shape.plan,
-                node: self.node.id,
-                params: self.params,
-                keys: Some(Keys { columns: self.columns, keys }),
-                filter: self.filter,
-                from: None,
-                before: self.before,
-                limit: None,
-                ordered: false,
-            };
+        let fetch = Fetch {
+            plan: &self.shape.plan,
+            node: self.node.id,
+            params: self.params,
+            keys: Some(Keys { columns: self.columns, keys }),
+            filter: self.filter,
+            from: None,
+            before: self.before,
+            limit: None,
+            ordered: false,
+        };
+        if *part == Part::default() {
             match self.filter {
                 Filter::Whole => counters.parent_lookups += 1,
                 Filter::Weak => counters.weak_searches += 1,
                 Filter::Any => counters.shared_searches += 1,
             }
-            budget.spend(Budget::STATEMENT);
-            source.fetch(&fetch, &mut |row| {
-                budget.spend(1);
-                found.push(row);
-                ControlFlow::Continue(())
-            })?;
+        }
+        budget.spend(Budget::STATEMENT);
+        let mut found = Vec::new();
+        source.fetch_part(&fetch, part, budget.for_source(), &mut |row| found.push(row))?;
+        budget.spend(found.len() as u64);
+        part.done |= mutant::is(Mutant::OnePartSearched);
+        if !part.done {
+            budget.spend_all();
         }
         Ok(found)
     }

@@ -561,9 +561,13 @@ impl Engine {
         };
         let knows = matches!(instance.phase, Phase::Ready) && instance.parked.is_none();
         self.registry.unpark(id);
-        let remains = self.registry.detach(id);
+        let mut remains = self.registry.detach(id);
+        if self.registry.get(id).is_some_and(|i| i.remains.is_some()) {
+            // It was parked just now: nothing was read since.
+            remains.take().into_iter().for_each(|remains| self.registry.bury(remains));
+        }
         if let Some(instance) = self.registry.get_mut(id) {
-            instance.remains = remains;
+            instance.remains = instance.remains.take().or(remains);
             if let Some(remains) = instance.remains.as_mut().filter(|_| knows) {
                 remains.note_known();
             }

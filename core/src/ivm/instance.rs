@@ -12,6 +12,7 @@ use super::propagate::Settling;
 use super::reading::Readings;
 use super::remains::Remains;
 use super::rows::Rows;
+use super::settle::Narrow;
 use super::shape::{Kind, NodeShape, Shape};
 use super::shards::ShardMap;
 use super::stack::Stack;
@@ -43,8 +44,11 @@ pub(super) struct NodeState {
     pub(super) settling: Option<Box<Settling>>,
     /// Keys of partitions that may be short of rows; perhaps stale, perhaps twice.
     pub(super) unfilled: Stack<Key>,
-    /// The same, of a batch that was too much to be read together.
+    /// The same, of those that must be read on their own: of a batch that was too much, or the one
+    /// that is being read.
     pub(super) singly: Vec<Key>,
+    /// A partition that is hard to read.
+    pub(super) narrow: Option<Box<Narrow>>,
 }
 
 impl NodeState {

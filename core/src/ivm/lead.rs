@@ -19,7 +19,7 @@ use super::garbage::Garbage;
 use super::plan::{NodeId, Param};
 use super::route::RouteTableId;
 use super::shape::{Edge, NodeShape, Shape};
-use super::source::{Filter, Source};
+use super::source::{Filter, Part, Source};
 use super::stats::Counters;
 use crate::row::RowRef;
 
@@ -80,6 +80,8 @@ pub(super) struct Leading {
     /// The keys that parents of a leaf, or of the body, are looked for by; and how far.
     keys: JoinKeys,
     searched: usize,
+    /// How far the search for the next ones is.
+    part: Part,
     parents: Vec<RowRef>,
     /// What is done with.
     garbage: Garbage,
@@ -97,6 +99,7 @@ impl Leading {
             leaf: 0,
             keys: JoinKeys::default(),
             searched: 0,
+            part: Part::default(),
             parents: Vec::new(),
             garbage: Garbage::default(),
         }
@@ -170,11 +173,15 @@ impl Leading {
         }
         while let Some(keys) = self.keys.keys.get(self.searched..).filter(|k| !k.is_empty()) {
             let keys = &keys[..keys.len().min(SEARCH_BATCH)];
-            self.searched += keys.len();
             let columns = &edge.parent_columns;
             let search =
                 Search { shape, node, columns, params: needs.params, filter, before: None };
-            let found = search.run(keys, needs.source, needs.budget, needs.counters)?;
+            let part = &mut self.part;
+            let found = search.run(keys, part, needs.source, needs.budget, needs.counters)?;
+            if self.part.done {
+                self.searched += keys.len();
+                self.part = Part::default();
+            }
             if filter == Filter::Any {
                 self.parents.extend(found);
             } else {

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::brute;
-use super::source::{Fetch, Filter, Source, SourceError};
+use super::source::{Ended, Fetch, Filter, Part, Reach, Source, SourceError};
 use crate::change::{Commit, RowChange};
 use crate::row::{Key, Row, RowRef};
 use crate::schema::{TableId, TableSpec};
+use crate::value::Value;
 use crate::version::StateVersion;
 use crate::zql::{order, predicate};
 
@@ -93,6 +94,39 @@ impl MemorySource {
     }
 }
 
+impl MemorySource {
+    fn is_wanted(&self, f: &Fetch<'_>, row: &Row) -> bool {
+        let node = f.plan.node(f.node);
+        let at = |position: &[Value]| order::compare_to_position(&node.order, row, position);
+        let has_key = f.keys.is_none_or(|k| {
+            let key = row.project(k.columns);
+            !key.iter().any(Value::is_null) && k.keys.contains(&key)
+        });
+        has_key
+            && match f.filter {
+                Filter::Whole => brute::qualifies(f.plan, f.node, f.params, &self.db, row),
+                Filter::Weak => predicate::weak(node, row, f.params),
+                Filter::Any => true,
+            }
+            && f.from.is_none_or(|b| {
+                let at = at(b.position);
+                at.is_gt() || (b.inclusive && at.is_eq())
+            })
+            && f.before.is_none_or(|p| at(p).is_lt())
+    }
+
+    /// The rows of a table: against the order of keys, so that who forgets to ask for an order
+    /// shall notice.
+    fn rows(&self, f: &Fetch<'_>, ordered: bool) -> Vec<RowRef> {
+        let node = f.plan.node(f.node);
+        let mut rows: Vec<RowRef> = self.db.rows(node.table.id).rev().cloned().collect();
+        if ordered {
+            rows.sort_by(|a, b| order::compare_rows(&node.order, a, b));
+        }
+        rows
+    }
+}
+
 impl Source for MemorySource {
     fn version(&self) -> &StateVersion {
         &self.version
@@ -108,45 +142,81 @@ impl Source for MemorySource {
         f: &Fetch<'_>,
         visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
+        self.fetch_within(f, u64::MAX, visit).map(drop)
+    }
+
+    /// A look at a row of the table is a unit.
+    fn fetch_within(
+        &mut self,
+        f: &Fetch<'_>,
+        units: u64,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
+    ) -> Result<Ended, SourceError> {
         self.fetches += 1;
-        let node = f.plan.node(f.node);
-        // Against the order of keys: who forgets to ask for an order shall notice.
-        let mut found: Vec<&RowRef> = self
-            .db
-            .rows(node.table.id)
-            .rev()
-            .filter(|r| {
-                f.keys.is_none_or(|k| {
-                    let key = r.project(k.columns);
-                    !key.iter().any(|v| v.is_null()) && k.keys.contains(&key)
-                })
-            })
-            .filter(|r| match f.filter {
-                Filter::Whole => brute::qualifies(f.plan, f.node, f.params, &self.db, r),
-                Filter::Weak => predicate::weak(node, r, f.params),
-                Filter::Any => true,
-            })
-            .filter(|r| {
-                f.from.is_none_or(|b| {
-                    let at = order::compare_to_position(&node.order, r, b.position);
-                    at.is_gt() || (b.inclusive && at.is_eq())
-                })
-            })
-            .filter(|r| {
-                f.before.is_none_or(|p| order::compare_to_position(&node.order, r, p).is_lt())
-            })
-            .collect();
-        if f.ordered || f.limit.is_some() {
-            found.sort_by(|a, b| order::compare_rows(&node.order, a, b));
-        }
-        for row in found.into_iter().take(f.limit.unwrap_or(usize::MAX)) {
-            if f.delivers() {
-                SourceError::check_deliverable(&node.table, row)?;
+        let table = &f.plan.node(f.node).table;
+        let rows = self.rows(f, f.ordered || f.limit.is_some());
+        let (mut left, mut looked) = (f.limit.unwrap_or(usize::MAX), 0);
+        // Rows before its start and behind its end are not looked at, as with an index.
+        let range = Fetch { filter: Filter::Any, keys: None, ..f.clone() };
+        for row in rows {
+            if left == 0 {
+                break;
             }
-            if visit(row.clone()).is_break() {
+            if !self.is_wanted(&range, &row) {
+                continue;
+            }
+            looked += 1;
+            if looked > units {
+                return Ok(Ended::Interrupted);
+            }
+            if !self.is_wanted(f, &row) {
+                continue;
+            }
+            left -= 1;
+            if f.delivers() {
+                SourceError::check_deliverable(table, &row)?;
+            }
+            if visit(row).is_break() {
                 break;
             }
         }
+        Ok(Ended::Whole)
+    }
+
+    /// Now so, now so.
+    fn reach(&mut self, f: &Fetch<'_>, rows: usize, _units: u64) -> Result<Reach, SourceError> {
+        self.fetches += 1;
+        if self.fetches.is_multiple_of(3) {
+            return Ok(Reach::Unknown);
+        }
+        let all = Fetch { filter: Filter::Any, keys: None, ..f.clone() };
+        let mut behind = self.rows(f, true);
+        behind.retain(|row| self.is_wanted(&all, row));
+        let order = &f.plan.node(f.node).order;
+        Ok(behind
+            .get(rows)
+            .map_or(Reach::End, |row| Reach::At(order::position(order, row).into_iter().collect())))
+    }
+
+    fn fetch_part(
+        &mut self,
+        f: &Fetch<'_>,
+        part: &mut Part,
+        units: u64,
+        visit: &mut dyn FnMut(RowRef),
+    ) -> Result<(), SourceError> {
+        self.fetches += 1;
+        let rows = self.rows(f, false);
+        if part.width.is_none() && rows.len() as u64 > units {
+            part.width = Some(units.clamp(1, 3) as i64);
+            return Ok(());
+        }
+        let width = part.width.unwrap_or(i64::MAX);
+        let (first, width) = (part.next as usize, width as usize);
+        let here = rows.iter().skip(first).take(width);
+        here.filter(|row| self.is_wanted(f, row)).cloned().for_each(visit);
+        part.next = first.saturating_add(width) as i64;
+        part.done = first.saturating_add(width) >= rows.len();
         Ok(())
     }
 }

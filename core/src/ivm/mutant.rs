@@ -54,6 +54,12 @@ pub(super) enum Mutant {
     HydratingNotRead,
     /// A parked instance is read anew while the routes of its old state are being removed.
     ReadBeforeTakenApart,
+    /// An instance goes on being parked although it starts over meanwhile.
+    ParkedWhileStartingOver,
+    /// A statement that was interrupted is taken for one that found all there is.
+    InterruptedIsWhole,
+    /// A search that goes part by part ends after the first one.
+    OnePartSearched,
 }
 
 /// Whether a wrong variant is switched on: never.

@@ -5,6 +5,7 @@
 use super::emit::Snapshot;
 use super::engine::{Budget, HeldRow, InstanceId};
 use super::instance::{Instance, Phase};
+use super::mutant::{self, Mutant};
 use super::reading::{ReadProgress, ReadRow, Reading};
 use super::registry::Registry;
 
@@ -113,10 +114,14 @@ impl Registry {
             }
         };
         let reading = self.get_mut(id).and_then(|i| i.readings.take(number));
-        let instance = self.get(id).filter(|i| i.readings.is_empty());
+        // Somebody reads it, or it is gone, or it starts over in this advance and holds nothing.
+        let may_go_on = |i: &&Instance| match mutant::is(Mutant::ParkedWhileStartingOver) {
+            false => may_park(i, None),
+            true => i.readings.is_empty(),
+        };
+        let instance = self.get(id).filter(may_go_on);
         let shape = instance.and_then(|i| self.plan(i.plan)).map(|p| &p.shape);
         let (Some(mut reading), Some(instance), Some(shape)) = (reading, instance, shape) else {
-            // Somebody reads it, or it is gone.
             self.forget(Some(known));
             return true;
         };

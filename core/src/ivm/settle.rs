@@ -16,7 +16,7 @@ use super::mutant::{self, Mutant};
 use super::partition::{Bound, Order};
 use super::route::{RouteTableId, Router};
 use super::shape::{Kind, NodeShape, Shape};
-use super::source::{self, Fetch, Filter, Keys, Source};
+use super::source::{self, Ended, Fetch, Filter, Keys, Reach, Source};
 use super::stats::Counters;
 use crate::row::{Key, RowRef};
 use crate::zql::order::position;
@@ -39,9 +39,21 @@ pub(super) struct Work<'a> {
     pub(super) counters: &'a mut Counters,
 }
 
+/// What a statement is given at least, however little is left of a slice. Tests have few rows.
+const LEAST_FOR_SOURCE: u64 = if cfg!(test) { 4 } else { 250 };
+
 impl Budget {
     pub(super) fn spend(&mut self, units: u64) {
         self.0 = self.0.saturating_sub(units);
+    }
+
+    pub(super) fn spend_all(&mut self) {
+        self.0 = 0;
+    }
+
+    /// Work of its own that a statement may do.
+    pub(super) fn for_source(&self) -> u64 {
+        self.0.max(LEAST_FOR_SOURCE)
     }
 }
 
@@ -95,8 +107,11 @@ impl Instance {
             match &*batch {
                 [key] => {
                     if !self.fill_one(node, key, w)? {
-                        self.nodes[n].unfilled.push(key.clone());
-                        return Ok(false);
+                        // On its own again, even if it is still unread.
+                        self.nodes[n].singly.push(key.clone());
+                        if w.budget.is_spent() {
+                            return Ok(false);
+                        }
                     }
                 }
                 _ => together = self.fill_batch(node, &batch, w)?,
@@ -137,7 +152,7 @@ impl Instance {
     }
 
     /// Reads one partition from its bound on. False if the budget ended before the window was
-    /// full; at least one row was taken then.
+    /// full; then something was taken, or the next statement will look at less of the table.
     pub(super) fn fill_one(
         &mut self,
         node: &NodeShape,
@@ -145,6 +160,7 @@ impl Instance {
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
         let state = &mut self.nodes[usize::from(node.id.0)];
+        let narrow = state.narrow.take().filter(|n| n.key == *key);
         let Some(partition) = state.partitions.get_mut(key) else { return Ok(true) };
         let most = match partition.bound {
             Bound::Start => first_rows(node),
@@ -172,27 +188,31 @@ impl Instance {
         } else {
             w.counters.fills += 1
         }
-        w.budget.spend(Budget::STATEMENT);
-        let mut rows: Vec<RowRef> = Vec::new();
-        let mut bound = Bound::End;
-        let mut cut_short = false;
-        w.source.fetch(&fetch, &mut |row| {
-            cut_short = !rows.is_empty() && w.budget.is_spent();
-            if cut_short || room.is_some_and(|room| rows.len() >= room) {
-                bound = Bound::At(position(&node.order, &row).into_iter().collect());
-                return ControlFlow::Break(());
-            }
-            w.budget.spend(1);
-            rows.push(w.interner.intern(&node.table, row));
-            ControlFlow::Continue(())
-        })?;
+        let reach = match &narrow {
+            Some(n) => n.reach(&fetch, w)?,
+            None => Reach::End,
+        };
+        let read = Read::run(&fetch, &reach, room, node, w)?;
+        let is_whole = read.ended == Ended::Whole;
+        if !is_whole {
+            w.budget.spend_all();
+        }
+        state.narrow = match (narrow, &reach, is_whole) {
+            (None, _, true) => None,
+            (None, _, false) if !read.rows.is_empty() => None,
+            (None, _, false) => Some(Narrow::new(key)),
+            (Some(n), reach, whole) => n.next(reach, whole),
+        };
+        if !is_whole && read.rows.is_empty() {
+            return Ok(false);
+        }
         if partition.touch() {
             state.touched.push(key.clone());
         }
-        if !partition.append(&node.order, rows, bound) {
+        if !partition.append(&node.order, read.rows, read.bound) {
             return Err(EngineError::Invariant("rows behind a bound were resident"));
         }
-        Ok(!cut_short || !partition.is_short(node.window))
+        Ok(!read.more || !partition.is_short(node.window))
     }
 
     /// Reads many unread partitions by one statement, all rows of each. If it turns out to be too
@@ -222,7 +242,8 @@ impl Instance {
         let allowed = (w.budget.0 / 4).max(keys.len() as u64).saturating_mul(8);
         let mut groups = Groups::new(&node.join, keys);
         let mut too_many = false;
-        w.source.fetch(&fetch, &mut |row| {
+        let units = w.budget.for_source().saturating_mul(4);
+        let ended = w.source.fetch_within(&fetch, units, &mut |row| {
             if groups.rows.len() as u64 >= allowed {
                 too_many = true;
                 return ControlFlow::Break(());
@@ -232,7 +253,7 @@ impl Instance {
         })?;
         let read = groups.rows.len();
         w.budget.spend(read as u64);
-        if too_many {
+        if too_many || ended == Ended::Interrupted {
             state.singly.extend_from_slice(keys);
             return Ok(first_rows(node).is_none());
         }
@@ -259,6 +280,99 @@ impl Instance {
             }
         }
         Ok(first_rows(node).is_none_or(|most| read <= keys.len() * (2 * most + 8)))
+    }
+}
+
+/// What one statement read of a partition, from its bound on.
+struct Read {
+    rows: Vec<RowRef>,
+    /// All rows before this are known now.
+    bound: Bound,
+    ended: Ended,
+    /// Perhaps there are more.
+    more: bool,
+}
+
+impl Read {
+    /// Reads up to `reach`, until `room` is full, the budget is spent, or the source had to look
+    /// at too many rows.
+    fn run(
+        fetch: &Fetch<'_>,
+        reach: &Reach,
+        room: Option<usize>,
+        node: &NodeShape,
+        w: &mut Work<'_>,
+    ) -> Result<Read, EngineError> {
+        let before = match reach {
+            Reach::At(position) => Some(&**position),
+            Reach::End | Reach::Unknown => None,
+        };
+        w.budget.spend(Budget::STATEMENT);
+        let end = before.map_or(Bound::End, |p| Bound::At(p.into()));
+        let mut read =
+            Read { rows: Vec::new(), bound: end, ended: Ended::Whole, more: before.is_some() };
+        let fetch = Fetch { before, ..fetch.clone() };
+        let units = if *reach == Reach::Unknown { u64::MAX } else { w.budget.for_source() };
+        read.ended = w.source.fetch_within(&fetch, units, &mut |row| {
+            let cut_short = !read.rows.is_empty() && w.budget.is_spent();
+            if cut_short || room.is_some_and(|room| read.rows.len() >= room) {
+                read.bound = Bound::At(position(&node.order, &row).into_iter().collect());
+                read.more = cut_short;
+                return ControlFlow::Break(());
+            }
+            w.budget.spend(1);
+            read.rows.push(w.interner.intern(&node.table, row));
+            ControlFlow::Continue(())
+        })?;
+        if mutant::is(Mutant::InterruptedIsWhole) {
+            read.ended = Ended::Whole;
+        }
+        if read.ended == Ended::Interrupted {
+            // What comes behind the last row is not known: it is read again.
+            read.more = true;
+            if let Some(last) = read.rows.pop() {
+                read.bound = Bound::At(position(&node.order, &last).into_iter().collect());
+                w.interner.release(node.table.id, last);
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// A partition of which no row was found with all the work that a statement is given: the next
+/// ones look at so many rows of the table, in the node's order, and not further.
+#[derive(Debug)]
+pub(super) struct Narrow {
+    key: Key,
+    rows: usize,
+}
+
+/// Rows of a table that the first narrowed statement looks at, and the fewest. Tests have few.
+const NARROW_ROWS: (usize, usize) = if cfg!(test) { (8, 2) } else { (2_048, 16) };
+
+impl Narrow {
+    fn new(key: &Key) -> Box<Narrow> {
+        Box::new(Narrow { key: key.clone(), rows: NARROW_ROWS.0 })
+    }
+
+    /// How far the next statement goes. Without an index in the node's order nobody can tell: it
+    /// must look at everything.
+    fn reach(&self, fetch: &Fetch<'_>, w: &mut Work<'_>) -> Result<Reach, EngineError> {
+        if self.rows < NARROW_ROWS.1 {
+            return Ok(Reach::Unknown);
+        }
+        w.budget.spend(Budget::STATEMENT);
+        Ok(w.source.reach(fetch, self.rows, w.budget.for_source())?)
+    }
+
+    /// For the next statement.
+    fn next(mut self: Box<Narrow>, reach: &Reach, is_whole: bool) -> Option<Box<Narrow>> {
+        self.rows = match (reach, is_whole) {
+            (Reach::Unknown, _) => 0,
+            (_, true) => self.rows.saturating_mul(2),
+            (_, false) => self.rows / 4,
+        };
+        Some(self)
     }
 }
 

@@ -27,6 +27,42 @@ pub enum SourceError {
     /// The store failed.
     #[error("reading the replica failed: {0}")]
     Store(String),
+    /// A read took more work than it was given. Only within a source: the engine never sees it.
+    #[error("the read was interrupted")]
+    Interrupted,
+}
+
+/// How a read with a limit on its work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// All rows were visited, or `visit` broke.
+    Whole,
+    /// It took too much work. The rows visited before are valid, and the first ones.
+    Interrupted,
+}
+
+/// Where a walk through a table in a node's order gets to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reach {
+    /// The position of the row there.
+    At(Box<[Value]>),
+    /// Behind the last row.
+    End,
+    /// That is too much work: there is no index in this order.
+    Unknown,
+}
+
+/// How far a read that goes part by part is: see [`Source::fetch_part`]. The parts are the
+/// source's (ranges of its own row numbers).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Part {
+    /// The first row number that was not read.
+    pub next: i64,
+    /// Row numbers to read at a time; all that there are, if it is not known yet that these are
+    /// too many.
+    pub width: Option<i64>,
+    /// All is read.
+    pub done: bool,
 }
 
 impl SourceError {
@@ -123,6 +159,53 @@ pub trait Source {
         fetch: &Fetch<'_>,
         visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError>;
+
+    /// As [`Source::fetch`], but gives up when that took about so much work of the source's own,
+    /// in units of a [`super::engine::Budget`]: it may look at a million rows to find one.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    fn fetch_within(
+        &mut self,
+        fetch: &Fetch<'_>,
+        _units: u64,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
+    ) -> Result<Ended, SourceError> {
+        self.fetch(fetch, visit).map(|()| Ended::Whole)
+    }
+
+    /// Where one gets from the start of `fetch` by so many rows of its table in the node's order,
+    /// whatever the node's conditions and keys; with about so much work at most.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    fn reach(
+        &mut self,
+        _fetch: &Fetch<'_>,
+        _rows: usize,
+        _units: u64,
+    ) -> Result<Reach, SourceError> {
+        Ok(Reach::Unknown)
+    }
+
+    /// As [`Source::fetch`] without an order or a limit, with about so much work at a time: visits
+    /// all rows of some further parts. Call it until [`Part::done`], in one snapshot.
+    ///
+    /// # Errors
+    /// As [`Source::fetch`].
+    fn fetch_part(
+        &mut self,
+        fetch: &Fetch<'_>,
+        part: &mut Part,
+        _units: u64,
+        visit: &mut dyn FnMut(RowRef),
+    ) -> Result<(), SourceError> {
+        part.done = true;
+        self.fetch(fetch, &mut |row| {
+            visit(row);
+            ControlFlow::Continue(())
+        })
+    }
 
     /// Whether all rows of several keys over `columns` are read faster by one fetch than `most`
     /// rows of each key by one fetch per key. It decides how partitions are read, not what is in

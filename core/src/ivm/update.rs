@@ -19,7 +19,7 @@ use super::plan::{ExistsEdge, NodeId, Param};
 use super::settle::Work;
 use super::shape::{Edge, Kind, NodeShape, Shape};
 use super::shards::ShardMap;
-use super::source::{Fetch, Filter, Keys, SourceError};
+use super::source::{Fetch, Filter, Keys, Part, SourceError};
 use super::stack::Stack;
 use crate::row::{Key, Row, RowRef};
 use crate::zql::predicate;
@@ -72,8 +72,10 @@ struct Parents {
     keys: JoinKeys,
     resident: Resident,
     resident_found: bool,
-    /// Keys that were searched for among the rows that are not resident.
+    /// Keys that were searched for among the rows that are not resident, and how far the search
+    /// for the next ones is.
     searched: usize,
+    part: Part,
 }
 
 /// How far dirty rows are brought to the partitions of a node.
@@ -250,8 +252,11 @@ impl Update {
         parents.resident_found = true;
         while let Some(keys) = parents.keys.keys.get(parents.searched..).filter(|k| !k.is_empty()) {
             let keys = &keys[..keys.len().min(SEARCH_BATCH)];
-            parents.searched += keys.len();
-            search(node, edge, keys, instance, dirty, w)?;
+            search(node, edge, keys, &mut parents.part, instance, dirty, w)?;
+            if parents.part.done {
+                parents.searched += keys.len();
+                parents.part = Part::default();
+            }
             if w.budget.is_spent() {
                 return Ok(false);
             }
@@ -378,11 +383,13 @@ fn take_out(
     true
 }
 
-/// Adds the rows of a node that nobody holds, with one of the join keys of a leaf.
+/// Adds further rows of a node that nobody holds, with one of the join keys of a leaf; all, once
+/// `part` is done.
 fn search(
     node: &NodeShape,
     edge: &Edge,
     keys: &[Key],
+    part: &mut Part,
     instance: &Instance,
     dirty: &mut Dirty,
     w: &mut Work<'_>,
@@ -392,13 +399,22 @@ fn search(
     match node.kind {
         Kind::Root => match state.partitions.get(&Key::new()).map(|p| &p.bound) {
             // Nothing can lie before the bound.
-            None | Some(Bound::Start) => return Ok(()),
+            None | Some(Bound::Start) => {
+                part.done = true;
+                return Ok(());
+            }
             Some(Bound::At(position)) => before = Some(&**position),
             Some(Bound::End) => {}
         },
-        Kind::Related if state.partitions.is_empty() => return Ok(()),
+        Kind::Related if state.partitions.is_empty() => {
+            part.done = true;
+            return Ok(());
+        }
         Kind::Related | Kind::Evidence | Kind::Bare => {}
-        Kind::Dead => return Ok(()),
+        Kind::Dead => {
+            part.done = true;
+            return Ok(());
+        }
     }
     let search = Search {
         shape: w.shape,
@@ -408,7 +424,7 @@ fn search(
         filter: search_filter(node, w.shape),
         before,
     };
-    for row in search.run(keys, w.source, w.budget, w.counters)? {
+    for row in search.run(keys, part, w.source, w.budget, w.counters)? {
         if !mutant::is(Mutant::WeakForOneLeaf) || one_leaf_true(node, edge, instance, &row, w)? {
             dirty.add_unchanged(node, &row);
         }

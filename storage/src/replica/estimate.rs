@@ -15,6 +15,7 @@ use zeroring_core::ivm::plan::{Condition, ExistsEdge, Node, Op, Param, Params, P
 use zeroring_core::schema::{TableSpec, ValueType};
 
 use super::column::text_is_kept;
+use super::mutant::{self, Mutant};
 
 /// Rows of a table without statistics (as SQLite assumes).
 const DEFAULT_ROWS: f64 = 1_048_576.0;
@@ -137,7 +138,8 @@ fn can_begin(plan: &Plan, node: &Node, edge: &ExistsEdge) -> bool {
         true => text_is_kept(&p.upstream_type),
         false => is_plain_text(&p.upstream_type) && is_plain_text(&c.upstream_type),
     };
-    !edge.negated && p.value_type == c.value_type && (!strings || same_form)
+    let negated = edge.negated && !mutant::is(Mutant::NotExistsByChild);
+    !negated && p.value_type == c.value_type && (!strings || same_form)
 }
 
 fn is_plain_text(upstream_type: &str) -> bool {

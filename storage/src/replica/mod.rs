@@ -9,6 +9,7 @@
 //! - [`reader`], [`snapshot`]: one read-only connection per executor, always on one version;
 //! - [`source`], [`sql`]: what the engine reads, as SQL; [`estimate`]: with which side of an EXISTS
 //!   it begins; [`scans`]: which indexes are missing;
+//! - `patience`, `parts`: how a statement that takes long is given up, and read part by part;
 //! - [`analyze`]: keeps SQLite's statistics true while tables grow;
 //! - [`checkpoint`]: keeps the WAL small although readers always hold a snapshot;
 //! - [`startup`]: is there a usable replica, and if not, why not.
@@ -31,7 +32,10 @@ mod column;
 pub mod error;
 pub mod estimate;
 pub mod initial;
+mod mutant;
 mod netting;
+mod parts;
+mod patience;
 mod plan;
 pub mod reader;
 pub mod scans;

@@ -119,6 +119,20 @@ impl ReplicaReader {
         &self.connection
     }
 
+    /// Interrupts statements: asks every so many of their instructions.
+    ///
+    /// # Errors
+    /// [`ReplicaError`] if SQLite refuses.
+    pub(crate) fn interrupt_if(
+        &mut self,
+        instructions: i32,
+        ends: impl FnMut() -> bool + Send + 'static,
+    ) -> Result<(), ReplicaError> {
+        self.connection
+            .progress_handler(instructions, Some(ends))
+            .map_err(ReplicaError::sqlite(&self.path, "limiting statements"))
+    }
+
     /// A prepared statement from the bounded cache. A statement in use is out of the cache, so
     /// nested fetches of the same SQL are safe.
     ///
@@ -273,6 +287,9 @@ const TOO_COMPLEX: [&str; 4] = [
 
 /// An SQLite error as a failed read.
 pub fn store_error(error: rusqlite::Error) -> SourceError {
+    if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) {
+        return SourceError::Interrupted;
+    }
     let text = error.to_string();
     // The statement follows the message.
     let message = text.split(" in SELECT ").next().unwrap_or_default();

@@ -1,8 +1,13 @@
-//! Statements that read many rows of a table for want of an index.
+//! Statements that read or sort many rows of a table for want of an index.
 //!
-//! SQLite counts what a statement steps over in a full scan, and what it puts into an index made
-//! for one run. A statement that did little of both costs nothing here but reading two numbers; of
-//! one that did much, the plan is read once, and the index that would have served it is named.
+//! SQLite counts what a statement steps over in a full scan, what it puts into an index made
+//! for one run, and how often it sorts. A statement that did little of that costs nothing here but
+//! reading three numbers; of one that did much, the plan is read once, and the index that would
+//! have served it is named.
+//!
+//! A statement with a limit that sorts finds its rows by an index, but all of them, to return a
+//! few: the first comments of an issue, the newest issues of a project. It does little each time;
+//! its instructions are summed up over all runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +23,11 @@ use super::sql;
 /// Rows stepped over by one statement from which on a missing index is worth a report: below, a
 /// scan costs about what a hydration may cost anyway (some milliseconds).
 pub const LARGE_SCAN_ROWS: u64 = 10_000;
+/// The same, of a statement that was interrupted because it took too much work.
+pub const INTERRUPTED_SCAN_ROWS: u64 = 1_000;
+/// Instructions of SQLite's machine (of the order of 10 ns) that the runs of a sorting statement may
+/// take together before a missing index is worth a report.
+pub const LARGE_SORT_INSTRUCTIONS: i32 = 1_000_000;
 /// Statements that are remembered as reported; beyond, all are forgotten and may be reported again.
 const MAX_REPORTED: usize = 4_096;
 /// Reports that wait to be taken; more are counted only.
@@ -30,10 +40,31 @@ pub struct MissingIndex {
     pub table: Arc<str>,
     /// The columns of the index, the most useful first.
     pub columns: Vec<Arc<str>>,
-    /// Rows that one statement stepped over.
-    pub rows: u64,
+    /// What was done for want of it.
+    pub effort: Effort,
     /// EXPLAIN QUERY PLAN, one line per step.
     pub plan: String,
+}
+
+/// Work that an index spares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// One statement stepped over so many rows.
+    Read(u64),
+    /// So many runs of a statement sorted rows to return the first ones.
+    Sorted(u64),
+}
+
+impl fmt::Display for Effort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Effort::Read(rows) => write!(f, "a statement read {rows} rows"),
+            Effort::Sorted(1) => write!(f, "a statement sorted many rows to return a few"),
+            Effort::Sorted(runs) => {
+                write!(f, "a statement sorted rows {runs} times to return a few")
+            }
+        }
+    }
 }
 
 impl fmt::Display for MissingIndex {
@@ -41,8 +72,8 @@ impl fmt::Display for MissingIndex {
         let columns: Vec<String> = self.columns.iter().map(|c| format!("\"{c}\"")).collect();
         write!(
             f,
-            "a statement read {} rows for want of an index on \"{}\" ({}). Create it upstream.",
-            self.rows,
+            "{} for want of an index on \"{}\" ({}). Create it upstream.",
+            self.effort,
             self.table,
             columns.join(", ")
         )
@@ -67,20 +98,33 @@ pub(super) struct ScanWatch {
 }
 
 impl ScanWatch {
-    /// Looks at a statement that was run.
+    /// Looks at a statement that was run; one that was interrupted would have scanned more.
     pub(super) fn ran(
         &mut self,
         connection: &Connection,
         statement: &rusqlite::Statement<'_>,
         text: &str,
         fetch: &Fetch<'_>,
+        ended: bool,
     ) {
         let count = |status| u64::try_from(statement.reset_status(status)).unwrap_or(0);
         let rows = count(StatementStatus::FullscanStep) + count(StatementStatus::AutoIndex);
-        if rows < LARGE_SCAN_ROWS {
+        let is_large = rows >= if ended { LARGE_SCAN_ROWS } else { INTERRUPTED_SCAN_ROWS };
+        let sorts = fetch.limit.is_some()
+            && if ended {
+                statement.get_status(StatementStatus::Sort) > 0
+                    && statement.get_status(StatementStatus::VmStep) >= LARGE_SORT_INSTRUCTIONS
+            } else {
+                // It was interrupted before it came to that: the plan tells.
+                true
+            };
+        if !is_large && !sorts {
             return;
         }
-        self.counters.large_scans += 1;
+        // The next report of this statement is as far away.
+        statement.reset_status(StatementStatus::VmStep);
+        let runs = count(StatementStatus::Sort).max(1);
+        self.counters.large_scans += u64::from(is_large);
         if self.reported.contains(text) {
             return;
         }
@@ -90,11 +134,17 @@ impl ScanWatch {
         self.reported.insert(text.into());
         // A plan that cannot be read is none of the query's concern.
         let Ok(plan) = explain(connection, text) else { return };
-        let Some((table, columns)) = missing(&plan, fetch) else { return };
+        let scanned = missing(&plan, fetch).filter(|_| is_large);
+        let scanned = scanned.map(|(table, columns)| (table, columns, Effort::Read(rows)));
+        let sorted = || {
+            let (table, columns) = missing_order(&plan, fetch).filter(|_| sorts)?;
+            Some((table, columns, Effort::Sorted(runs)))
+        };
+        let Some((table, columns, effort)) = scanned.or_else(sorted) else { return };
         self.counters.missing_indexes += 1;
         if self.waiting.len() < MAX_WAITING {
             let plan = plan.join("\n");
-            self.waiting.push(MissingIndex { table, columns, rows, plan });
+            self.waiting.push(MissingIndex { table, columns, effort, plan });
         }
     }
 
@@ -122,12 +172,66 @@ fn missing(plan: &[String], fetch: &Fetch<'_>) -> Option<(Arc<str>, Vec<Arc<str>
         };
         let columns = wanted(fetch, id, alias == 0);
         let table = &fetch.plan.node(id).table;
-        if columns.is_empty() || is_indexed(table, &columns) {
+        if columns.is_empty() || is_indexed(table, &columns, &[]) {
             return None;
         }
-        let names = columns.iter().map(|&c| table.columns[c].name.clone()).collect();
-        Some((table.name.clone(), names))
+        // A limited read that finds its rows by equality stops early if they are in order, too.
+        let ordered = if alias == 0 && fetch.limit.is_some() && found_by_equality(fetch) {
+            order_columns(fetch)
+        } else {
+            Vec::new()
+        };
+        Some(named(table, &columns, &ordered))
     })
+}
+
+fn named(table: &TableSpec, found: &[usize], ordered: &[usize]) -> (Arc<str>, Vec<Arc<str>>) {
+    let ordered = ordered.iter().filter(|c| !found.contains(c));
+    let names = found.iter().chain(ordered).map(|&c| table.columns[c].name.clone());
+    (table.name.clone(), names.collect())
+}
+
+/// The index by which a limited read would find its rows in order: its equalities, then its order.
+fn missing_order(plan: &[String], fetch: &Fetch<'_>) -> Option<(Arc<str>, Vec<Arc<str>>)> {
+    // Not the last terms only: then equal values are sorted, which is little.
+    if fetch.limit.is_none() || !plan.iter().any(|l| l == "USE TEMP B-TREE FOR ORDER BY") {
+        return None;
+    }
+    let (found, ordered) = (equalities(fetch), order_columns(fetch));
+    let table = &fetch.plan.node(fetch.node).table;
+    (!is_indexed(table, &found, &ordered)).then(|| named(table, &found, &ordered))
+}
+
+/// Columns of the outermost table that have one value: join columns and equalities.
+fn equalities(fetch: &Fetch<'_>) -> Vec<usize> {
+    let mut columns = fetch.keys.map_or(Vec::new(), |k| k.columns.to_vec());
+    conjuncts(&fetch.plan.node(fetch.node).condition, &mut columns, &mut Vec::new());
+    distinct(&mut columns);
+    columns
+}
+
+fn found_by_equality(fetch: &Fetch<'_>) -> bool {
+    !equalities(fetch).is_empty()
+}
+
+/// The order of a read, as far as an index can have it (one direction) and somebody asked for it
+/// (the identity key at its end only makes it total).
+fn order_columns(fetch: &Fetch<'_>) -> Vec<usize> {
+    let node = fetch.plan.node(fetch.node);
+    let is_key = |c: &usize| node.table.primary_key.contains(c);
+    let asked = node.order.iter().rposition(|(c, _)| !is_key(c)).map_or(1, |last| last + 1);
+    let Some(&(_, direction)) = node.order.first() else { return Vec::new() };
+    let same = node.order.iter().take(asked).take_while(|(_, d)| *d == direction);
+    same.map(|&(c, _)| c).collect()
+}
+
+fn distinct(columns: &mut Vec<usize>) {
+    let mut seen = Vec::new();
+    columns.retain(|c| {
+        let fresh = !seen.contains(c);
+        seen.push(*c);
+        fresh
+    });
 }
 
 /// Columns by which a node's rows could be found: join columns and equalities, else a range, else
@@ -152,12 +256,7 @@ fn wanted(fetch: &Fetch<'_>, id: NodeId, outermost: bool) -> Vec<usize> {
     if columns.is_empty() && outermost && fetch.limit.is_some() {
         columns.extend(node.order.iter().map(|o| o.0));
     }
-    let mut seen = Vec::new();
-    columns.retain(|c| {
-        let fresh = !seen.contains(c);
-        seen.push(*c);
-        fresh
-    });
+    distinct(&mut columns);
     columns
 }
 
@@ -183,11 +282,15 @@ fn conjuncts(condition: &Condition, equal: &mut Vec<usize>, ranges: &mut Vec<usi
     }
 }
 
-/// Whether an index begins with exactly these columns, in any order: then it is not for want of
-/// one that the table was scanned.
-fn is_indexed(table: &TableSpec, columns: &[usize]) -> bool {
+/// Whether an index begins with exactly these columns, the found ones in any order, then those of
+/// the order (as far as they are not among the found ones): then it is not for want of one.
+fn is_indexed(table: &TableSpec, found: &[usize], ordered: &[usize]) -> bool {
     let unique = table.unique_keys.iter().map(|k| &k.columns);
+    let ordered: Vec<usize> = ordered.iter().copied().filter(|c| !found.contains(c)).collect();
     table.indexes.iter().chain(unique).any(|index| {
-        index.get(..columns.len()).is_some_and(|head| columns.iter().all(|c| head.contains(c)))
+        let head = index.get(..found.len());
+        let rest = index.get(found.len()..).unwrap_or_default();
+        head.is_some_and(|head| found.iter().all(|c| head.contains(c)))
+            && rest.starts_with(&ordered)
     })
 }

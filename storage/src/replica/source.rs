@@ -6,7 +6,7 @@ use std::rc::Rc;
 use rusqlite::CachedStatement;
 use rusqlite::types::{ToSql, ToSqlOutput, Value as SqlValue};
 use rusqlite::vtab::array::Array;
-use zeroring_core::ivm::source::{Fetch, Source, SourceError};
+use zeroring_core::ivm::source::{Ended, Fetch, Filter, Part, Reach, Source, SourceError};
 use zeroring_core::row::{Key, RowRef};
 use zeroring_core::schema::TableSpec;
 use zeroring_core::value::Value;
@@ -15,6 +15,8 @@ use zeroring_core::zql::order;
 
 use super::ReplicaError;
 use super::estimate::{ExistsSide, Statistics};
+use super::parts::{Numbered, RowNumbers};
+use super::patience::Patience;
 use super::reader::{ReplicaReader, decode_row, source_error, store_error};
 use super::scans::{MissingIndex, ScanCounters, ScanWatch};
 use super::sql::{self, Bind, MAX_COMPOUND_KEYS, Select, Statement};
@@ -24,8 +26,10 @@ use super::types::{ValueParam, VersionCache};
 #[derive(Debug)]
 pub struct ReplicaSource {
     reader: ReplicaReader,
+    patience: Patience,
     version: StateVersion,
     statements: u64,
+    interrupted: u64,
     scans: ScanWatch,
     /// Read when a statement first has a choice, with the schema version that they are of.
     statistics: Option<(i64, Rc<Statistics>)>,
@@ -41,13 +45,16 @@ impl ReplicaSource {
     ///
     /// # Errors
     /// [`ReplicaError`] if SQLite refuses the functions that statements need.
-    pub fn new(reader: ReplicaReader) -> Result<ReplicaSource, ReplicaError> {
+    pub fn new(mut reader: ReplicaReader) -> Result<ReplicaSource, ReplicaError> {
+        let patience = Patience::over(&mut reader)?;
         sql::register(reader.connection())
             .map_err(ReplicaError::sqlite(reader.path(), "adding functions"))?;
         Ok(ReplicaSource {
             reader,
+            patience,
             version: StateVersion::zero(),
             statements: 0,
+            interrupted: 0,
             scans: ScanWatch::default(),
             statistics: None,
             statistics_checked: false,
@@ -84,9 +91,28 @@ impl ReplicaSource {
         self.statements
     }
 
+    /// Statements that took too much work and were interrupted.
+    pub fn interrupted(&self) -> u64 {
+        self.interrupted
+    }
+
+    /// Instructions of SQLite's machine so far; short statements are not counted.
+    pub fn instructions(&self) -> u64 {
+        self.patience.spent()
+    }
+
     /// Begins every EXISTS with this side from now on, whatever the statistics say: for tests.
     pub fn always_begin_with(&mut self, side: ExistsSide<'static>) {
         self.always = Some(side);
+    }
+
+    /// Looks at the work of statements every so many instructions: tests have few rows.
+    ///
+    /// # Errors
+    /// [`ReplicaError`] if SQLite refuses.
+    pub fn look_at_work_every(mut self, instructions: i32) -> Result<ReplicaSource, ReplicaError> {
+        self.patience.ask_every(&mut self.reader, instructions)?;
+        Ok(self)
     }
 
     /// The statistics of the snapshot: [`super::analyze`] raises the schema's version when they
@@ -124,6 +150,7 @@ impl ReplicaSource {
         &mut self,
         fetch: &Fetch<'_>,
         keys: Option<&[Key]>,
+        range: Option<RowNumbers<'_>>,
         visit: &mut dyn FnMut(RowRef) -> Result<ControlFlow<()>, SourceError>,
     ) -> Result<ControlFlow<()>, SourceError> {
         let statistics;
@@ -135,13 +162,43 @@ impl ReplicaSource {
             }
             None => ExistsSide::Parent,
         };
-        let sql = sql::compile(fetch, keys, Select::Rows, side)?;
+        let sql = sql::compile_range(fetch, keys, range, Select::Rows, side)?;
         self.statements += 1;
         let mut statement = prepare(&self.reader, &sql)?;
         let table = &fetch.plan.node(fetch.node).table;
         let flow = visit_rows(&mut statement, table, &mut self.versions, visit);
-        self.scans.ran(self.reader.connection(), &statement, &sql.text, fetch);
+        let ended = !matches!(flow, Err(SourceError::Interrupted));
+        self.scans.ran(self.reader.connection(), &statement, &sql.text, fetch, ended);
         flow
+    }
+
+    /// The rows of a range, if they can be had with so much work; and what is left of it.
+    fn rows_within(
+        &mut self,
+        fetch: &Fetch<'_>,
+        range: Option<RowNumbers<'_>>,
+        units: u64,
+    ) -> Result<(Option<Vec<RowRef>>, u64), SourceError> {
+        let table = &fetch.plan.node(fetch.node).table;
+        let delivers = fetch.delivers();
+        let mut rows = Vec::new();
+        self.patience.limit(units);
+        let read = self.run(fetch, None, range, &mut |row| {
+            if delivers {
+                SourceError::check_deliverable(table, &row)?;
+            }
+            rows.push(row);
+            Ok(ControlFlow::Continue(()))
+        });
+        let rest = self.patience.end();
+        match read {
+            Ok(_) => Ok((Some(rows), rest)),
+            Err(SourceError::Interrupted) => {
+                self.interrupted += 1;
+                Ok((None, 0))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn has_row(&mut self, fetch: &Fetch<'_>, keys: Option<&[Key]>) -> Result<bool, SourceError> {
@@ -149,7 +206,7 @@ impl ReplicaSource {
         self.statements += 1;
         let mut statement = prepare(&self.reader, &sql)?;
         let found = statement.raw_query().next().map_err(store_error).map(|row| row.is_some());
-        self.scans.ran(self.reader.connection(), &statement, &sql.text, fetch);
+        self.scans.ran(self.reader.connection(), &statement, &sql.text, fetch, true);
         found
     }
 
@@ -164,7 +221,7 @@ impl ReplicaSource {
         let sorted = fetch.ordered || fetch.limit.is_some();
         let mut all = Vec::new();
         for part in keys.chunks(MAX_COMPOUND_KEYS) {
-            let flow = self.run(fetch, Some(part), &mut |row| {
+            let flow = self.run(fetch, Some(part), None, &mut |row| {
                 if sorted {
                     all.push(row);
                     Ok(ControlFlow::Continue(()))
@@ -212,8 +269,104 @@ impl Source for ReplicaSource {
             Some(k) if k.columns.len() > 1 && k.keys.len() > MAX_COMPOUND_KEYS => {
                 self.run_in_parts(fetch, k.keys, &mut visit)
             }
-            _ => self.run(fetch, None, &mut visit).map(drop),
+            _ => self.run(fetch, None, None, &mut visit).map(drop),
         }
+    }
+
+    fn fetch_within(
+        &mut self,
+        fetch: &Fetch<'_>,
+        units: u64,
+        visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
+    ) -> Result<Ended, SourceError> {
+        self.patience.limit(units);
+        let read = self.fetch(fetch, visit);
+        self.patience.end();
+        match read {
+            Ok(()) => Ok(Ended::Whole),
+            Err(SourceError::Interrupted) => {
+                self.interrupted += 1;
+                Ok(Ended::Interrupted)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reach(&mut self, fetch: &Fetch<'_>, rows: usize, units: u64) -> Result<Reach, SourceError> {
+        let one = Fetch {
+            keys: None,
+            filter: Filter::Any,
+            before: None,
+            limit: Some(1),
+            ordered: true,
+            ..fetch.clone()
+        };
+        let mut sql = sql::compile(&one, None, Select::Rows, ExistsSide::Parent)?;
+        sql.text.push_str(" OFFSET +?");
+        sql.binds.push(Bind::Integer(i64::try_from(rows).unwrap_or(i64::MAX)));
+        self.statements += 1;
+        let node = fetch.plan.node(fetch.node);
+        let mut reach = Reach::End;
+        self.patience.limit(units);
+        let read = prepare(&self.reader, &sql).and_then(|mut statement| {
+            visit_rows(&mut statement, &node.table, &mut self.versions, &mut |row| {
+                reach = Reach::At(order::position(&node.order, &row).into_iter().collect());
+                Ok(ControlFlow::Break(()))
+            })
+        });
+        self.patience.end();
+        match read {
+            Ok(_) => Ok(reach),
+            Err(SourceError::Interrupted) => Ok(Reach::Unknown),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn fetch_part(
+        &mut self,
+        fetch: &Fetch<'_>,
+        part: &mut Part,
+        units: u64,
+        visit: &mut dyn FnMut(RowRef),
+    ) -> Result<(), SourceError> {
+        if part.width.is_none() {
+            // Everything first: nearly always that is little.
+            if let Some(rows) = self.rows_within(fetch, None, units)?.0 {
+                rows.into_iter().for_each(visit);
+                part.done = true;
+                return Ok(());
+            }
+        }
+        let table = &fetch.plan.node(fetch.node).table;
+        let Some(numbered) = Numbered::read(self.reader.connection(), table)? else {
+            self.rows_within(fetch, None, u64::MAX)?.0.into_iter().flatten().for_each(visit);
+            part.done = true;
+            return Ok(());
+        };
+        if part.width.is_none() {
+            numbered.was_too_much(part);
+            return Ok(());
+        }
+        let mut left = units;
+        while !part.done && left > 0 {
+            let Some(range) = numbered.range(part) else {
+                part.done = true;
+                break;
+            };
+            // A single row is read, whatever that takes.
+            let (rows, rest) = match range.is_one() {
+                true => (self.rows_within(fetch, Some(range), u64::MAX)?.0, 0),
+                false => self.rows_within(fetch, Some(range), left)?,
+            };
+            let Some(rows) = rows else {
+                numbered.was_too_much(part);
+                break;
+            };
+            rows.into_iter().for_each(&mut *visit);
+            numbered.was_read(part, range);
+            left = rest;
+        }
+        Ok(())
     }
 
     fn few_per_key(&mut self, table: &TableSpec, columns: &[usize], most: usize) -> bool {

@@ -28,6 +28,8 @@ use zeroring_core::zql::like::LikePattern;
 
 use super::column::{Column, Expression, Ident};
 use super::estimate::ExistsSide;
+use super::mutant::{self, Mutant};
+use super::parts::RowNumbers;
 use super::schema::VERSION_COLUMN;
 use super::types::number_text;
 
@@ -150,6 +152,20 @@ pub fn compile<'a>(
     select: Select,
     side: ExistsSide<'a>,
 ) -> Result<Statement<'a>, SourceError> {
+    compile_range(fetch, keys, None, select, side)
+}
+
+/// The same, of a range of row numbers only.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_range<'a>(
+    fetch: &Fetch<'a>,
+    keys: Option<&'a [Key]>,
+    range: Option<RowNumbers<'_>>,
+    select: Select,
+    side: ExistsSide<'a>,
+) -> Result<Statement<'a>, SourceError> {
     let mut b = Builder {
         plan: fetch.plan,
         params: fetch.params,
@@ -162,7 +178,7 @@ pub fn compile<'a>(
         statement: Statement { text: String::with_capacity(512), binds: vec![], owned: vec![] },
         aliases: 1,
     };
-    b.statement(fetch, keys, select)?;
+    b.statement(fetch, keys, range, select)?;
     Ok(b.statement)
 }
 
@@ -224,6 +240,7 @@ impl<'a> Builder<'a> {
         &mut self,
         fetch: &Fetch<'a>,
         keys: Option<&'a [Key]>,
+        range: Option<RowNumbers<'_>>,
         select: Select,
     ) -> Result<(), SourceError> {
         let node = self.plan.node(fetch.node);
@@ -245,6 +262,12 @@ impl<'a> Builder<'a> {
         if let Some(k) = &fetch.keys {
             self.push(" AND ");
             self.keys(table, k.columns, keys.unwrap_or(k.keys));
+        }
+        if let Some(range) = range {
+            for (operator, number) in [(">=", range.from), ("<", range.to)] {
+                self.put(format_args!(" AND t0.{}{operator}+", range.name));
+                self.bind(Bind::Integer(number));
+            }
         }
         self.node_filter(node, 0, fetch.filter)?;
         if let Some(bound) = &fetch.from {
@@ -289,7 +312,8 @@ impl<'a> Builder<'a> {
         if filter == Filter::Any {
             return Ok(());
         }
-        if let Some(start) = &node.start {
+        let skips_start = alias > 0 && mutant::is(Mutant::ChildrenWithoutStart);
+        if let Some(start) = node.start.as_ref().filter(|_| !skips_start) {
             self.push(" AND ");
             self.start(&node.table, alias, start)?;
         }
@@ -431,7 +455,7 @@ impl<'a> Builder<'a> {
             let (c, ascending, v) = at[i];
             self.beyond(c, ascending, v);
         }
-        if side == Side::AtOrAfter {
+        if side == Side::AtOrAfter && !mutant::is(Mutant::PositionExcluded) {
             for (i, &(c, _, v)) in at.iter().enumerate() {
                 self.push(if i > 0 { " AND " } else { " OR " });
                 self.equal(c, v);
@@ -454,7 +478,7 @@ impl<'a> Builder<'a> {
                 self.push(">");
                 self.operand(value);
             }
-            (false, false) if c.nullable() => {
+            (false, false) if c.nullable() && !mutant::is(Mutant::NullIsHighest) => {
                 let _ = write!(self.statement.text, "({column} IS NULL OR {column}<");
                 self.operand(value);
                 self.push(")");
@@ -575,7 +599,9 @@ impl<'a> Builder<'a> {
             "{parent_column} IN (SELECT {child_column} FROM {table} AS t{inner} \
              WHERE {child_column} IS NOT NULL"
         );
-        self.node_filter(child, inner, Filter::Whole)?;
+        if !mutant::is(Mutant::ChildrenUnfiltered) {
+            self.node_filter(child, inner, Filter::Whole)?;
+        }
         self.push(")");
         Ok(())
     }

@@ -7,7 +7,7 @@ use rusqlite::types::{ToSql, Value as SqlValue};
 use zeroring_core::change::Commit;
 use zeroring_core::ivm::memory_source::Database;
 use zeroring_core::ivm::proof::runner::Replayed;
-use zeroring_core::ivm::source::{Fetch, Source, SourceError};
+use zeroring_core::ivm::source::{Ended, Fetch, Part, Reach, Source, SourceError};
 use zeroring_core::row::{Key, Row, RowRef};
 use zeroring_core::schema::{Schema, TableSpec};
 use zeroring_core::value::Value;
@@ -51,7 +51,8 @@ pub fn replica(
     schema.tables.values().for_each(|t| create(&writer, t, db));
     finish(&writer, version);
     let reader = ReplicaReader::open(&path, &ReaderOptions::default()).unwrap();
-    let mut source = ReplicaSource::new(reader).unwrap();
+    // Tests have few rows, and shall interrupt statements all the same.
+    let mut source = ReplicaSource::new(reader).unwrap().look_at_work_every(20).unwrap();
     source.refresh().unwrap();
     (source, writer)
 }
@@ -153,6 +154,16 @@ impl Replayed for SqliteWorld {
     }
 }
 
+impl SqliteWorld {
+    /// A limit is so low that statements over a few rows are interrupted: one now, another then.
+    fn patience(&self, units: u64) -> u64 {
+        match units {
+            u64::MAX => units,
+            _ => units.min(1 + self.source.statements() % 8),
+        }
+    }
+}
+
 impl Source for SqliteWorld {
     fn version(&self) -> &StateVersion {
         self.source.version()
@@ -164,6 +175,29 @@ impl Source for SqliteWorld {
         visit: &mut dyn FnMut(RowRef) -> std::ops::ControlFlow<()>,
     ) -> Result<(), SourceError> {
         self.source.fetch(fetch, visit)
+    }
+
+    fn fetch_within(
+        &mut self,
+        fetch: &Fetch<'_>,
+        units: u64,
+        visit: &mut dyn FnMut(RowRef) -> std::ops::ControlFlow<()>,
+    ) -> Result<Ended, SourceError> {
+        self.source.fetch_within(fetch, self.patience(units), visit)
+    }
+
+    fn reach(&mut self, fetch: &Fetch<'_>, rows: usize, units: u64) -> Result<Reach, SourceError> {
+        self.source.reach(fetch, rows, self.patience(units))
+    }
+
+    fn fetch_part(
+        &mut self,
+        fetch: &Fetch<'_>,
+        part: &mut Part,
+        units: u64,
+        visit: &mut dyn FnMut(RowRef),
+    ) -> Result<(), SourceError> {
+        self.source.fetch_part(fetch, part, self.patience(units), visit)
     }
 
     fn few_per_key(&mut self, table: &TableSpec, columns: &[usize], most: usize) -> bool {

@@ -1,5 +1,6 @@
 //! No step does much, however large a query or a transaction is: counted as rows that the engine
-//! looked at, took or gave back between two looks at the clock. What the source does is not.
+//! looked at, took or gave back between two looks at the clock, and as texts that it gave back,
+//! which are those of keys. What the source does is not.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -16,8 +17,9 @@ use crate::ivm::memory_source::Database;
 use crate::ivm::reading::ReadProgress;
 use crate::ivm::source::{Fetch, Filter, Source, SourceError};
 use crate::row::{Row, RowId, RowRef, touched};
-use crate::schema::ValueType::Number;
+use crate::schema::ValueType::{Number, String as Text};
 use crate::schema::{Schema, TableId};
+use crate::text::given_back;
 use crate::value::Value;
 use crate::version::StateVersion;
 use crate::zql::compile::{IdentityKeys, compile};
@@ -32,14 +34,18 @@ const MOST_STATEMENTS: u64 = STEP / Budget::STATEMENT + 2;
 /// Touches of rows that a step may come to. One look at each row would be as many as there are.
 const MOST: u64 = 2_500;
 
+/// Texts that a step may give back.
+const MOST_TEXTS: u64 = 1_000;
+
 /// Rows by key and by their second column, so that look-ups are not scans.
 #[derive(Default)]
 struct Indexed {
     db: Database,
     by_second: BTreeMap<(TableId, Value), BTreeMap<Value, RowRef>>,
     version: StateVersion,
-    /// Touches that are the source's.
+    /// Touches and texts that are the source's.
     touches: u64,
+    texts: u64,
     statements: u64,
 }
 
@@ -115,7 +121,7 @@ impl Source for Indexed {
         visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
         self.statements += 1;
-        let before = touched::count();
+        let (before, texts) = (touched::count(), given_back::count());
         let mut found = self.candidates(f);
         found.retain(|row| self.holds(f, row));
         if f.ordered || f.limit.is_some() {
@@ -124,6 +130,7 @@ impl Source for Indexed {
         }
         found.truncate(f.limit.unwrap_or(usize::MAX));
         self.touches += touched::count() - before;
+        self.texts += given_back::count() - texts;
         let mut rows = found.into_iter();
         for row in rows.by_ref() {
             if visit(row).is_break() {
@@ -131,9 +138,10 @@ impl Source for Indexed {
             }
         }
         // A statement does not fetch what nobody wants.
-        let before = touched::count();
+        let (before, texts) = (touched::count(), given_back::count());
         drop(rows);
         self.touches += touched::count() - before;
+        self.texts += given_back::count() - texts;
         Ok(())
     }
 }
@@ -145,11 +153,22 @@ struct World {
     lsn: u64,
     /// The most that a step touched, and in which.
     worst: (u64, &'static str),
+    most_texts: (u64, &'static str),
     steps: u64,
 }
 
 fn row(version: &StateVersion, values: [usize; 3]) -> RowRef {
-    Row::new(version.clone(), values.map(|v| Value::Number(v as f64)))
+    let [id, second, n] = values;
+    Row::new(version.clone(), [text(id), text(second), Value::Number(n as f64)])
+}
+
+fn text(n: usize) -> Value {
+    Value::string(name(n))
+}
+
+/// In the order of the numbers.
+fn name(n: usize) -> String {
+    format!("{n:05}")
 }
 
 impl World {
@@ -160,8 +179,8 @@ impl World {
     /// With so many rows of `p` per value of `k` as there are values.
     fn with(keys: usize, config: EngineConfig) -> World {
         let tables = [
-            table(0, "p", &[("id", Number), ("k", Number), ("n", Number)]),
-            table(1, "c", &[("id", Number), ("p", Number), ("n", Number)]),
+            table(0, "p", &[("id", Text), ("k", Text), ("n", Number)]),
+            table(1, "c", &[("id", Text), ("p", Text), ("n", Number)]),
         ];
         let tables = tables.map(|t| (t.name.clone(), t));
         let schema = Arc::new(Schema { tables: tables.into(), ..Schema::default() });
@@ -175,7 +194,15 @@ impl World {
         source.apply(&first);
         let config = EngineConfig { rehydrate_above: usize::MAX, ..config };
         let engine = Engine::new(config, version, schema.clone());
-        World { engine, source, schema, lsn: 1, worst: (0, "nothing"), steps: 0 }
+        World {
+            engine,
+            source,
+            schema,
+            lsn: 1,
+            worst: (0, "nothing"),
+            most_texts: (0, "nothing"),
+            steps: 0,
+        }
     }
 
     fn commit_of(
@@ -211,7 +238,7 @@ impl World {
         let previous = self.source.version.clone();
         let id = self.schema.tables[name].id;
         let db = &self.source.db;
-        let old = |n: usize| db.get(id, &[Value::Number(n as f64)].into_iter().collect()).cloned();
+        let old = |n: usize| db.get(id, &[text(n)].into_iter().collect()).cloned();
         let mut commit =
             World::commit_of(&self.schema, &previous, &version, |n| (old(n), Some(new(n))));
         commit.tables.retain(|t| &*t.table.name == name);
@@ -225,12 +252,16 @@ impl World {
         step: impl FnOnce(&mut Engine, &mut Indexed, &mut Budget) -> T,
     ) -> T {
         let (before, of_source) = (touched::count(), self.source.touches);
-        let statements = self.source.statements;
+        let (statements, texts) = (self.source.statements, self.source.texts);
+        let texts = given_back::count() - texts;
         let result = step(&mut self.engine, &mut self.source, &mut Budget::units(STEP));
         let touches = touched::count() - before - (self.source.touches - of_source);
         self.worst = self.worst.max((touches, what));
         self.steps += 1;
         assert!(touches <= MOST, "{touches} rows touched in one step: {what}");
+        let texts = given_back::count() - self.source.texts - texts;
+        self.most_texts = self.most_texts.max((texts, what));
+        assert!(texts <= MOST_TEXTS, "{texts} texts given back in one step: {what}");
         let statements = self.source.statements - statements;
         assert!(statements <= MOST_STATEMENTS, "{statements} statements in one step: {what}");
         result
@@ -312,7 +343,7 @@ fn no_step_touches_many_rows() {
     world.step("unsubscribing", |e, _, _| e.unsubscribe(id));
     while !world.step("release", |e, _, b| e.release(b)) {}
     assert_eq!(world.engine.stats().routes, 0);
-    println!("{} steps, at most {:?}", world.steps, world.worst);
+    println!("{} steps, at most {:?}, texts {:?}", world.steps, world.worst, world.most_texts);
 }
 
 #[test]
@@ -320,7 +351,7 @@ fn no_step_for_many_instances_touches_many_rows() {
     let mut world = World::new();
     let mine = |k: usize| {
         let own = json!({"type": "simple", "op": "=", "left": {"type": "column", "name": "k"},
-            "right": {"type": "literal", "value": k}});
+            "right": {"type": "literal", "value": name(k)}});
         json!({"table": "p", "where": {"type": "and", "conditions": [own, exists(0)]}})
     };
     // More than search on their own.
@@ -335,7 +366,7 @@ fn no_step_for_many_instances_touches_many_rows() {
         }
     }
     assert!(world.engine.stats().counters.shared_searches > 0);
-    println!("{} steps, at most {:?}", world.steps, world.worst);
+    println!("{} steps, at most {:?}, texts {:?}", world.steps, world.worst, world.most_texts);
 }
 
 #[test]
@@ -358,7 +389,7 @@ fn no_step_of_parking_or_reading_anew_touches_many_rows() {
         {}
     }
     world.check(ids[1], &second);
-    println!("{} steps, at most {:?}", world.steps, world.worst);
+    println!("{} steps, at most {:?}, texts {:?}", world.steps, world.worst, world.most_texts);
 }
 
 #[test]
@@ -367,11 +398,11 @@ fn no_step_reads_many_partitions_one_by_one() {
     let mut world = World::with(KEYS, EngineConfig::default());
     // Together they are too many rows for a batch.
     let query = json!({"table": "c", "where": {"type": "simple", "op": "<",
-        "left": {"type": "column", "name": "id"}, "right": {"type": "literal", "value": KEYS}},
+        "left": {"type": "column", "name": "id"}, "right": {"type": "literal", "value": name(KEYS)}},
         "related": [{"correlation": {"parentField": ["p"], "childField": ["k"]},
             "subquery": {"table": "p", "alias": "p"}}]});
     let id = world.subscribe(&query);
     world.check(id, &query);
     assert_eq!(world.engine.rows(id).unwrap().count(), KEYS + ROWS);
-    println!("{} steps, at most {:?}", world.steps, world.worst);
+    println!("{} steps, at most {:?}, texts {:?}", world.steps, world.worst, world.most_texts);
 }

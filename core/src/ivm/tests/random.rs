@@ -44,3 +44,11 @@ fn histories_agree_with_the_oracle_2() {
 fn histories_agree_with_the_oracle_3() {
     slice(3);
 }
+
+/// Seeds of histories that found an error once.
+#[test]
+fn histories_that_were_wrong_once_agree() {
+    for seed in [1_757, 910_001_853] {
+        history::run(seed, &memory).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
