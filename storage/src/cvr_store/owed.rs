@@ -27,9 +27,9 @@ use super::{Answer, Reply, RowOptions};
 pub(super) const MAX_OWED_ROWS: usize = 1_000_000;
 
 /// Row records that may be owed before the rows of small flushes are written with their metadata
-/// again, however many come together: what Postgres writes in some five seconds, which is how long
-/// a server that takes a group over waits for its rows.
-const MAX_OWED_BY_BATCHES: usize = 200_000;
+/// again, however many come together: what Postgres writes in some five seconds on one connection,
+/// which is how long a server that takes a group over waits for its rows.
+const MAX_OWED_BY_BATCHES: usize = 250_000;
 
 /// Flushes of one group that may be owed without being coalesced.
 const MAX_OWED_PARTS: usize = 10_000;

@@ -4,8 +4,9 @@
 //! - Nothing was asked of the store for a moment ([`RowPace::quiet`]): now.
 //! - Rows are [`RowPace::delay`] old: some, and then a pause of [`REST`] times as long as it took,
 //!   so that at most a quarter of the time is spent on them.
-//! - Rows are [`RowPace::limit`] old, or too many are owed, or the server is about to go: without
-//!   pauses.
+//! - Rows are [`RowPace::limit`] old: without pauses.
+//! - They are twice as old and others are being written; or too many are owed, or the server is
+//!   about to go: on two connections.
 //!
 //! Whoever writes rows, or owes more of them, sets the *alarm*: a request to look here that comes
 //! when something is due. There is one at a time; those that it has overtaken say nothing.
@@ -37,6 +38,8 @@ struct State {
     /// Something else was asked of the store then.
     busy_at: Instant,
     rest_until: Instant,
+    /// Connections on which rows are being written.
+    writing: usize,
     alarm: Option<Instant>,
     hurry: bool,
 }
@@ -56,6 +59,7 @@ impl Pace {
             turns: VecDeque::new(),
             busy_at: now,
             rest_until: now,
+            writing: 0,
             alarm: None,
             hurry: false,
         };
@@ -89,9 +93,16 @@ impl Pace {
         self.lock().hurry = true;
     }
 
-    /// It took so long to write rows.
+    /// Rows are being written from now on; [`Pace::wrote`] must follow.
+    pub(super) fn write(&self) {
+        self.lock().writing += 1;
+    }
+
+    /// It took so long to write them.
     pub(super) fn wrote(&self, took: Duration, now: Instant) {
-        self.lock().rest_until = now + took * REST;
+        let mut state = self.lock();
+        state.writing = state.writing.saturating_sub(1);
+        state.rest_until = now + took * REST;
     }
 
     /// The group whose rows are to be written next, if it is time. `full`: too much is owed.
@@ -130,6 +141,9 @@ impl State {
     fn due(&self, options: &RowPace, since: Instant, full: bool) -> Option<Instant> {
         if full || self.hurry {
             return None;
+        }
+        if self.writing > 0 {
+            return Some(since + 2 * options.limit);
         }
         let paced = (since + options.delay).max(self.rest_until);
         let quiet = self.busy_at + options.quiet;
@@ -179,6 +193,16 @@ mod tests {
         assert_eq!(pace.next(false, at(2_950)), None);
         assert_eq!(pace.next(false, at(2_999)), turn("e", false), "quiet: no rest either");
         assert_eq!(pace.next(false, at(9_999)), None);
+        // While others are being written on one connection, another one has more patience.
+        pace.owe("f".into(), at(10_000));
+        pace.write();
+        assert_eq!(pace.set_alarm(false, at(10_000)), Some(MS * 4_000));
+        assert_eq!(pace.next(false, at(13_999)), None);
+        pace.owe("g".into(), at(13_000));
+        assert_eq!(pace.next(false, at(14_000)), turn("f", true));
+        assert_eq!(pace.next(false, at(16_999)), None);
+        pace.wrote(MS, at(16_999));
+        assert_eq!(pace.next(false, at(16_999)), turn("g", true));
     }
 
     #[test]

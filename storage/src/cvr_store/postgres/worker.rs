@@ -241,6 +241,9 @@ impl Worker {
     fn write_rows(&mut self) {
         loop {
             let owed = self.due_rows();
+            if !owed.is_empty() {
+                self.pace.write();
+            }
             // While they are being written, others may have to be.
             let mut others_look = self.set_alarm();
             if !owed.is_empty() {

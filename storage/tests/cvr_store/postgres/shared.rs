@@ -132,6 +132,7 @@ fn rows_follow_their_metadata_whatever_happens_to_the_group() {
     lab.config.max_connections = 8;
     // What is held up holds up nothing else.
     lab.config.rows.pace.quiet = std::time::Duration::ZERO;
+    lab.config.rows.pace.limit = std::time::Duration::ZERO;
     let (a, b) = (lab.open("a"), lab.open("b"));
     let cvr = group(&a, "g", &["q"]);
     let mut holder = lab.client();
@@ -189,6 +190,7 @@ fn a_change_without_a_version_owes_nothing() {
     lab.config.max_connections = 8;
     // What is held up holds up nothing else.
     lab.config.rows.pace.quiet = std::time::Duration::ZERO;
+    lab.config.rows.pace.limit = std::time::Duration::ZERO;
     let store = lab.open("a");
     let mut updater = ConfigUpdater::new(&group(&store, "g", &["q"]));
     updater.ensure_client(&"idle".into(), &shard());
