@@ -15,6 +15,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::config::bug;
 use super::early::Sent;
+use super::held::{HeldQuery, Taking};
 use super::interface::{Effect, ResetReason};
 use super::machine::{Cx, Group, Pipeline};
 use super::op::{Failure, Flushing, Stage, Step, StepResult, Sync, Trigger};
@@ -90,19 +91,9 @@ struct Gather {
     rows: Rows,
 }
 
-/// The rows of a query that comes or goes.
-#[derive(Debug)]
-struct HeldQuery {
-    query: QueryHash,
-    course: Course,
-    tables: Vec<Arc<TableSpec>>,
-    /// Index of the table, row, count.
-    rows: VecDeque<(usize, RowRef, i64)>,
-}
-
 /// What becomes of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Course {
+pub(super) enum Course {
     Comes,
     Goes,
     /// It runs again, with the same rows: those that changed are looked at.
@@ -148,8 +139,28 @@ impl Group {
     pub(super) fn sync_compute(
         &mut self,
         trigger: Trigger,
+        sync: Box<Sync>,
+        instances: BTreeMap<QueryHash, InstanceId>,
+        cx: &mut Cx<'_>,
+    ) -> StepResult {
+        let as_it_was = !sync.records_read && self.is_as_it_was(&sync, &instances, cx);
+        let known_at = self.cvr.as_ref().filter(|_| as_it_was).map(|cvr| cvr.version.state.clone());
+        let comes = if as_it_was { Course::Stays } else { Course::Comes };
+        let coming = instances.iter().map(|(id, instance)| (id, *instance, comes));
+        let going = sync.removals.iter().filter(|_| !sync.records_read);
+        let going =
+            going.filter_map(|id| Some((id, self.pipelines.get(id)?.instance, Course::Goes)));
+        let taking = Taking::of(coming.chain(going), known_at);
+        self.take(trigger, sync, instances, taking, cx)
+    }
+
+    /// Goes on taking; begins when all is there.
+    pub(super) fn take(
+        &mut self,
+        trigger: Trigger,
         mut sync: Box<Sync>,
         instances: BTreeMap<QueryHash, InstanceId>,
+        mut taking: Taking,
         cx: &mut Cx<'_>,
     ) -> StepResult {
         if !self.needs_update(&sync) {
@@ -163,8 +174,17 @@ impl Group {
             instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
             return self.sync_read(trigger, sync, cx);
         }
-        let (mut update, held) = match self.take(&sync, &instances, as_it_was, cx) {
-            Ok(taken) => taken,
+        let update = match taking.step(cx.world) {
+            Ok(false) => {
+                cx.emit(Effect::Continue);
+                let stage = Stage::Taking { sync, instances, taking: Box::new(taking) };
+                return Ok(Step::Wait(stage));
+            }
+            Ok(true) => self.begin_update(cx),
+            Err(why) => Err(bug(&why)),
+        };
+        let mut update = match update {
+            Ok(update) => update,
             Err(failure) => {
                 instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
                 return Err(failure);
@@ -175,7 +195,7 @@ impl Group {
             Some(cvr) if as_it_was => cvr.version.state.clone(),
             _ => self.pending.since().clone(),
         };
-        let work = self.work(&sync, held, &mut update);
+        let work = self.work(&sync, taking.held, &mut update);
         self.install(&sync, &instances, cx);
         self.pending = Pending::at(cx.world.version().clone());
         let signature = |p: &Pipeline| cx.world.signature(p.instance).ok();
@@ -199,17 +219,9 @@ impl Group {
         self.compute(Box::new(computing), cx)
     }
 
-    fn take(
-        &self,
-        sync: &Sync,
-        instances: &BTreeMap<QueryHash, InstanceId>,
-        as_it_was: bool,
-        cx: &mut Cx<'_>,
-    ) -> Result<(QueryUpdater, VecDeque<HeldQuery>), Failure> {
+    fn begin_update(&self, cx: &Cx<'_>) -> Result<QueryUpdater, Failure> {
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        let update = QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?;
-        let known_at = as_it_was.then_some(&cvr.version.state);
-        Ok((update, self.held_rows(sync, instances, known_at, cx)?))
+        Ok(QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?)
     }
 
     /// What is to be done with these rows, and with the deltas since the update before.
@@ -236,35 +248,6 @@ impl Group {
             Rows::Changes
         };
         Work::Gather(Gather { deltas, merged, held, rows })
-    }
-
-    /// Rows of the queries that come, and of those that go if the records do not tell. With
-    /// `known_at`: those that come had these rows at that version.
-    fn held_rows(
-        &self,
-        sync: &Sync,
-        instances: &BTreeMap<QueryHash, InstanceId>,
-        known_at: Option<&StateVersion>,
-        cx: &mut Cx<'_>,
-    ) -> Result<VecDeque<HeldQuery>, Failure> {
-        let comes = if known_at.is_some() { Course::Stays } else { Course::Comes };
-        let coming = instances.iter().map(|(id, instance)| (id, *instance, comes));
-        let going = sync.removals.iter().filter(|_| !sync.records_read);
-        let going =
-            going.filter_map(|id| Some((id, self.pipelines.get(id)?.instance, Course::Goes)));
-        let mut held = VecDeque::new();
-        for (query, instance, course) in coming.chain(going) {
-            let (tables, rows) = (Vec::new(), VecDeque::new());
-            let mut of = HeldQuery { query: query.clone(), course, tables, rows };
-            let read = cx.world.rows(instance, &mut |table, row, count| {
-                if known_at.is_none_or(|at| row.version > *at) {
-                    of.add(table, row, count);
-                }
-            });
-            read.map_err(|why| bug(&format!("query {query}: {why}")))?;
-            held.push_back(of);
-        }
-        Ok(held)
     }
 
     /// Makes the added queries the running ones.
@@ -654,19 +637,6 @@ struct Held {
     table: Arc<TableSpec>,
     row: RowRef,
     count: i64,
-}
-
-impl HeldQuery {
-    fn add(&mut self, table: &Arc<TableSpec>, row: &RowRef, count: u64) {
-        // Few tables, and rows of one come together.
-        let known = self.tables.iter().rposition(|known| Arc::ptr_eq(known, table));
-        let table = known.unwrap_or_else(|| {
-            self.tables.push(table.clone());
-            self.tables.len() - 1
-        });
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        self.rows.push_back((table, row.clone(), count));
-    }
 }
 
 impl Received {

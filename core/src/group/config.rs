@@ -193,6 +193,9 @@ impl Group {
             (Stage::Hydrating(sync), Event::Hydrated(results)) => {
                 self.sync_hydrated(trigger, sync, results, cx)
             }
+            (Stage::Taking { sync, instances, taking }, Event::Continue) => {
+                self.take(trigger, sync, instances, *taking, cx)
+            }
             (Stage::Computing(computing), Event::Continue) => self.compute(computing, cx),
             (Stage::Encoding(encoding), Event::Continue) => self.encode_slice(encoding, cx),
             (Stage::Flushing(flushing), Event::Flushed(verdict)) => {

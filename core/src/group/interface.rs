@@ -15,6 +15,7 @@ use crate::cvr::store::{
 use crate::cvr::{ClientSchema, QueryHash, RowIdentity, TtlClock};
 use crate::ivm::engine::InstanceId;
 use crate::ivm::plan::Occurrence;
+use crate::ivm::scan::{RowsAt, Visited};
 use crate::json::RawJson;
 use crate::protocol::custom_query::{TransformRequest, TransformResponse};
 use crate::protocol::error::{ApiFailure, ErrorBody};
@@ -271,11 +272,18 @@ pub trait World {
     /// What is wrong with the AST, for the query's `transformError`.
     fn custom(&self, ast: &RawJson) -> Result<Transformed, String>;
 
-    /// Every row of an instance once, with the table under its identity key and its count.
+    /// Visits about `most` rows of an instance, from `at` on: every row once, with the table under
+    /// its identity key and its count.
     ///
     /// # Errors
     /// The instance failed or is unknown.
-    fn rows(&mut self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String>;
+    fn rows(
+        &mut self,
+        instance: InstanceId,
+        at: &mut RowsAt,
+        most: usize,
+        visit: &mut VisitRow<'_>,
+    ) -> Result<Visited, String>;
 
     /// Occurrences of a row (as it is at [`World::version`]) in an instance.
     ///

@@ -44,6 +44,7 @@ mod config;
 mod context;
 mod deliver;
 mod early;
+mod held;
 mod interface;
 mod machine;
 mod maintenance;

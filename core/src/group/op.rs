@@ -1,5 +1,6 @@
 //! The operation in flight: what asked for it, and what it waits for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ConnId;
@@ -7,10 +8,12 @@ use super::compute::{Computing, Encoding};
 use super::config::ConfigChange;
 use super::context::Credentials;
 use super::deliver::Missed;
+use super::held::Taking;
 use super::interface::Transformed;
 use super::poke::Poke;
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{ClientId, Cvr, QueryHash, RowRecords, UpdateError};
+use crate::ivm::engine::InstanceId;
 use crate::protocol::custom_query::ErroredQuery;
 use crate::protocol::error::{ErrorBody, ErrorKind};
 use crate::protocol::up::{InitConnection, QueryOp};
@@ -100,6 +103,8 @@ pub(super) enum Stage {
     ReadingMissed(Box<Sync>),
     /// The engine: the rows of added queries.
     Hydrating(Box<Sync>),
+    /// Its next turn, to take the rows of added queries on.
+    Taking { sync: Box<Sync>, instances: BTreeMap<QueryHash, InstanceId>, taking: Box<Taking> },
     /// Its next turn, to compute on.
     Computing(Box<Computing>),
     /// Its next turn, to encode on.

@@ -288,7 +288,10 @@ impl Engine {
         }
     }
 
-    fn at_rest(&self, id: InstanceId) -> Result<(&Instance, &super::shape::Shape), EngineError> {
+    pub(super) fn at_rest(
+        &self,
+        id: InstanceId,
+    ) -> Result<(&Instance, &super::shape::Shape), EngineError> {
         let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
         match &instance.phase {
             Phase::Failed(error) => return Err(error.clone()),

@@ -148,6 +148,8 @@ pub(super) struct Instance {
     pub(super) readings: Readings,
     /// While it is hydrated: rows for somebody who does not wait for the end.
     pub(super) watch: Option<Box<Watch>>,
+    /// Another one whenever partitions may have changed.
+    pub(super) generation: u32,
 }
 
 impl Instance {
@@ -168,6 +170,7 @@ impl Instance {
             remains: None,
             readings: Readings::default(),
             watch: None,
+            generation: 0,
         }
     }
 
@@ -178,6 +181,7 @@ impl Instance {
         self.signature = 0;
         self.resident = 0;
         self.watch = None;
+        self.generation += 1;
         if let Some(root) = self.nodes.first_mut() {
             let mut partition = Partition::new();
             partition.mult = 1;

@@ -37,6 +37,7 @@ mod registry;
 mod remains;
 mod route;
 mod rows;
+pub mod scan;
 mod settle;
 mod shape;
 mod shards;

@@ -14,6 +14,7 @@ use crate::ivm::delta::{InstanceDelta, RowDelta};
 use crate::ivm::engine::InstanceId;
 use crate::ivm::memory_source::Database;
 use crate::ivm::plan::{Occurrence, Param, Plan};
+use crate::ivm::scan::{RowsAt, Visited};
 use crate::json::RawJson;
 use crate::row::{Key, Row, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
@@ -27,6 +28,8 @@ struct Instance {
     plan: Plan,
     params: Vec<Param>,
     result: Multiset,
+    /// Another one whenever the result has changed.
+    generation: u32,
     subscribers: usize,
 }
 
@@ -155,7 +158,8 @@ impl SimWorld {
         let result = brute::sync(&plan, &params, &self.db);
         self.next += 1;
         let id = InstanceId::for_tests(self.next);
-        self.instances.insert(id, Instance { key, plan, params, result, subscribers: 1 });
+        self.instances
+            .insert(id, Instance { key, plan, params, result, generation: 0, subscribers: 1 });
         Ok(id)
     }
 
@@ -206,6 +210,7 @@ impl SimWorld {
             let old = std::mem::replace(&mut instance.result, new);
             let rows = diff(&instance.plan, &old, &instance.result);
             if !rows.is_empty() {
+                instance.generation += 1;
                 let delta = InstanceDelta { instance: *id, rows: rows.into() };
                 deltas.push(Arc::new(SharedDelta::of(&delta, &self.tables).expect("deliverable")));
             }
@@ -286,12 +291,24 @@ impl World for SimWorld {
         Ok(Transformed { ast: Arc::new(ast), hash })
     }
 
-    fn rows(&mut self, instance: InstanceId, visit: &mut VisitRow<'_>) -> Result<(), String> {
+    fn rows(
+        &mut self,
+        instance: InstanceId,
+        at: &mut RowsAt,
+        most: usize,
+        visit: &mut VisitRow<'_>,
+    ) -> Result<Visited, String> {
         let instance = self.instances.get(&instance).ok_or("unknown instance")?;
-        for (id, (count, row)) in &instance.result {
-            visit(&spec_of(&instance.plan, id.table), row, *count);
+        if *at.generation.get_or_insert(instance.generation) != instance.generation {
+            return Ok(Visited::Void);
         }
-        Ok(())
+        let rows = instance.result.iter().skip(at.rank).take(most.max(1));
+        for (id, (count, row)) in rows {
+            visit(&spec_of(&instance.plan, id.table), row, *count);
+            at.rank += 1;
+        }
+        let is_all = at.rank == instance.result.len();
+        Ok(if is_all { Visited::All } else { Visited::Part })
     }
 
     fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String> {
