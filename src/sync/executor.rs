@@ -5,6 +5,7 @@
 //! they are taken, one advance takes all that are there.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use zeroring_core::cvr::internal::ShardTables;
 use zeroring_core::group::{Event, ResetReason, Settings, SharedDelta};
 use zeroring_core::ivm::delta::{Advanced, InstanceDelta};
 use zeroring_core::ivm::engine::{Budget, InstanceId, Reset};
+use zeroring_core::ivm::error::EngineError;
 use zeroring_core::version::StateVersion;
 use zeroring_net::http::RawIncoming;
 use zeroring_net::rt::local::Notify;
@@ -41,6 +43,8 @@ use crate::stages::Stage;
 const SLICE: u64 = 1_000;
 /// Rows of a delta that are prepared at once: about as long.
 const SLICE_ROWS: usize = 1_000;
+/// Groups that are handed a delta at once: not even a millisecond.
+const SLICE_GROUPS: usize = 1_000;
 /// Events are handled for so long before sockets get a turn.
 const EVENT_SLICE: Duration = Duration::from_millis(1);
 /// Turns of events that an advance waits at most.
@@ -400,26 +404,64 @@ impl Executor {
 
     async fn deliver(&self, advanced: Advanced, schema_changed: bool, permissions_changed: bool) {
         let deltas = self.prepare(&advanced.deltas).await;
-        let mut state = self.state.borrow_mut();
-        let reason = if schema_changed {
-            Some(ResetReason::SchemaChange)
-        } else if permissions_changed && state.world.reload_permissions() {
-            Some(ResetReason::PermissionsChange)
-        } else {
-            None
+        let reason = {
+            let mut state = self.state.borrow_mut();
+            let reason = if schema_changed {
+                Some(ResetReason::SchemaChange)
+            } else if permissions_changed && state.world.reload_permissions() {
+                Some(ResetReason::PermissionsChange)
+            } else {
+                None
+            };
+            if schema_changed {
+                state.world.reload_permissions();
+            }
+            reason
         };
-        if schema_changed {
-            state.world.reload_permissions();
-        }
-        let begin = now();
-        state.advanced(deltas, advanced.failed);
-        state.world.engine.discard(advanced.deltas);
-        self.stats.stages.add(Stage::Fanout, begin.elapsed());
+        self.hand_out(deltas, advanced.failed).await;
+        self.state.borrow_mut().world.engine.discard(advanced.deltas);
         if let Some(reason) = reason {
+            let state = &mut *self.state.borrow_mut();
             for key in state.keys() {
                 state.inbox.push_back((key, Event::Reset(reason)));
             }
         }
+    }
+
+    /// Hands an advance to the groups that it concerns, in slices: sockets are served in between,
+    /// and nothing else happens to groups.
+    async fn hand_out(
+        &self,
+        deltas: Vec<(InstanceId, Result<SharedDelta, String>)>,
+        failed: Vec<(InstanceId, EngineError)>,
+    ) {
+        let mut affected = BTreeSet::new();
+        let begin = now();
+        self.state.borrow_mut().failed(failed, &mut affected);
+        self.stats.stages.add(Stage::Fanout, begin.elapsed());
+        let mut since = 0;
+        for (instance, delta) in deltas {
+            let delta = match delta {
+                Ok(delta) => Arc::new(delta),
+                Err(why) => {
+                    self.state.borrow_mut().instance_failed(instance, &why, &mut affected);
+                    continue;
+                }
+            };
+            let groups = self.state.borrow().subscribers(instance);
+            for groups in groups.chunks(SLICE_GROUPS) {
+                since += groups.len();
+                if since > SLICE_GROUPS {
+                    since = groups.len();
+                    yield_now().await;
+                }
+                let begin = now();
+                self.state.borrow_mut().delta(&delta, groups);
+                affected.extend(groups);
+                self.stats.stages.add(Stage::Fanout, begin.elapsed());
+            }
+        }
+        self.state.borrow_mut().advanced(affected);
     }
 
     /// Another replica file: groups stood on the old one. Their clients come back at once.

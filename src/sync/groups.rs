@@ -446,44 +446,45 @@ impl State {
         self.subscribers.contains_key(&instance)
     }
 
-    /// Hands an advance to the groups that it concerns, and to nobody else: its deltas as they were
-    /// prepared, and instances that failed.
-    pub(super) fn advanced(
+    /// Hands instances that failed to the groups that they concern, and to nobody else; deltas are
+    /// to follow ([`State::delta`]), then [`State::advanced`].
+    pub(super) fn failed(
         &mut self,
-        deltas: Vec<(InstanceId, Result<SharedDelta, String>)>,
         failed: Vec<(InstanceId, EngineError)>,
+        affected: &mut BTreeSet<GroupKey>,
     ) {
         self.counters.advances += 1;
-        let mut affected: BTreeSet<GroupKey> = std::mem::take(&mut self.waiting);
+        affected.append(&mut self.waiting);
         for (instance, error) in failed {
-            self.instance_failed(instance, &error.to_string(), &mut affected);
+            self.instance_failed(instance, &error.to_string(), affected);
         }
-        for (instance, delta) in deltas {
-            let Some(subscribers) = self.subscribers.get(&instance) else { continue };
-            let keys: Vec<GroupKey> = subscribers.groups().collect();
-            match delta {
-                Ok(shared) => {
-                    let shared = Arc::new(shared);
-                    for key in keys {
-                        self.feed(key, Event::Delta(shared.clone()));
-                        affected.insert(key);
-                    }
-                }
-                Err(why) => self.instance_failed(instance, &why, &mut affected),
-            }
+    }
+
+    /// Who is subscribed to an instance.
+    pub(super) fn subscribers(&self, instance: InstanceId) -> Vec<GroupKey> {
+        let subscribers = self.subscribers.get(&instance);
+        subscribers.into_iter().flat_map(Subscribers::groups).collect()
+    }
+
+    /// Hands the delta of an instance to some of its groups, as it was prepared.
+    pub(super) fn delta(&mut self, delta: &Arc<SharedDelta>, groups: &[GroupKey]) {
+        for key in groups {
+            self.feed(*key, Event::Delta(delta.clone()));
         }
+    }
+
+    /// All of an advance was handed over.
+    pub(super) fn advanced(&mut self, affected: BTreeSet<GroupKey>) {
         self.inbox.extend(affected.into_iter().map(|key| (key, Event::Advanced)));
     }
 
-    fn instance_failed(
+    pub(super) fn instance_failed(
         &mut self,
         instance: InstanceId,
         why: &str,
         affected: &mut BTreeSet<GroupKey>,
     ) {
-        let subscribers = self.subscribers.get(&instance);
-        let keys: Vec<GroupKey> = subscribers.into_iter().flat_map(Subscribers::groups).collect();
-        for key in keys {
+        for key in self.subscribers(instance) {
             self.feed(key, Event::InstanceFailed(instance, why.to_owned()));
             affected.insert(key);
         }

@@ -11,9 +11,10 @@
 //! Then [`QueryUpdater::finish`].
 
 use std::collections::{BTreeMap, BTreeSet, hash_map};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 
 use super::config_update::stamp;
 use super::store::{ExecutedWrite, QueryWrite, RowChange, RowWrite};
@@ -24,8 +25,8 @@ use super::{
 use crate::row::RowRef;
 use crate::version::{CvrVersion, StateVersion};
 
-/// Row writes of an update that are put in order.
-pub(crate) const MAX_SORTED_ROWS: usize = 10_000;
+/// Row writes of an update that are put in order: a millisecond.
+pub(crate) const MAX_SORTED_ROWS: usize = 2_000;
 
 /// A query that is executed now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,9 +48,19 @@ pub struct ReceivedRow {
     pub counts: RefCounts,
 }
 
-/// Live row records fetched from the store for an update.
+/// Live row records fetched from the store for an update. Several small tables: one that has to
+/// hash a million records anew would take long.
 #[derive(Debug, Clone, Default)]
-pub struct RowRecords(FxHashMap<Arc<RowIdentity>, RowRecord>);
+pub struct RowRecords(Vec<RecordTable>);
+
+type RecordTable = FxHashMap<Arc<RowIdentity>, RowRecord>;
+
+const TABLE_BITS: u32 = 7;
+
+fn table_of(id: &RowIdentity) -> usize {
+    let mixed = FxBuildHasher.hash_one(id).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> (u64::BITS - TABLE_BITS)) as usize
+}
 
 impl RowRecords {
     /// The records; tombstones are left out, a row that returns counts as new.
@@ -61,32 +72,59 @@ impl RowRecords {
 
     /// Adds records.
     pub fn extend(&mut self, records: impl IntoIterator<Item = RowRecord>) {
-        let live = records.into_iter().filter(|r| r.ref_counts.is_some());
-        self.0.extend(live.map(|r| (r.id.clone(), r)));
+        for record in records.into_iter().filter(|r| r.ref_counts.is_some()) {
+            if self.0.is_empty() {
+                self.0.resize_with(1 << TABLE_BITS, RecordTable::default);
+            }
+            self.0[table_of(&record.id)].insert(record.id.clone(), record);
+        }
     }
 
     /// The live record of a row.
     pub fn get(&self, id: &RowIdentity) -> Option<&RowRecord> {
-        self.0.get(id)
+        let table = if self.0.is_empty() { None } else { self.0.get(table_of(id)) };
+        table?.get(id)
     }
 
     /// All of them, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &RowRecord> {
-        self.0.values()
+        self.0.iter().flat_map(RecordTable::values)
     }
 
     /// All of them, to be taken slice by slice.
-    pub fn into_values(self) -> hash_map::IntoValues<Arc<RowIdentity>, RowRecord> {
-        self.0.into_values()
+    pub fn into_slices(self) -> RecordSlices {
+        RecordSlices(self.0)
+    }
+}
+
+/// Records that are looked through slice by slice.
+#[derive(Debug)]
+pub struct RecordSlices(Vec<RecordTable>);
+
+impl RecordSlices {
+    /// About `count` records, at least one unless there are none left.
+    pub fn take(&mut self, count: usize) -> Vec<RowRecord> {
+        let mut taken = Vec::new();
+        while taken.len() < count.max(1)
+            && let Some(table) = self.0.pop()
+        {
+            taken.extend(table.into_values());
+        }
+        taken
+    }
+
+    /// None are left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
 impl<'r> IntoIterator for &'r RowRecords {
     type Item = &'r RowRecord;
-    type IntoIter = hash_map::Values<'r, Arc<RowIdentity>, RowRecord>;
+    type IntoIter = Box<dyn Iterator<Item = &'r RowRecord> + 'r>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.values()
+        Box::new(self.iter())
     }
 }
 

@@ -25,7 +25,7 @@ use super::sync::failed_query;
 use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
 use crate::cvr::{
     Cvr, Executed, Leftovers, Patch, PreparedFlush, QueryHash, QueryUpdater, ReceivedRow,
-    RefCounts, RowChanges, RowIdentity, RowRecord, VersionedPatch,
+    RecordSlices, RefCounts, RowChanges, RowIdentity, VersionedPatch,
 };
 use crate::ivm::engine::InstanceId;
 use crate::row::RowRef;
@@ -55,9 +55,10 @@ pub(super) struct Computing {
     rewritten: FxHashSet<Arc<RowIdentity>>,
     /// Queries with a row that cannot be delivered: they are removed.
     undeliverable: BTreeSet<QueryHash>,
-    patches: Vec<VersionedPatch>,
+    /// Slices: one vector of a million is as long in coming as in going.
+    patches: Vec<Vec<VersionedPatch>>,
     /// For clients to whom rows went out early.
-    end: Vec<VersionedPatch>,
+    end: Vec<Vec<VersionedPatch>>,
     work: Work,
 }
 
@@ -71,7 +72,7 @@ enum Work {
     /// Rows are counted, with what the records say.
     Receive(std::vec::IntoIter<ReceivedRow>, hash_map::IntoIter<Arc<RowIdentity>, usize>),
     /// Records are looked through for rows that did not come again.
-    Bury(hash_map::IntoValues<Arc<RowIdentity>, RowRecord>),
+    Bury(RecordSlices),
     /// What becomes of records is settled.
     Settle(RowChanges),
     /// Rows are counted, with what the instances say.
@@ -124,10 +125,10 @@ pub(super) struct Encoding {
     /// Older than what happens now: they go first, but for rows that the update has patches for.
     missed: std::vec::IntoIter<VersionedPatch>,
     rewritten: FxHashSet<Arc<RowIdentity>>,
-    patches: std::vec::IntoIter<VersionedPatch>,
+    patches: std::vec::IntoIter<Vec<VersionedPatch>>,
     poke: Poke,
     /// The end of the open poke.
-    ends: std::vec::IntoIter<VersionedPatch>,
+    ends: std::vec::IntoIter<Vec<VersionedPatch>>,
     end: Poke,
     /// `None`: nothing is to be written.
     prepared: Option<PreparedFlush>,
@@ -279,9 +280,8 @@ impl Group {
         }
         let mut budget = SLICE_ROWS;
         loop {
-            let Computing { sync, update, as_it_was, since, patches, undeliverable, work, .. } =
-                &mut *c;
-            let known = patches.len();
+            let Computing { sync, update, as_it_was, since, undeliverable, work, .. } = &mut *c;
+            let mut new = Vec::new();
             let done = match work {
                 Work::Gather(gather) => {
                     let all = self.gather(gather, &mut budget, sync, undeliverable, cx);
@@ -291,7 +291,7 @@ impl Group {
                     }
                     if all {
                         let gathered = std::mem::take(gather);
-                        *work = self.gathered(gathered, sync, undeliverable, update, patches)?;
+                        *work = self.gathered(gathered, sync, undeliverable, update, &mut new)?;
                     }
                     false
                 }
@@ -316,17 +316,17 @@ impl Group {
                     let now = rows.len().min(budget);
                     budget -= now;
                     index.by_ref().take(now).for_each(drop);
-                    patches.extend(update.received(rows.by_ref().take(now), &sync.records)?);
+                    new.extend(update.received(rows.by_ref().take(now), &sync.records)?);
                     if rows.len() == 0 {
-                        *work = Work::Bury(std::mem::take(&mut sync.records).into_values());
+                        *work = Work::Bury(std::mem::take(&mut sync.records).into_slices());
                     }
                     false
                 }
                 Work::Bury(records) => {
-                    let slice: Vec<RowRecord> = records.by_ref().take(budget).collect();
-                    budget -= slice.len();
-                    patches.extend(update.delete_unreferenced_rows(&slice)?);
-                    if records.len() == 0 {
+                    let slice = records.take(budget);
+                    budget = budget.saturating_sub(slice.len());
+                    new.extend(update.delete_unreferenced_rows(&slice)?);
+                    if records.is_empty() {
                         *work = Work::Settle(update.take_row_changes());
                     }
                     false
@@ -356,7 +356,7 @@ impl Group {
                     }
                     if !slice.is_empty() {
                         update.ensure_new_version();
-                        patches.extend(update.advanced(slice, since)?);
+                        new.extend(update.advanced(slice, since)?);
                     }
                     done
                 }
@@ -365,24 +365,26 @@ impl Group {
                     budget = budget.saturating_sub(rows.len());
                     let done = sent.is_empty();
                     match self.take_back(rows, update.version(), cx) {
-                        Ok(gone) => c.end.extend(gone),
+                        Ok(gone) => c.end.push(gone),
                         Err(_) => return self.abandon(c, cx),
                     }
                     done
                 }
             };
+            if !c.missed.is_empty() {
+                c.rewritten.extend(new.iter().filter_map(|p| row_of(&p.patch)).cloned());
+            }
             if let Some(open) = &mut self.open {
-                open.sort(&mut c.patches, known, &mut c.end);
+                c.end.push(open.sort(&mut new));
+            }
+            if !new.is_empty() {
+                c.patches.push(new);
             }
             if let Some(open) = self.open.as_mut().filter(|_| done)
                 && !matches!(c.work, Work::TakeBack(_))
             {
                 c.work = Work::TakeBack(open.take_unfound());
                 continue;
-            }
-            if !c.missed.is_empty() {
-                let new = c.patches[known..].iter().filter_map(|p| row_of(&p.patch));
-                c.rewritten.extend(new.cloned());
             }
             if done {
                 return self.computed(c, cx);
@@ -592,9 +594,18 @@ impl Group {
         let rewritten = &e.rewritten;
         let stays = |p: &VersionedPatch| row_of(&p.patch).is_none_or(|id| !rewritten.contains(id));
         let mut slice: Vec<VersionedPatch> = e.missed.by_ref().take(older).filter(stays).collect();
-        let newer = e.patches.len().min(SLICE_ROWS - older);
-        slice.extend(e.patches.by_ref().take(newer));
-        let ends: Vec<VersionedPatch> = e.ends.by_ref().take(SLICE_ROWS - older - newer).collect();
+        while slice.len() < SLICE_ROWS
+            && e.missed.len() == 0
+            && let Some(next) = e.patches.next()
+        {
+            slice.extend(next);
+        }
+        let mut ends = Vec::new();
+        while slice.len() + ends.len() < SLICE_ROWS
+            && let Some(next) = e.ends.next()
+        {
+            ends.extend(next);
+        }
         if let Some(leftovers) = &mut e.leftovers {
             leftovers.shed(SLICE_ROWS);
         }

@@ -117,22 +117,17 @@ impl Sent {
 }
 
 impl OpenPoke {
-    /// Sorts patches of the update: what the clients of this poke have got is not for their `end`,
-    /// and what they alone get not for the others.
-    pub(super) fn sort(
-        &mut self,
-        patches: &mut Vec<VersionedPatch>,
-        known: usize,
-        end: &mut Vec<VersionedPatch>,
-    ) {
+    /// Sorts patches of the update: returns those for the end of this poke, without what its
+    /// clients have got. The others' stay.
+    pub(super) fn sort(&mut self, patches: &mut Vec<VersionedPatch>) -> Vec<VersionedPatch> {
         let mut is_news = |patch: &VersionedPatch| match &patch.patch {
             Patch::RowPut(id, row) => !self.sent.take(id.table(), row),
             _ => true,
         };
         if self.others {
-            end.extend(patches[known..].iter().filter(|patch| is_news(patch)).cloned());
+            patches.iter().filter(|patch| is_news(patch)).cloned().collect()
         } else {
-            end.extend(patches.drain(known..).filter(is_news));
+            patches.drain(..).filter(is_news).collect()
         }
     }
 

@@ -33,8 +33,10 @@ pub struct SharedDelta {
     /// The instance.
     pub instance: InstanceId,
     /// Changed rows, each once, by identity unless they are too many: groups then have nothing to
-    /// sort.
-    pub rows: Vec<SharedRow>,
+    /// sort. In parts, which are let go one by one: there may be a million rows.
+    parts: Vec<Arc<[SharedRow]>>,
+    /// Rows that are no part yet.
+    open: Vec<SharedRow>,
 }
 
 /// One changed row of a [`SharedDelta`].
@@ -63,7 +65,8 @@ impl SharedDelta {
 
     /// Begins to prepare a delta slice by slice.
     pub fn begin(delta: &InstanceDelta) -> SharedDelta {
-        SharedDelta { instance: delta.instance, rows: Vec::with_capacity(delta.rows.len()) }
+        let open = Vec::with_capacity(delta.rows.len().min(MAX_SORTED_ROWS));
+        SharedDelta { instance: delta.instance, parts: Vec::new(), open }
     }
 
     /// Adds a slice of the delta's rows.
@@ -78,7 +81,10 @@ impl SharedDelta {
             {
                 SharedDelta::check(tables, &d.table, row)?;
             }
-            self.rows.push(SharedRow {
+            if self.open.len() >= MAX_SORTED_ROWS {
+                self.parts.push(self.open.drain(..).collect());
+            }
+            self.open.push(SharedRow {
                 id: Arc::new(RowIdentity::with_key(&d.table, &d.id.key)),
                 before: count(d.count_before),
                 after: count(d.count_after),
@@ -90,10 +96,27 @@ impl SharedDelta {
 
     /// All rows were added.
     pub fn end(mut self) -> SharedDelta {
-        if self.rows.len() <= MAX_SORTED_ROWS {
-            self.rows.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        let mut last = std::mem::take(&mut self.open);
+        if self.parts.is_empty() {
+            last.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         }
+        self.parts.push(last.into());
         self
+    }
+
+    /// Its rows.
+    pub fn rows(&self) -> impl Iterator<Item = &SharedRow> {
+        self.parts.iter().flat_map(|part| part.iter())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(|part| part.len()).sum()
+    }
+
+    /// Nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Makes the JSON of a row, once; a row that cannot be delivered is an error.
@@ -143,7 +166,7 @@ impl Pending {
 
     fn merge(&mut self) {
         for (query, delta) in self.deltas.drain(..) {
-            for row in &delta.rows {
+            for row in delta.rows() {
                 self.rows.add(&row.id, row.change_of(&query), row.row.as_ref());
             }
         }
@@ -152,7 +175,7 @@ impl Pending {
     /// Everything, one entry per row.
     pub(super) fn take_rows(&mut self) -> Vec<AdvancedRow> {
         if let ([(query, delta)], true) = (&*self.deltas, self.rows.is_empty()) {
-            let rows = delta.rows.iter().map(|row| row.advanced(query)).collect();
+            let rows = delta.rows().map(|row| row.advanced(query)).collect();
             self.deltas.clear();
             return rows;
         }
@@ -162,13 +185,17 @@ impl Pending {
 
     /// Everything: what is merged per row, and what is still to be.
     pub(super) fn take(&mut self) -> (RowDeltas, Unmerged) {
-        let deltas = std::mem::take(&mut self.deltas).into_iter().collect();
-        (std::mem::take(&mut self.rows), Unmerged { deltas, at: 0 })
+        let deltas = std::mem::take(&mut self.deltas);
+        let is_one = deltas.len() == 1;
+        let parts = deltas.iter().flat_map(|(query, delta)| {
+            delta.parts.iter().map(|part| (query.clone(), part.clone()))
+        });
+        (std::mem::take(&mut self.rows), Unmerged { parts: parts.collect(), at: 0, is_one })
     }
 
     /// About how many rows have changed.
     pub(super) fn len(&self) -> usize {
-        self.rows.len() + self.deltas.iter().map(|(_, delta)| delta.rows.len()).sum::<usize>()
+        self.rows.len() + self.deltas.iter().map(|(_, delta)| delta.len()).sum::<usize>()
     }
 
     /// The version up to which the group has everything.
@@ -199,34 +226,36 @@ impl Pending {
 /// Deltas in the order of their advances, on their way to be merged per row.
 #[derive(Debug, Default)]
 pub(super) struct Unmerged {
-    deltas: VecDeque<(QueryHash, Arc<SharedDelta>)>,
+    parts: VecDeque<(QueryHash, Arc<[SharedRow]>)>,
     /// Rows of the first one that were taken.
     at: usize,
+    /// They are of one delta.
+    is_one: bool,
 }
 
 impl Unmerged {
     /// Rows that are left.
     pub(super) fn len(&self) -> usize {
-        self.deltas.iter().map(|(_, delta)| delta.rows.len()).sum::<usize>() - self.at
+        self.parts.iter().map(|(_, part)| part.len()).sum::<usize>() - self.at
     }
 
     /// Each row is there once: it needs no merging.
     pub(super) fn is_one(&self) -> bool {
-        self.deltas.len() == 1
+        self.is_one
     }
 
     /// The next `count` rows at most, each with its query.
     pub(super) fn take(&mut self, count: usize, mut take: impl FnMut(&QueryHash, &SharedRow)) {
         let mut left = count;
         while left > 0
-            && let Some((query, delta)) = self.deltas.front()
+            && let Some((query, part)) = self.parts.front()
         {
-            let rest = &delta.rows[self.at..];
+            let rest = &part[self.at..];
             let now = rest.len().min(left);
             rest[..now].iter().for_each(|row| take(query, row));
             (self.at, left) = (self.at + now, left - now);
-            if self.at == delta.rows.len() {
-                self.deltas.pop_front();
+            if self.at == part.len() {
+                self.parts.pop_front();
                 self.at = 0;
             }
         }
