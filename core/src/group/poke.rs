@@ -29,6 +29,8 @@ use crate::version::CvrVersion;
 const MAX_PATCHES_AT_ONCE: usize = if cfg!(test) { 8 } else { 2_000 };
 /// And bytes of its rows.
 const MAX_BYTES_AT_ONCE: usize = 2 << 20;
+/// Patches of a large poke that are looked at to say how long it is for a client; of more, all count.
+const MAX_COUNTED: usize = 10_000;
 /// Patches of a large poke that are encoded at a time.
 const MAX_STEP_PATCHES: usize = if cfg!(test) { 3 } else { 1_000 };
 /// Bytes of a large poke that are made at a time; one part or row may exceed it.
@@ -237,6 +239,10 @@ impl Poke {
     ) -> LargePoke {
         let mut poke = LargePoke::open(&last.cookie(), base, binary);
         poke.grow(&self.end(last));
+        if self.patches <= MAX_COUNTED {
+            let applying = self.patches().filter(|(to, _)| base.is_none_or(|base| to > base));
+            poke.bytes = applying.map(|(_, patch)| patch.bytes()).sum();
+        }
         poke
     }
 

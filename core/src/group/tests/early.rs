@@ -3,7 +3,7 @@
 
 use super::super::{ConnId, Event, ResetReason};
 use super::client::Persisted;
-use super::harness::Harness;
+use super::harness::{Harness, Waiting};
 use super::scenarios::{ALL_ISSUES, change, drop_issue, init, issue, joined, put, rejoin};
 use crate::cvr::ClientGroupId;
 use crate::cvr::store::CvrStoreError;
@@ -300,4 +300,32 @@ fn a_socket_that_takes_nothing_is_told_nothing_of_what_was_taken_back() {
     h.feed(&group(), Event::Reset(ResetReason::SchemaChange));
     expect(&mut h, conn, 9);
     assert_eq!((h.socket(conn).model.cancelled, rows_sent(&h, conn)), (0, 9));
+}
+
+#[test]
+fn a_large_poke_is_as_long_as_what_its_client_lacks() {
+    let mut h = Harness::new(false);
+    issues(&mut h, 20);
+    let conn = joined(&mut h, "c", &put("q", ALL_ISSUES));
+    h.lazy_sockets = true;
+    // Another client comes, and one row changes before it is served: one poke for both.
+    let late = h.connect("g", "d", None, Persisted::default(), 51).expect("admitted");
+    h.say(late, &init(""));
+    while h.socket(conn).queue.is_empty() {
+        assert!(h.answer(&group()));
+    }
+    let changed = issue(&h, "i1", 100.0);
+    h.commit(vec![changed]);
+    while h.answer(&group()) {}
+    let longest = |h: &Harness, conn| {
+        let bytes = |waiting: &Waiting| match waiting {
+            Waiting::Large(poke) => poke.bytes(),
+            Waiting::Frames(_) => 0,
+        };
+        h.socket(conn).queue.iter().map(bytes).max().unwrap_or_default()
+    };
+    let (there, joining) = (longest(&h, conn), longest(&h, late));
+    assert!(joining > 20 * 20 && there > 0 && there < 150, "{there} of {joining} bytes");
+    expect(&mut h, conn, 20);
+    expect(&mut h, late, 20);
 }
