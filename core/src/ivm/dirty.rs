@@ -81,7 +81,7 @@ impl Dirty {
     /// Nobody needs it any more.
     pub(super) fn discard(self, garbage: &mut Garbage) {
         garbage.add(self.rows);
-        garbage.add(self.known.into_keys());
+        garbage.add_keys(self.known);
     }
 }
 
@@ -124,7 +124,7 @@ impl JoinKeys {
     /// Nobody needs it any more.
     pub(super) fn discard(self, garbage: &mut Garbage) {
         garbage.add(self.keys);
-        garbage.add(self.known.into_keys());
+        garbage.add_keys(self.known);
     }
 
     fn wants(&self, row: &Row, columns: &[usize]) -> bool {

@@ -1,8 +1,10 @@
 //! What nobody needs any more and is too much to drop at once: lists of keys, of rows, of deltas.
 
 use std::fmt;
+use std::hash::Hash;
 
 use super::engine::Budget;
+use super::shards::ShardMap;
 
 /// Fewer elements are dropped at once. Tests have few, and shall give them back all the same.
 const AT_ONCE: usize = if cfg!(test) { 2 } else { 64 };
@@ -32,6 +34,17 @@ impl Garbage {
         // Most lists are short: not worth a box.
         if elements.size_hint().1.is_none_or(|most| most > AT_ONCE) {
             self.0.push(Box::new(elements.map(drop)));
+        }
+    }
+
+    /// The same for a map, of which only the keys are worth the trouble.
+    pub(super) fn add_keys<K, V>(&mut self, map: ShardMap<K, V>)
+    where
+        K: Hash + Eq + Send + 'static,
+        V: Send + 'static,
+    {
+        if map.len() > AT_ONCE {
+            self.add(map);
         }
     }
 

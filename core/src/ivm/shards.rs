@@ -298,11 +298,6 @@ impl<K: Hash + Eq, V> ShardMap<K, V> {
         self.0.find_mut(hash_of(key), |e| key.equivalent(&e.0)).map(|e| &mut e.1)
     }
 
-    /// Takes all keys out.
-    pub(super) fn into_keys(self) -> impl Iterator<Item = K> {
-        self.0.into_iter().map(|e| e.0)
-    }
-
     pub(super) fn contains_key(&self, key: &K) -> bool {
         self.get(key).is_some()
     }

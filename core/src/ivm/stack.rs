@@ -37,10 +37,6 @@ impl<T> Stack<T> {
         element
     }
 
-    pub(super) fn last(&self) -> Option<&T> {
-        self.pieces.last()?.last()
-    }
-
     /// All elements, the first one first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.pieces.iter().flatten()
@@ -62,7 +58,6 @@ mod tests {
             (0..10 * round).for_each(|n| stack.push(n));
             assert_eq!(stack.is_empty(), round == 0);
             assert!(stack.iter().copied().eq(0..10 * round));
-            assert_eq!(stack.last().copied(), (0..10 * round).last());
             (0..10 * round).rev().for_each(|n| assert_eq!(stack.pop(), Some(n)));
             assert_eq!(stack.pop(), None);
         }

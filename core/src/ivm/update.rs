@@ -83,15 +83,23 @@ struct Parents {
 struct Apply {
     taken_out: usize,
     put_in: usize,
-    /// Keys of the partitions that changed; perhaps twice.
+    /// Keys of the partitions that changed, but for the last one; perhaps twice.
     changed: Stack<Key>,
+    /// The last one: mostly it is the only one.
+    last_changed: Option<Key>,
 }
 
 impl Apply {
     fn note(&mut self, key: Key) {
-        if self.changed.last() != Some(&key) {
-            self.changed.push(key);
+        if self.last_changed.as_ref() != Some(&key)
+            && let Some(before) = self.last_changed.replace(key)
+        {
+            self.changed.push(before);
         }
+    }
+
+    fn next_changed(&mut self) -> Option<Key> {
+        self.last_changed.take().or_else(|| self.changed.pop())
     }
 }
 
@@ -157,7 +165,7 @@ impl Update {
         for dirty in self.dirty.drain(..) {
             dirty.discard(&mut self.garbage);
         }
-        self.garbage.add(std::mem::take(&mut self.points).into_keys());
+        self.garbage.add_keys(std::mem::take(&mut self.points));
         Ok(self.garbage.give_back(w.budget))
     }
 
@@ -294,7 +302,7 @@ impl Update {
             }
         }
         if mutant::is(Mutant::RefillEarly) && apply.put_in == 0 {
-            for key in apply.changed.iter() {
+            for key in apply.changed.iter().chain(&apply.last_changed) {
                 if instance.nodes[n].partitions.get(key).is_some_and(|p| p.is_short(node.window)) {
                     instance.fill_one(node, key, w)?;
                 }
@@ -304,7 +312,7 @@ impl Update {
             return Ok(false);
         }
         let state = &mut instance.nodes[n];
-        while let Some(key) = apply.changed.pop() {
+        while let Some(key) = apply.next_changed() {
             w.budget.spend(1);
             if let Some(partition) = state.partitions.get_mut(&key) {
                 partition.cut(&node.order, node.window);

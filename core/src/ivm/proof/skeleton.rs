@@ -4,7 +4,8 @@
 //! or an OR) and up to two related edges per node that is not an EXISTS body, to a depth, with at
 //! most a number of edges. A *case* is a skeleton with one choice on each axis: which tables its
 //! nodes read, which columns join them, and one node (each in turn) with each filter, order,
-//! limit and cursor. All of them are enumerated; a run of a part takes every n-th case.
+//! limit and cursor. All of them are enumerated; a run of a part takes every n-th case. The hints
+//! `flip` and `scalar` must not make another plan of any of them, hence no other behaviour.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::ivm::engine::{EngineConfig, Overshoot};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
+use crate::zql::ast::{Ast, Condition};
 use crate::zql::compile::{IdentityKeys, compile};
 
 /// How large the enumeration is.
@@ -319,6 +321,24 @@ fn pushes(tables: &[TableId]) -> Vec<Operation> {
     out
 }
 
+/// Gives every EXISTS of a query, and of what is below it, the hints `flip` and `scalar`.
+fn hint(ast: &mut Ast, hints: (Option<bool>, Option<bool>)) {
+    fn conditions(condition: &mut Condition, hints: (Option<bool>, Option<bool>)) {
+        match condition {
+            Condition::And { conditions: all } | Condition::Or { conditions: all } => {
+                all.iter_mut().for_each(|c| conditions(c, hints));
+            }
+            Condition::CorrelatedSubquery(e) => {
+                (e.flip, e.scalar) = hints;
+                hint(&mut e.related.subquery, hints);
+            }
+            Condition::Simple(_) => {}
+        }
+    }
+    ast.condition.iter_mut().for_each(|c| conditions(c, hints));
+    ast.related.iter_mut().flatten().for_each(|r| hint(&mut r.subquery, hints));
+}
+
 impl Case {
     /// The query.
     pub fn query(&self) -> Json {
@@ -331,9 +351,18 @@ impl Case {
     /// The query does not compile.
     pub fn script(&self, number: u64) -> Result<Script, String> {
         let schema = schema();
-        let ast = serde_json::from_value(self.query()).map_err(|e| e.to_string())?;
+        let ast: Ast = serde_json::from_value(self.query()).map_err(|e| e.to_string())?;
         let compiled = compile(&ast, &schema, &IdentityKeys::default());
         let (plan, params) = compiled.map_err(|e| e.to_string())?;
+        for hints in [(Some(true), None), (Some(false), Some(true)), (Some(true), Some(true))] {
+            let mut hinted = ast.clone();
+            hint(&mut hinted, hints);
+            let compiled = compile(&hinted, &schema, &IdentityKeys::default());
+            let (same, values) = compiled.map_err(|e| e.to_string())?;
+            if same != plan || values != params {
+                return Err(format!("flip and scalar {hints:?} make another plan"));
+            }
+        }
         let mut tables: Vec<TableId> = plan.nodes.iter().map(|n| n.table.id).collect();
         tables.sort();
         tables.dedup();
