@@ -58,5 +58,5 @@ fi
 echo "== compared, with seeds from $seed on"
 grep -E 'agree$|^FAILED' "$log" | sed 's/^test [^ ]* \.\.\. //'
 sed -nE 's/.* ([0-9]+) steps agree$/\1/p' "$log" \
-  | awk '{ s += $1 } END { print s " engine steps without a difference" }'
+  | awk '{ s += $1 } END { print s + 0 " engine steps without a difference" }'
 exit $failed
