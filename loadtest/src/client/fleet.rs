@@ -26,6 +26,9 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 /// How long workers may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long clients may take to close their sockets at the end. Less than [`STOP_TIMEOUT`].
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The rows of one client: (table, id) and the row as JSON text.
 pub(crate) type Rows = Vec<(RowId, Box<str>)>;
 
@@ -211,8 +214,14 @@ async fn worker(
     while let Some(command) = commands.recv().await {
         obey(command, &clients, &stats, server);
     }
-    for client in clients.borrow_mut().drain() {
-        client.1.close();
+    let mut open: Vec<Rc<Client>> =
+        clients.borrow_mut().drain().map(|(_, client)| client).collect();
+    open.iter().for_each(|client| client.close());
+    // The runtime forgets tasks that have not ended, and what they hold: the sockets would stay.
+    let deadline = Instant::now() + CLOSE_TIMEOUT;
+    while !open.is_empty() && Instant::now() < deadline {
+        rt::sleep(Duration::from_millis(1)).await;
+        open.retain(|client| Rc::strong_count(client) > 1);
     }
 }
 
@@ -270,5 +279,50 @@ fn obey(command: Command, clients: &Clients, stats: &Arc<WorkerStats>, server: S
             // The driver may have given up.
             let _ = to.send(rows);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    // A failed unwrap is a failed test.
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn sockets() -> usize {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap();
+        let is_socket = |to: std::path::PathBuf| to.to_string_lossy().starts_with("socket:");
+        files
+            .filter(|f| std::fs::read_link(f.as_ref().unwrap().path()).is_ok_and(is_socket))
+            .count()
+    }
+
+    /// A long comparison has tens of thousands of clients one after the other, and a process may
+    /// have 20,000 files.
+    #[test]
+    fn a_fleet_that_is_gone_leaves_no_socket_open() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let before = sockets();
+        let mut fleet = Fleet::start(NonZeroUsize::MIN, listener.local_addr().unwrap()).unwrap();
+        for index in 0..20 {
+            let setup = ClientSetup {
+                index,
+                client_id: format!("c{index}"),
+                group_id: format!("g{index}"),
+                queries: Vec::new(),
+                client_schema: Arc::new(serde_json::json!({})),
+                counts_new: false,
+                protocol: 51,
+            };
+            fleet.open(setup, Instant::now()).unwrap();
+        }
+        // None is answered: they wait for the answer to their upgrade.
+        let accepted: Vec<_> = (0..20).map(|_| listener.accept().unwrap()).collect();
+        assert!(sockets() >= before + 2 * accepted.len());
+        drop(fleet);
+        drop(accepted);
+        assert_eq!(sockets(), before);
     }
 }
