@@ -79,6 +79,16 @@ impl<'c> Core<'c> {
 
     /// Works until stopped, taken over, or beyond help.
     pub(super) fn run(mut self) -> Result<(), ReplicationError> {
+        match self.work() {
+            Err(end @ ReplicationError::Superseded) => {
+                info!("{end}: it takes over");
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn work(&mut self) -> Result<(), ReplicationError> {
         loop {
             let error = match self.cycle() {
                 Ok(Ended::Stopped | Ended::TakenOver) => return Ok(()),
@@ -253,14 +263,17 @@ impl<'c> Core<'c> {
             info!("upstream does not know this replica any more: another server took over");
             return Ok(Ended::TakenOver);
         };
-        if !slots::take_over(&mut client, config, &row)? {
+        let slot_is_gone = || {
             info!(slot = row.slot, "the replication slot is gone: another server took over");
-            return Ok(Ended::TakenOver);
+            Ok(Ended::TakenOver)
+        };
+        if !slots::take_over(&mut client, config, &row)? {
+            return slot_is_gone();
         }
         let shard_config: ShardConfig = shard::read_config(&mut client, &config.shard)?;
         let sender_timeout = wal_sender_timeout(&mut client)?;
         drop(client);
-        let mut session = stream::start(SessionParts {
+        let started = stream::start(SessionParts {
             config,
             status: self.status,
             writer: &mut replica.writer,
@@ -272,6 +285,8 @@ impl<'c> Core<'c> {
             sender_timeout,
             server_version,
         })?;
+        // It may go between the two looks.
+        let Some(mut session) = started else { return slot_is_gone() };
         self.streamed = true;
         self.status.set_phase(Phase::Streaming);
         self.cleaner.clean(config, row.rank, self.status);

@@ -42,6 +42,9 @@ pub enum ReplicationError {
         /// Why.
         reason: String,
     },
+    /// Another server made a newer replica during the initial sync: not a failure.
+    #[error("another server made a newer replica during this one's initial sync")]
+    Superseded,
     /// Stopped while working: not a failure.
     #[error("stopped")]
     Stopped,
@@ -87,6 +90,7 @@ impl ReplicationError {
             | ReplicationError::ResetRequired { .. } => Remedy::Resync,
             ReplicationError::Replica(_)
             | ReplicationError::Thread(_)
+            | ReplicationError::Superseded
             | ReplicationError::Stopped
             | ReplicationError::Panicked => Remedy::GiveUp,
         }

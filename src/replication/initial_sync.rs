@@ -69,7 +69,7 @@ pub fn run(
         // The row of `replicas` goes with the next replica that takes over; the slot now, since
         // it holds WAL back.
         match connect_checked(config, "zero-initial-sync-cleanup") {
-            Ok((mut client, _)) => slots::drop_slot(&mut client, &slot),
+            Ok((mut client, _)) => slots::drop_slot(&mut client, &config.shard, &slot, &id),
             Err(cause) => warn!(%cause, slot, "a replication slot is left over"),
         }
         return Err(error);
@@ -181,7 +181,9 @@ fn copy(
     // This first: a row of `replicas` without a file is cleaned up, a file without a row would
     // have to be thrown away.
     let json = initial_schema_json(&schema)?;
-    slots::complete_replica(client, &config.shard, &replica.id, &json, &config.context)?;
+    if !slots::complete_replica(client, &config.shard, &replica.id, &json, &config.context)? {
+        return Err(ReplicationError::Superseded);
+    }
     file.finish()?;
     Ok(())
 }

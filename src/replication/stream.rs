@@ -100,11 +100,12 @@ pub struct Session<'c> {
     progress: u64,
 }
 
-/// Starts streaming behind the replica's last transaction.
+/// Starts streaming behind the replica's last transaction. `None` if the slot is gone: the server
+/// of a newer replica has removed it.
 ///
 /// # Errors
 /// [`UpstreamError::AutoReset`] if the slot was invalidated.
-pub fn start(parts: SessionParts<'_>) -> Result<Session<'_>, ReplicationError> {
+pub fn start(parts: SessionParts<'_>) -> Result<Option<Session<'_>>, ReplicationError> {
     let from = parts.writer.version().lsn()? + 1;
     // Identifiers in a string: unquoted, they would be folded to lower case.
     let quoted: Vec<String> = parts.shard.publications.iter().map(|p| quote_ident(p)).collect();
@@ -129,12 +130,14 @@ pub fn start(parts: SessionParts<'_>) -> Result<Session<'_>, ReplicationError> {
             Err(e) if e.is(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {
                 return Err(UpstreamError::AutoReset(e.to_string()).into());
             }
+            // Of publications that are missing it speaks later, in the stream.
+            Err(e) if e.is(SqlState::UNDEFINED_OBJECT) => return Ok(None),
             Err(e) => return Err(e.into()),
         }
     };
     info!(slot = parts.replica.slot, from = format_lsn(from), "replication stream started");
     let now = Instant::now();
-    Ok(Session {
+    Ok(Some(Session {
         decoder: Decoder::new(&parts.config.shard),
         catalog: TypeCatalog::default(),
         stream,
@@ -145,7 +148,7 @@ pub fn start(parts: SessionParts<'_>) -> Result<Session<'_>, ReplicationError> {
         received_at: now,
         progress: 0,
         parts,
-    })
+    }))
 }
 
 impl Session<'_> {

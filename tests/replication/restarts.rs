@@ -161,25 +161,78 @@ fn an_initial_sync_that_is_stopped_leaves_nothing_behind() {
     running.stop();
 }
 
+/// Whose replica is the newer one goes on. The other one goes on as well if it streamed before the
+/// newer one was ready; else it ends, and not by a failure.
 #[test]
 fn two_servers_that_start_together_do_not_share_a_slot() {
     let mut f = Fixture::new(COUNTER);
     let mut other = f.config.clone();
     other.replica_path = f.dir.path().join("other.db");
-    let (a, b) = (f.start(), Running::start(&other));
-    a.wait_streaming();
-    b.wait_streaming();
+    let servers =
+        [(f.start(), f.config.replica_path.clone()), (Running::start(&other), other.replica_path)];
+    let streams = servers.each_ref().map(|(running, _)| running.streams_or_ended());
     eventually("the older replica gives way", || {
         let rows = f.scalar("SELECT count(*)::text FROM zero_0.replicas");
         (rows.as_deref() == Some("1")).then_some(())
     });
-    let slots = f.scalar("SELECT string_agg(slot_name, ',' ORDER BY 1) FROM pg_replication_slots");
-    assert_eq!(slots.as_deref(), Some("zero_0_a,zero_0_b"), "the older one still uses its own");
+    let newest = f.scalar("SELECT version FROM zero_0.replicas").unwrap();
+    let used = "SELECT count(*) FROM pg_replication_slots WHERE active";
+    let slots = f.sql.query_one(used, &[]).unwrap().get::<i64>(0).unwrap();
+    assert_eq!(slots, streams.iter().filter(|s| **s).count() as i64, "one slot each");
     f.exec("UPDATE t SET n = 1");
-    f.catch_up(&a);
-    f.config.replica_path = other.replica_path;
-    f.catch_up(&b);
-    assert_eq!(count(&f), ["100|100|100"]);
-    a.stop();
-    b.stop();
+    for ((running, path), streams) in servers.into_iter().zip(streams) {
+        if streams {
+            f.config.replica_path = path;
+            f.catch_up(&running);
+            assert_eq!(count(&f), ["100|100|100"]);
+        } else {
+            let mine = running.handle.status().replica();
+            assert!(mine.is_none_or(|mine| mine.replica_version.as_str() < newest.as_str()));
+        }
+        running.stop();
+    }
+    assert!(streams.contains(&true));
+}
+
+/// A server with a new replica; `moment` of it, its row of `replicas` and its slot go, as the server
+/// of a newer replica removes them.
+fn overtaken(f: &mut Fixture, moment: &str, and: &str) -> Running {
+    f.start_ready().stop();
+    f.exec(&format!(
+        "CREATE FUNCTION overtake() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+           DELETE FROM zero_0.replicas WHERE id = NEW.id;
+           PERFORM pg_drop_replication_slot(NEW.slot);
+           {and}
+           RETURN NULL;
+         END $$;
+         CREATE TRIGGER overtake {moment} ON zero_0.replicas
+           FOR EACH ROW EXECUTE FUNCTION overtake()"
+    ));
+    f.config.replica_path = f.dir.path().join("overtaken.db");
+    f.start()
+}
+
+#[test]
+fn a_newer_replica_that_is_ready_first_ends_an_initial_sync_cleanly() {
+    let mut f = Fixture::new(COUNTER);
+    // The name of its slot is free again, and taken for another replica: it is not its to drop.
+    let taken = "PERFORM pg_create_physical_replication_slot(NEW.slot);
+        INSERT INTO zero_0.replicas (id, slot, version) VALUES ('newer', NEW.slot, 'zz');";
+    let running = overtaken(&mut f, "BEFORE UPDATE OF \"initialSyncContext\"", taken);
+    assert!(!running.streams_or_ended());
+    running.handle.join().unwrap();
+    let slots = f.scalar("SELECT string_agg(slot_name, ',' ORDER BY 1) FROM pg_replication_slots");
+    assert_eq!(slots.as_deref(), Some("zero_0_a,zero_0_b"));
+    let files = std::fs::read_dir(f.dir.path()).unwrap().map(|e| e.unwrap().file_name());
+    let files: Vec<_> = files.filter(|name| name.to_string_lossy().contains("overtaken")).collect();
+    assert!(files.is_empty(), "{files:?}");
+}
+
+#[test]
+fn a_newer_replica_that_is_ready_before_the_stream_of_another_ends_it_cleanly() {
+    let mut f = Fixture::new(COUNTER);
+    // It has taken the slot over, and then there is none.
+    let running = overtaken(&mut f, "AFTER UPDATE OF \"subscriberContext\"", "");
+    assert!(!running.streams_or_ended());
+    running.handle.join().unwrap();
 }

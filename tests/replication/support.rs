@@ -53,6 +53,7 @@ pub struct Fixture {
 impl Fixture {
     /// A database with `sql` run in it.
     pub fn new(sql: &str) -> Fixture {
+        log_to_output();
         let server = LocalServer::start(&["max_replication_slots=5"]).unwrap();
         let upstream = PgConfig::parse(&server.url("postgres")).unwrap();
         let mut client = Client::connect(&upstream).unwrap();
@@ -106,9 +107,17 @@ impl Fixture {
     }
 }
 
+/// What the servers say is shown with a test that fails; their threads have numbers.
+fn log_to_output() {
+    let subscriber = tracing_subscriber::fmt().with_test_writer().with_thread_ids(true);
+    // Only the first of a process counts.
+    let _ = subscriber.with_max_level(tracing::Level::DEBUG).try_init();
+}
+
 pub struct Running {
     pub handle: ReplicationHandle,
     pub told: Arc<Mutex<Told>>,
+    config: ReplicationConfig,
 }
 
 impl Running {
@@ -116,19 +125,56 @@ impl Running {
         let recorder = Recorder::default();
         let told = recorder.0.clone();
         let handle = ReplicationCore::start(config.clone(), Box::new(recorder)).unwrap();
-        Running { handle, told }
+        Running { handle, told, config: config.clone() }
     }
 
     pub fn ready(&self) -> ReplicaInfo {
-        self.handle.wait_ready(PATIENCE).unwrap_or_else(|| {
-            panic!("no replica: {:?}", self.handle.status().snapshot());
-        })
+        self.handle.wait_ready(PATIENCE).unwrap_or_else(|| panic!("no replica: {}", self.found()))
     }
 
     pub fn wait_streaming(&self) {
-        eventually("the stream starts", || {
-            (self.handle.status().phase() == Phase::Streaming).then_some(())
-        });
+        assert!(self.streams_or_ended(), "it ended: {}", self.found());
+    }
+
+    /// Waits until it streams, or has ended without a failure.
+    pub fn streams_or_ended(&self) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.handle.status().phase() {
+                Phase::Streaming => return true,
+                Phase::Stopped => return false,
+                Phase::Failed => panic!("it failed: {}", self.found()),
+                _ if Instant::now() >= deadline => panic!("no stream: {}", self.found()),
+                _ => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// What a failure may be explained by: this server's status, and what Postgres knows.
+    fn found(&self) -> String {
+        let mut found = format!(
+            "{}: {:#?}",
+            self.config.replica_path.display(),
+            self.handle.status().snapshot()
+        );
+        let tables = [
+            ("replication", "SELECT t::text FROM pg_stat_replication t"),
+            ("slots", "SELECT t::text FROM pg_replication_slots t ORDER BY slot_name"),
+            (
+                "replicas",
+                r#"SELECT concat_ws(' ', id, rank, slot, version, "initialSyncContext")
+                   FROM zero_0.replicas ORDER BY rank"#,
+            ),
+            ("activity", "SELECT t::text FROM pg_stat_activity t WHERE query <> ''"),
+        ];
+        for (what, sql) in tables {
+            let rows = Client::connect(&self.config.upstream).and_then(|mut client| {
+                let rows = client.query(sql, &[])?;
+                rows.iter().map(|row| row.get::<String>(0)).collect::<Result<Vec<_>, _>>()
+            });
+            found += &format!("\n{what}: {rows:#?}");
+        }
+        found
     }
 
     pub fn stop(self) {

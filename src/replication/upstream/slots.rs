@@ -159,26 +159,26 @@ fn try_create(
     id: &str,
 ) -> Result<NewReplica, UpstreamError> {
     let shard = &config.shard;
-    in_transaction(client, |client| {
+    let mut unclaimed = None;
+    let created = in_transaction(client, |client| {
         lock(client, shard)?;
         let slot = free_slot_name(client, shard)?;
         let failover = config.slot_failover && server_version >= PG_17;
         let (session, lsn, snapshot) = create_slot(config, &slot, failover)?;
+        unclaimed = Some(slot.clone());
         let version = StateVersion::from_lsn(lsn);
         let row = format!(
             "INSERT INTO {}.replicas (id, slot, version) VALUES ($1, $2, $3)",
             quote_ident(&shard.schema())
         );
         let params = [id.into(), slot.as_str().into(), version.as_str().into()];
-        match client.execute(&row, &params) {
-            Ok(_) => Ok(NewReplica { id: id.to_owned(), slot, version, snapshot, session }),
-            Err(error) => {
-                drop(session);
-                drop_slot(client, &slot);
-                Err(error.into())
-            }
-        }
-    })
+        client.execute(&row, &params)?;
+        Ok(NewReplica { id: id.to_owned(), slot, version, snapshot, session })
+    });
+    if let (Err(_), Some(slot)) = (&created, &unclaimed) {
+        drop_slot(client, shard, slot, id);
+    }
+    created
 }
 
 fn free_slot_name(client: &mut Client, shard: &ShardId) -> Result<String, UpstreamError> {
@@ -225,16 +225,25 @@ fn unreadable_slot() -> UpstreamError {
     }
 }
 
-/// Drops a slot of a failed attempt; only tells the log if that fails (the next start cleans up).
-pub fn drop_slot(client: &mut Client, slot: &str) {
+/// Drops the slot of a failed attempt, unless it is gone and its name is that of another replica
+/// by now. Only tells the log if that fails (the next start cleans up).
+pub fn drop_slot(client: &mut Client, shard: &ShardId, slot: &str, id: &str) {
+    let sql = format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots
+         WHERE slot_name = $1
+           AND slot_name NOT IN (SELECT slot FROM {}.replicas WHERE id <> $2)",
+        quote_ident(&shard.schema())
+    );
     // Its session may still be going.
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        let sql = "SELECT pg_drop_replication_slot(slot_name)
-            FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
-        match client.query(sql, &[slot.into()]) {
+        let dropped = in_transaction(client, |client| {
+            lock(client, shard)?;
+            Ok(client.query(&sql, &[slot.into(), id.into()])?)
+        });
+        match dropped {
             Ok(_) => return,
-            Err(e) if e.is(SqlState::OBJECT_IN_USE) && Instant::now() < deadline => {
+            Err(e) if e.code() == Some(SqlState::OBJECT_IN_USE) && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Err(error) => {
@@ -258,17 +267,18 @@ fn delete_inactive_replicas(client: &mut Client, shard: &ShardId) -> Result<(), 
     Ok(())
 }
 
-/// Marks a replica as usable: its initial sync is complete.
+/// Marks a replica as usable: its initial sync is complete. False if its row is gone: a newer
+/// replica was ready first, and its server removed the older ones.
 ///
 /// # Errors
-/// The server refused, or the row is gone.
+/// The server refused.
 pub fn complete_replica(
     client: &mut Client,
     shard: &ShardId,
     id: &str,
     initial_schema: &serde_json::Value,
     context: &serde_json::Value,
-) -> Result<(), UpstreamError> {
+) -> Result<bool, UpstreamError> {
     let updated = client.execute(
         &format!(
             r#"UPDATE {}.replicas SET "initialSchema" = $2::json, "initialSyncContext" = $3::json
@@ -277,12 +287,7 @@ pub fn complete_replica(
         ),
         &[id.into(), initial_schema.into(), context.into()],
     )?;
-    if updated == 1 {
-        return Ok(());
-    }
-    Err(UpstreamError::Unsupported(format!(
-        "the row of replica {id} vanished upstream during its initial sync"
-    )))
+    Ok(updated == 1)
 }
 
 /// The newest usable replica of a version.
