@@ -49,6 +49,9 @@ impl ShardId {
     }
 }
 
+/// As the original waits (spec: replication §1.7).
+const SLOT_CREATION: Duration = Duration::from_secs(30);
+
 /// Everything that [`super::ReplicationCore::start`] needs.
 #[derive(Debug, Clone)]
 pub struct ReplicationConfig {
@@ -73,6 +76,9 @@ pub struct ReplicationConfig {
     pub stream_inbound_timeout: Option<Duration>,
     /// Silence of an ordinary session that owes an answer; `None`: no limit.
     pub socket_inactivity: Option<Duration>,
+    /// How long the creation of a slot may wait for older transactions upstream, before it is
+    /// tried again.
+    pub slot_creation: Duration,
     /// Answer a stream that cannot be continued by a new initial sync (`ZERO_AUTO_RESET`).
     pub auto_reset: bool,
     /// Who we are, as JSON object (`appID`, `taskID`, `hostIP`, `hostname`, `timestamp`); stored
@@ -96,6 +102,7 @@ impl ReplicationConfig {
             slot_failover: false,
             stream_inbound_timeout: None,
             socket_inactivity: Some(DEFAULT_SOCKET_INACTIVITY),
+            slot_creation: SLOT_CREATION,
             auto_reset: true,
             context,
             table_ids: TableIds::default(),

@@ -100,6 +100,7 @@ impl ReplicationError {
 fn upstream_remedy(error: &UpstreamError) -> Remedy {
     match error {
         UpstreamError::AutoReset(_) => Remedy::Resync,
+        UpstreamError::SlotWaits { .. } => Remedy::Retry,
         UpstreamError::Pg(e) => match e {
             PgError::Config(_) | PgError::Auth { .. } | PgError::Tls { .. } => Remedy::GiveUp,
             PgError::Server(e) => server_remedy(e.code),

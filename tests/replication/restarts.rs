@@ -1,5 +1,7 @@
 //! Stops, crashes and take-overs: nothing is lost, nothing doubled, nothing acknowledged too early.
 
+use std::time::Duration;
+
 use zeroring::replication::Phase;
 use zeroring_net::pg::Client;
 use zeroring_net::pg::replication::parse_lsn;
@@ -235,4 +237,46 @@ fn a_newer_replica_that_is_ready_before_the_stream_of_another_ends_it_cleanly() 
     let running = overtaken(&mut f, "AFTER UPDATE OF \"subscriberContext\"", "");
     assert!(!running.streams_or_ended());
     running.handle.join().unwrap();
+}
+
+#[test]
+fn a_slot_that_older_transactions_hold_up_is_tried_again_and_none_is_left_behind() {
+    let mut f = Fixture::new(COUNTER);
+    f.config.slot_creation = Duration::from_millis(300);
+    let mut older = Client::connect(&f.config.upstream).unwrap();
+    older.batch_execute("BEGIN; CREATE TEMP TABLE older (); ").unwrap();
+    let running = f.start();
+    let error = eventually("it waits for the older transaction", || {
+        running.handle.status().snapshot().last_error
+    });
+    assert!(error.contains("could not be created within 300ms"), "{error}");
+    older.batch_execute("COMMIT").unwrap();
+    running.wait_streaming();
+    f.exec("UPDATE t SET n = 1");
+    f.catch_up(&running);
+    assert_eq!(count(&f), ["100|100|100"]);
+    let slots = f.scalar("SELECT string_agg(slot_name, ',') FROM pg_replication_slots");
+    assert_eq!(slots.as_deref(), Some("zero_0_a"));
+    running.stop();
+}
+
+/// Names of slots are those of the whole cluster, and its databases know nothing of each other.
+#[test]
+fn servers_of_several_databases_that_start_together_do_not_want_the_same_slot() {
+    const DATABASES: usize = 5;
+    let mut f = Fixture::new("");
+    let configs: Vec<_> = (0..DATABASES)
+        .map(|n| {
+            f.use_new_database(&format!("db{n}"));
+            f.config.replica_path = f.dir.path().join(format!("{n}.db"));
+            f.config.clone()
+        })
+        .collect();
+    let servers: Vec<_> = configs.iter().map(Running::start).collect();
+    for running in &servers {
+        running.wait_streaming();
+    }
+    let slots = f.scalar("SELECT string_agg(slot_name, ',' ORDER BY 1) FROM pg_replication_slots");
+    assert_eq!(slots.as_deref(), Some("zero_0_a,zero_0_b,zero_0_c,zero_0_d,zero_0_e"));
+    servers.into_iter().for_each(Running::stop);
 }

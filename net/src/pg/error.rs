@@ -17,6 +17,8 @@ impl SqlState {
     pub const UNDEFINED_COLUMN: SqlState = SqlState(*b"42703");
     /// `42704`: no such object (slot, publication, …).
     pub const UNDEFINED_OBJECT: SqlState = SqlState(*b"42704");
+    /// `42710`: an object of this name exists (slot, publication, …).
+    pub const DUPLICATE_OBJECT: SqlState = SqlState(*b"42710");
     /// `53400`: a configuration limit, e.g. all replication slots are in use.
     pub const CONFIGURATION_LIMIT_EXCEEDED: SqlState = SqlState(*b"53400");
     /// `55000`: e.g. the slot was invalidated.

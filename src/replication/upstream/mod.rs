@@ -32,6 +32,17 @@ pub enum UpstreamError {
     /// The configuration does not fit upstream.
     #[error("{0}")]
     Invalid(String),
+    /// A slot cannot be created yet.
+    #[error(
+        "replication slot {slot} could not be created within {limit:?}: it waits for older \
+         transactions upstream to end. Look for them in pg_stat_activity (backend_xmin)"
+    )]
+    SlotWaits {
+        /// Its name.
+        slot: String,
+        /// How long it may wait.
+        limit: Duration,
+    },
     /// The replica is of no use any more: a new initial sync is the answer.
     #[error("the replica must be synced anew: {0}")]
     AutoReset(String),

@@ -10,11 +10,14 @@ use zeroring_net::pg::{Client, PgError, Row, SqlState, quote_ident};
 use super::{UpstreamError, in_transaction, session_config};
 use crate::replication::config::{ReplicationConfig, ShardId};
 
-/// How long the creation of a slot may wait for older transactions.
-const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The server's `lock_timeout` is this part of the time for the creation of a slot: it usually
+/// gives up by itself.
+const LOCK_TIMEOUT: (u32, u32) = (29, 30);
 
-/// The same as the server's `lock_timeout`, a little shorter, so that its message wins.
-const CREATE_LOCK_TIMEOUT_MS: u32 = 29_000;
+/// How often the name of a new slot may be taken between looking and creating: servers of other
+/// databases of the cluster do not wait for our lock, and a session that was given up may still
+/// create what it was asked for.
+const MAX_NAMES_LOST: u32 = 50;
 
 /// Slot names that are tried; a server has far fewer slots.
 const MAX_SLOT_NAMES: u32 = 10_000;
@@ -129,7 +132,7 @@ pub fn create_replica(
     id: &str,
 ) -> Result<NewReplica, UpstreamError> {
     drop_unclaimed_slots(client, &config.shard)?;
-    let (mut granted, mut cleaned) = (false, false);
+    let (mut granted, mut cleaned, mut names_lost) = (false, false, 0);
     loop {
         let error = match try_create(client, config, server_version, id) {
             Ok(replica) => return Ok(replica),
@@ -146,6 +149,10 @@ pub fn create_replica(
                 warn!(%error, "no replication slot is free: removing replicas that nobody uses");
                 delete_inactive_replicas(client, &config.shard)?;
                 drop_unclaimed_slots(client, &config.shard)?;
+            }
+            Some(SqlState::DUPLICATE_OBJECT) if names_lost < MAX_NAMES_LOST => {
+                names_lost += 1;
+                info!(%error, "somebody was faster; trying another name");
             }
             _ => return Err(error),
         }
@@ -164,7 +171,7 @@ fn try_create(
         lock(client, shard)?;
         let slot = free_slot_name(client, shard)?;
         let failover = config.slot_failover && server_version >= PG_17;
-        let (session, lsn, snapshot) = create_slot(config, &slot, failover)?;
+        let (session, lsn, snapshot) = create_slot(client, config, &slot, failover)?;
         unclaimed = Some(slot.clone());
         let version = StateVersion::from_lsn(lsn);
         let row = format!(
@@ -193,24 +200,32 @@ fn free_slot_name(client: &mut Client, shard: &ShardId) -> Result<String, Upstre
 
 /// Creates the slot on a session of its own; returns its consistent point and snapshot.
 fn create_slot(
+    client: &mut Client,
     config: &ReplicationConfig,
     slot: &str,
     failover: bool,
 ) -> Result<(Client, u64, String), UpstreamError> {
     let mut settings = session_config(config, "zero-initial-sync-replication-session");
-    settings.read_timeout = Some(CREATE_TIMEOUT);
+    settings.read_timeout = Some(config.slot_creation);
     let mut session = Client::connect_replication(&settings)?;
-    session.batch_execute(&format!("SET lock_timeout = {CREATE_LOCK_TIMEOUT_MS}"))?;
+    let lock_timeout = config.slot_creation * LOCK_TIMEOUT.0 / LOCK_TIMEOUT.1;
+    session.batch_execute(&format!("SET lock_timeout = {}", lock_timeout.as_millis().max(1)))?;
     let options = if failover { " (FAILOVER)" } else { "" };
     let command =
         format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput{options}", quote_ident(slot));
-    let results = session.simple_query(&command).map_err(|error| match error {
-        PgError::Timeout(limit) => UpstreamError::Unsupported(format!(
-            "replication slot {slot} could not be created within {limit:?}: it waits for older \
-             transactions upstream to end. Look for them in pg_stat_activity (backend_xmin)"
-        )),
-        error => error.into(),
-    })?;
+    let results = match session.simple_query(&command) {
+        Ok(results) => results,
+        Err(PgError::Timeout(limit)) => {
+            // It would go on, and leave a slot behind that nobody uses.
+            client.execute("SELECT pg_terminate_backend($1)", &[session.process_id().into()])?;
+            return Err(UpstreamError::SlotWaits { slot: slot.to_owned(), limit });
+        }
+        Err(error) if error.is(SqlState::LOCK_NOT_AVAILABLE) => {
+            let limit = config.slot_creation;
+            return Err(UpstreamError::SlotWaits { slot: slot.to_owned(), limit });
+        }
+        Err(error) => return Err(error.into()),
+    };
     session.set_read_timeout(config.socket_inactivity);
     let row: &Row = results.first().and_then(|r| r.rows.first()).ok_or_else(unreadable_slot)?;
     let lsn = parse_lsn(row.by_name("consistent_point")?).ok_or_else(unreadable_slot)?;
