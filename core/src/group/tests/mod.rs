@@ -26,6 +26,7 @@
 //! | 57 parts of 100, unbroken cookies | every test: the client model ([`client`]) refuses anything else |
 //! | 58 `deleteClients` | `scenarios::delete_clients_is_acknowledged_to_everybody` |
 //! | 60 no trace of what failed | `checklist::a_message_that_fails_before_its_flush_leaves_no_trace` |
+//! | 36–38, 43, 45, 50, 58 and traps T26, T32, to the letter | `rules` |
 //! | decision 12 lost rows | `scenarios::records_of_rows_that_the_replica_lost_are_put_right` |
 //! | T9, T33 open pokes; rows that go ahead | `early`, `simulation` |
 //! | encode once, no reads | `shared` |
@@ -36,6 +37,7 @@ mod early;
 mod harness;
 mod places;
 mod pushes;
+mod rules;
 mod scenarios;
 mod shared;
 mod simulation;

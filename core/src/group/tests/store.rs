@@ -172,6 +172,12 @@ impl MemStore {
         Loaded { own: !self.foreign, ..Loaded::new(cvr) }
     }
 
+    /// Another server stored this signature.
+    pub fn sign(&mut self, group: &ClientGroupId, query: &QueryHash, signature: Option<u64>) {
+        let group = self.groups.get_mut(group).expect("known");
+        group.queries.get_mut(query).expect("known").0.signature = signature;
+    }
+
     pub fn store_clock(&mut self, group: &ClientGroupId, clock: TtlClock) {
         if let Some(i) = self.groups.get_mut(group).and_then(|g| g.instance.as_mut()) {
             i.ttl_clock = clock;
