@@ -7,6 +7,7 @@
 //   {op:"watch", client, query, spec}                            materialise a query
 //   {op:"unwatch", client, query}
 //   {op:"fresh", client, query}                                  evaluate the query anew, locally
+//   {op:"resume", client}                                        connect again after "refused"
 //   {op:"close", client}                                         close the instance
 // Events
 //   {event:"ready"}                                              the driver started
@@ -17,6 +18,7 @@
 //   {event:"lost", client}                                       the server does not know it or its
 //                                                                group any more: it starts anew, as a
 //                                                                page does
+//   {event:"refused", client, reason}                            it stopped with an error, until "resume"
 //   {event:"log", level, text}                                   client log, warnings and errors
 //   {event:"failed", error, command}                             the command threw
 import {createInterface} from 'node:readline';
@@ -142,6 +144,11 @@ const commands = {
       ...(custom ? {mutators} : {}),
     });
     clients.set(client, state);
+    const {connection} = state.zero;
+    connection.state.subscribe(now => {
+      if (now.name !== 'error' || clients.get(client) !== state) return;
+      emit({event: 'refused', client, reason: now.reason});
+    });
   },
   watch({client, query, spec}) {
     const {zero, views} = clients.get(client);
@@ -171,6 +178,9 @@ const commands = {
     zero.mutate.app[name](args).server.then(result =>
       emit({event: 'mutated', client, id, result: plain(result)}),
     );
+  },
+  resume({client}) {
+    clients.get(client).zero.connection.connect();
   },
   async close({client}) {
     await clients.get(client).zero.close();

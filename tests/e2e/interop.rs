@@ -35,6 +35,11 @@ const RESETS: [&str; 6] = [
     "Internal",
 ];
 
+/// With this the original ends a group for good whose only client is just coming back: a version
+/// that its queries wait for is there, and nobody's credentials are checked yet. (Loads of reconnects
+/// show it: see the reconnect scenarios of `docs/benchmarks`.) We wait for the client.
+const ORIGINALS_REFUSAL: &str = "No validated connection is available";
+
 /// Everything of a schema that a dump would show, from the catalogs: as the store's own tests ask.
 const DESCRIBE: &str = include_str!("../../storage/tests/cvr_store/postgres/catalog.sql");
 
@@ -99,8 +104,9 @@ fn expect_everybody(clients: &mut Clients, watching: &[Watching], db: &mut Datab
 }
 
 pub fn expect_no_reset(clients: &Clients) {
-    let resets: Vec<&String> =
-        clients.complaints.iter().filter(|c| RESETS.iter().any(|r| c.contains(r))).collect();
+    let forgiven = |c: &str| clients.forgives.is_some_and(|text| c.contains(text));
+    let is_reset = |c: &&String| RESETS.iter().any(|r| c.contains(r)) && !forgiven(c);
+    let resets: Vec<&String> = clients.complaints.iter().filter(is_reset).collect();
     assert!(resets.is_empty(), "a client was reset: {resets:#?}");
     assert!(clients.lost.is_empty(), "clients started anew: {:?}", clients.lost);
 }
@@ -237,6 +243,7 @@ fn groups_move_between_an_original_and_us_while_both_run() {
     let router = Proxy::start(original.port());
     let url = format!("http://127.0.0.1:{}", router.port);
     let mut clients = Clients::start();
+    clients.forgives = Some(ORIGINALS_REFUSAL);
     let all = queries();
     // Two groups of one client, and one of two that want different things.
     let mut watching: Vec<Watching> = vec![
@@ -304,6 +311,10 @@ fn groups_move_between_an_original_and_us_while_both_run() {
         router.cut();
     });
     expect_no_reset(&clients);
+    let refused = clients.refused.len();
+    println!("{refused} times a client was refused");
+    assert!(refused == 0 || original.whole_log().contains(ORIGINALS_REFUSAL), "it was us");
+    assert!(!ours.whole_log().contains(ORIGINALS_REFUSAL), "we did as well");
     expect_sound_records(&mut db, 4);
     assert_eq!(describe(&mut db), tables, "the tables are the original's");
     expect_no_errors(&original);

@@ -43,6 +43,11 @@ pub struct Clients {
     /// Clients whose server did not know them any more: they started anew, as pages do. (A client
     /// may be here several times.)
     pub lost: Vec<String>,
+    /// A reason to stop that is no reason: clients that were given it are told to connect again, as
+    /// a page's button does. With any other a client stays as it is.
+    pub forgives: Option<&'static str>,
+    /// Reasons of clients that stopped with an error.
+    pub refused: Vec<String>,
 }
 
 impl Clients {
@@ -78,6 +83,8 @@ impl Clients {
             engine_failed: false,
             complaints: Vec::new(),
             lost: Vec::new(),
+            forgives: None,
+            refused: Vec::new(),
         };
         clients.wait_event("ready", |e| e["event"] == "ready");
         clients
@@ -144,6 +151,13 @@ impl Clients {
             }
             Some("mutated") => {
                 self.mutated.insert(text("id"), event["result"].clone());
+            }
+            Some("refused") => {
+                let reason = text("reason");
+                if self.forgives.is_some_and(|text| reason.contains(text)) {
+                    self.send(json!({"op": "resume", "client": text("client")}));
+                }
+                self.refused.push(reason);
             }
             Some("log") => self.complaints.push(text("text")),
             Some("lost") => {

@@ -34,6 +34,52 @@ fn a_replica_behind_the_cvr_is_waited_for() {
 }
 
 #[test]
+fn a_client_that_returns_while_its_group_comes_up_is_not_refused() {
+    // Shared work needs a validated connection. The original looks for one when a version is ready,
+    // and ends a group whose only client is just coming back.
+    for has_query_endpoint in [false, true] {
+        let mut h = Harness::new(has_query_endpoint);
+        let first = issue(&h, "i1", 1.0);
+        h.commit(vec![first]);
+        let conn = joined(&mut h, "c", &put("q", ALL_ISSUES));
+        let mut state = h.disconnect(conn);
+        h.pass(KEEP_ALIVE_MS + 1.0);
+        // Another server, whose replica is behind, and a socket that breaks while the group waits.
+        h.world.version = StateVersion::from_lsn(500);
+        let conn = rejoin(&mut h, "c", state);
+        state = h.disconnect(conn);
+        assert!(h.groups["g"].group.waits_for_version());
+        let conn = h.connect("g", "c", None, state, 51).expect("admitted");
+        let second = issue(&h, "i2", 2.0);
+        h.commit(vec![second]);
+        h.settle();
+        assert_eq!((h.error_kind(conn), h.socket(conn).model.pokes), (None, 0));
+        // The same after every answer that the group waits for until it is up.
+        const INIT: &str = r#"["initConnection",{"desiredQueriesPatch":[]}]"#;
+        let mut socket = conn;
+        for answers in 0.. {
+            h.say(socket, INIT);
+            h.settle();
+            assert_eq!((h.error_kind(socket), h.state(socket).rows.len()), (None, 2), "{answers}");
+            state = h.disconnect(socket);
+            h.pass(KEEP_ALIVE_MS + 1.0);
+            assert!(h.groups.is_empty());
+            let breaks = h.connect("g", "c", None, state, 51).expect("admitted");
+            h.say(breaks, INIT);
+            let came_up = (0..answers).any(|_| !h.answer(&"g".into()));
+            state = h.disconnect(breaks);
+            socket = h.connect("g", "c", None, state, 51).expect("admitted");
+            h.settle();
+            assert_eq!(h.error_kind(socket), None, "after {answers} answers");
+            if came_up {
+                assert!(answers > 3, "a group is up after {answers} answers");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn evictions_that_are_close_share_a_poke_and_no_ttl_is_longer_than_ten_minutes() {
     // view-syncer-cvr 51
     let mut h = Harness::new(false);
