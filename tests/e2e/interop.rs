@@ -290,10 +290,15 @@ fn groups_move_between_an_original_and_us_while_both_run() {
             }
             _ => router.cut(),
         }
-        for _ in 0..rng.random_range(0..15) {
+        // Some are cut off again, when they are only just there.
+        let cut_at = rng.random_range(0..30);
+        for write_number in 0..rng.random_range(0..15) {
             write(&mut db, &mut rng);
             // In the middle of a reconnect, a load, a flush.
             std::thread::sleep(Duration::from_millis(rng.random_range(0..20)));
+            if write_number == cut_at {
+                router.cut();
+            }
         }
         // Some moves are over before the last one was finished.
         if turn % 3 < 2 {
