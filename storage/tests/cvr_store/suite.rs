@@ -433,6 +433,8 @@ pub fn rows_of_a_large_flush_follow_in_order(lab: &dyn Lab) {
     let server = lab.open("again");
     assert_eq!(server.try_load("g", 3e15).unwrap().cvr, cvr);
     assert_eq!(server.rows(&cvr, &["q"], &[]).unwrap().len(), 99 + 4_999 + 4_000);
+    // Nothing is owed any more: one row above the limit follows.
+    assert!(large(&server, &cvr, 11, 20_000..20_101).1.rows_follow);
 }
 
 pub fn row_catch_up_pages_filters_and_includes_tombstones(lab: &dyn Lab) {
@@ -600,6 +602,10 @@ pub fn purging_leaves_tombstones_and_forgets_old_ones(lab: &dyn Lab) {
     assert_eq!(server.purge(limits).groups, 2);
     assert_eq!(server.purge(limits).groups, 0);
     // 31 days after they were last active, tombstones go; a group of that name is a new one.
+    // Later if groups are kept longer than that.
+    let long = PurgeLimits { inactive_ms: 32.0 * 24.0 * HOUR, ..limits };
+    let purged = server.purge(PurgeLimits { now_ms: (31.0 * 24.0 + 15.0) * HOUR, ..long });
+    assert_eq!((purged.groups, purged.tombstones), (0, 0), "31 days are not 32");
     limits.now_ms = (31.0 * 24.0 + 15.0) * HOUR;
     let purged = server.purge(limits);
     assert_eq!((purged.groups, purged.tombstones), (1, 2), "g3 goes, rows and g1 are forgotten");

@@ -11,7 +11,7 @@ use crate::lab::{Lab, state, version};
 /// Everything of a schema that a dump would show, from the catalogs.
 const DESCRIBE: &str = include_str!("catalog.sql");
 
-fn describe(client: &mut Client, schema: &str) -> Vec<String> {
+pub(super) fn describe(client: &mut Client, schema: &str) -> Vec<String> {
     let sql = DESCRIBE.replace("NAME", &format!("\"{schema}\""));
     let rows = client.simple_query(&sql).unwrap().remove(0).rows;
     let lines: Vec<String> = rows.iter().map(|r| r.get::<String>(0).unwrap()).collect();
@@ -34,7 +34,7 @@ fn expect_same(lab: &PostgresLab, original: &PostgresLab, dump: &str) {
     assert_eq!(ours, theirs);
 }
 
-fn versions(lab: &PostgresLab) -> Vec<String> {
+pub(super) fn versions(lab: &PostgresLab) -> Vec<String> {
     let sql = r#"SELECT "dataVersion", "schemaVersion", "minSafeVersion" FROM @."versionHistory""#;
     lab.values(sql).remove(0)
 }

@@ -62,6 +62,7 @@ fn records_are_encoded_as_the_original_does() {
     let cvr = store.commit(updater.finish(at));
     let since = "1970-01-01 00:00:00.123456";
     assert_eq!(lab.values(desires)[1], ["q", "00:02", "t", "00:05:00", "300000", since, "123456"]);
+    assert_eq!(lab.values(r#"SELECT * FROM @."rowsVersion""#), [["g", "00:02"]], "without rows");
 
     let cvr = execute(&store, &cvr, 5, &[(1, &[("q", 1)]), (1 << 60, &[("q", 2), ("ast", 1)])]);
     let rows = r#"SELECT "schema", "table", "rowKey", "rowVersion", "patchVersion", "refCounts"
@@ -77,6 +78,60 @@ fn records_are_encoded_as_the_original_does() {
     execute(&store, &cvr, 6, &[]);
     assert_eq!(lab.values(rows)[0], ["", "issue", small, "05", "06", "-"]);
     assert_eq!(lab.values(r#"SELECT * FROM @."rowsVersion""#), [["g", "06"]]);
+}
+
+/// Every form in which a desire may be stored, by whatever server.
+#[test]
+fn desires_are_read_as_the_original_reads_them() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "desires");
+    let store = lab.open("task");
+    group(&store, "g", &["q"]);
+    lab.client()
+        .batch_execute(&lab.sql(
+            r#"UPDATE @."queries" SET "internal" = FALSE WHERE "queryHash" = 'q';
+               INSERT INTO @."queries" ("clientGroupID", "queryHash", "queryName", "queryArgs",
+                   "patchVersion", "deleted")
+                 VALUES ('g', 'removed', 'n', '[]', '00:01', true);
+               INSERT INTO @."clients" VALUES ('g', 'active'), ('g', 'left'), ('g', 'cleared'),
+                 ('g', 'odd');
+               INSERT INTO @."desires" ("clientGroupID", "clientID", "queryHash", "patchVersion",
+                   "deleted", "ttlMs", "inactivatedAtMs") VALUES
+                 ('g', 'active', 'q', '00:01', NULL, NULL, NULL),
+                 ('g', 'left', 'q', '00:01', true, 9e9, 5),
+                 ('g', 'cleared', 'q', '00:01', true, 300000, NULL),
+                 ('g', 'odd', 'q', '00:01', false, -1, 6),
+                 ('g', 'nobody', 'q', '00:01', false, 7, NULL),
+                 ('g', 'active', 'removed', '00:01', false, 7, NULL),
+                 ('g', 'active', 'lmids', '00:01', false, 7, NULL)"#,
+        ))
+        .unwrap();
+    let cvr = store.load("g");
+    let states: Vec<_> = cvr
+        .query(&"q".into())
+        .unwrap()
+        .client_state
+        .iter()
+        .map(|(client, s)| (client.as_str(), s.ttl_ms, s.inactivated_at.map(|at| at.0)))
+        .collect();
+    let wanted = [
+        ("active", 300_000.0, None),
+        ("c", 300_000.0, None),
+        ("left", 600_000.0, Some(5.0)),
+        ("nobody", 7.0, None),
+        ("odd", 600_000.0, Some(6.0)),
+    ];
+    assert_eq!(states, wanted);
+    let desired = |client: &str| cvr.clients[client].desired.iter().map(|q| q.as_str()).collect();
+    let of_active: Vec<&str> = desired("active");
+    assert_eq!(of_active, ["lmids", "q", "removed"]);
+    for client in ["left", "cleared", "odd"] {
+        let none: Vec<&str> = desired(client);
+        assert!(none.is_empty(), "{client}: {none:?}");
+    }
+    assert!(!cvr.clients.contains_key("nobody"));
+    assert!(cvr.query(&"removed".into()).is_none());
+    assert!(cvr.query(&"lmids".into()).unwrap().client_state.is_empty());
 }
 
 /// As an original that was asked to write many rows: the metadata is there, the rows are not.
@@ -100,6 +155,7 @@ fn a_load_waits_for_the_rows_of_the_former_owner() {
         b.0.load(id.into(), 2_000.0, Box::new(move |loaded| send.send(loaded).unwrap()));
         answer
     };
+    let since = std::time::Instant::now();
     let (answer, stuck_answer) = (load("g"), load("stuck"));
     // The first attempt has taken place when the former owner is told.
     let owner = r#"SELECT "owner" FROM @."instances" WHERE "clientGroupID" = 'g'"#;
@@ -114,6 +170,8 @@ fn a_load_waits_for_the_rows_of_the_former_owner() {
     let loaded = answer.recv().unwrap().unwrap();
     assert_eq!((&loaded.cvr, loaded.taken_over_from), (&cvr, None), "ours since the first attempt");
     let gone = stuck_answer.recv().unwrap().unwrap_err();
+    // Ten attempts, half a second apart.
+    assert!(since.elapsed() >= std::time::Duration::from_millis(4_500));
     assert_eq!(
         gone,
         CvrStoreError::ClientNotFound(
