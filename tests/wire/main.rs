@@ -30,6 +30,8 @@ mod order;
 mod other_servers;
 mod pokes;
 mod push;
+mod records;
+mod schema_changes;
 mod slow_queries;
 mod ttl;
 mod values;
