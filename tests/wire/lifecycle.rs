@@ -2,11 +2,13 @@
 //! syncer-cvr 46, 52).
 
 use std::thread;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::api::{Api, answer};
 use crate::socket::Next;
+use crate::support::server::{CVR_IN_POSTGRES, is_original};
 use crate::world::{World, again, change, init, items, others, put, put_named};
 
 #[test]
@@ -68,6 +70,49 @@ fn sigterm_closes_all_groups_plainly() {
     assert!(poke.rows.is_empty() && poke.got.is_empty(), "{poke:?}");
     world.sql("UPDATE item SET n = 33 WHERE id = 'i3'");
     assert_eq!(socket.poke().puts("item"), [json!({"id": "i3", "n": 33, "label": "label 3"})]);
+}
+
+/// The moment between metadata and rows is made to last: whoever writes rows needs `rowsVersion`.
+#[test]
+fn sigterm_waits_for_the_rows_that_are_owed() {
+    if is_original() {
+        // 1.9.0 closes its groups one after the other, in an order of its own.
+        return;
+    }
+    let mut world = World::new(&[CVR_IN_POSTGRES]);
+    let mut socket = world.connect("g", "c").init(init(&[put("q", &items())])).connected();
+    socket.until_got("q");
+    let mut other = world.connect("h", "h").init(init(&[put("q", &others())])).connected();
+    other.until_got("q");
+    let mut hold = postgres::Client::connect(&world.db.url(), postgres::NoTls).unwrap();
+    let lock = r#"BEGIN; SELECT FROM "zero_0/cvr"."rowsVersion" WHERE "clientGroupID" = 'g'
+        FOR UPDATE"#;
+    hold.batch_execute(lock).unwrap();
+    world.sql("INSERT INTO item SELECT 'r' || g, g, NULL FROM generate_series(1, 150) g");
+    assert_eq!(socket.poke().puts("item").len(), 150);
+    let cookie = socket.cookie.clone().unwrap();
+    world.server.ask_to_terminate();
+    other.closes_plainly();
+    // It would be gone long before this is over.
+    thread::sleep(Duration::from_secs(1));
+    assert!(world.server.is_running());
+    let mut versions = || -> (String, String, i64) {
+        let sql = r#"SELECT i."version", v."version", (SELECT count(*) FROM "zero_0/cvr"."rows" r
+                WHERE r."clientGroupID" = 'g' AND r."table" = 'item')
+            FROM "zero_0/cvr"."instances" i JOIN "zero_0/cvr"."rowsVersion" v
+                USING ("clientGroupID") WHERE i."clientGroupID" = 'g'"#;
+        let row = world.db.sql.query_one(sql, &[]).unwrap();
+        (row.get(0), row.get(1), row.get(2))
+    };
+    let (metadata, rows, count) = versions();
+    assert!(metadata == cookie && rows < metadata && count == 3, "{metadata} {rows} {count}");
+    hold.batch_execute("COMMIT").unwrap();
+    socket.closes_plainly();
+    assert_eq!(world.server.terminated(), Some(0));
+    assert_eq!(versions(), (cookie.clone(), cookie.clone(), 153));
+    world.server.launch();
+    let mut socket = world.connect("g", "c").cookie(&cookie).init(again(&[])).connected();
+    assert!(socket.poke().is_empty());
 }
 
 #[test]
