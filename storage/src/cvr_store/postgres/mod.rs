@@ -64,6 +64,7 @@ use self::job::{FlushPart, Job, LoadJob, Read, answer};
 use self::pace::Pace;
 use self::queue::{Lane, MAX_WAITING, Queue, Refused};
 pub use self::schema::SCHEMA_VERSION;
+pub use self::session::ConnectionLife;
 use self::session::{Session, Shared};
 use self::sql::Sql;
 use self::worker::Worker;
@@ -96,6 +97,8 @@ pub struct PostgresCvrConfig {
     pub socket_inactivity: Option<Duration>,
     /// `ZERO_IDLE_IN_TRANSACTION_SESSION_TIMEOUT`; zero for none.
     pub idle_in_transaction: Duration,
+    /// How long connections live.
+    pub connections: ConnectionLife,
     /// Rows that follow.
     pub rows: RowOptions,
 }
@@ -110,6 +113,7 @@ impl PostgresCvrConfig {
             max_connections: 30,
             socket_inactivity: Some(Duration::from_secs(120)),
             idle_in_transaction: Duration::from_secs(60),
+            connections: ConnectionLife::default(),
             rows: RowOptions::default(),
         }
     }
@@ -213,6 +217,7 @@ impl PostgresCvrStore {
             sql: Sql::new(&schema),
             task_id: task_id.into(),
             idle_in_transaction: config.idle_in_transaction.as_millis().to_string(),
+            life: config.connections,
             closing: AtomicBool::new(false),
             pooled: AtomicBool::new(false),
         });

@@ -10,12 +10,24 @@ use zeroring_net::pg::{Backoff, Client, Format, Param, PgConfig, PgError, Pipeli
 
 use super::sql::Sql;
 
-/// A connection that nobody used for so long is closed.
-pub(super) const IDLE: Duration = Duration::from_secs(60);
-/// Connections live for a time between these: load moves to new servers behind a balancer, and
-/// not all connections end at once.
-const MIN_LIFETIME_SECONDS: u64 = 300;
-const MAX_LIFETIME_SECONDS: u64 = 600;
+/// When connections are closed that nothing is wrong with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionLife {
+    /// Nobody used it for so long: 60 s.
+    pub idle: Duration,
+    /// It is so old, at least: 5 min. Load moves to new servers behind a balancer.
+    pub shortest: Duration,
+    /// And this is added for some, so that not all end at once: 5 min.
+    pub spread: Duration,
+}
+
+impl Default for ConnectionLife {
+    fn default() -> ConnectionLife {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        ConnectionLife { idle: minutes(1), shortest: minutes(5), spread: minutes(5) }
+    }
+}
+
 /// How long requests wait for a database that cannot be reached before they fail.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The same while the store shuts down.
@@ -32,6 +44,7 @@ pub(super) struct Shared {
     pub(super) task_id: Arc<str>,
     /// `idle_in_transaction_session_timeout`, ms, as text.
     pub(super) idle_in_transaction: String,
+    pub(super) life: ConnectionLife,
     /// The store shuts down: answers are given soon, whatever they are.
     pub(super) closing: AtomicBool,
     /// Statements cannot be prepared: a pooler gives each transaction another connection.
@@ -78,7 +91,7 @@ impl Session {
 
     /// Uses the first connection of a store, which proved that the database can be used.
     pub(super) fn adopt(&mut self, client: Client) {
-        self.open = Some(Open::new(client));
+        self.open = Some(Open::new(client, &self.shared.life));
     }
 
     /// Nobody needs it now.
@@ -87,11 +100,11 @@ impl Session {
     }
 
     fn client(&mut self) -> Result<&mut Client, PgError> {
-        let now = Instant::now();
-        let usable = |o: &Open| !o.client.is_broken() && now < o.until && now < o.used + IDLE;
+        let (now, life) = (Instant::now(), &self.shared.life);
+        let usable = |o: &Open| !o.client.is_broken() && now < o.until && now < o.used + life.idle;
         let open = match self.open.take().filter(usable) {
             Some(open) => open,
-            None => Open::new(Client::connect(&self.shared.connection)?),
+            None => Open::new(Client::connect(&self.shared.connection)?, life),
         };
         let open = self.open.insert(open);
         open.used = now;
@@ -144,12 +157,11 @@ impl Session {
 }
 
 impl Open {
-    fn new(client: Client) -> Open {
+    fn new(client: Client, life: &ConnectionLife) -> Open {
         let now = Instant::now();
         // Spread by the backend's process id: no two connections of a moment have the same.
-        let spread = MAX_LIFETIME_SECONDS - MIN_LIFETIME_SECONDS;
-        let seconds = MIN_LIFETIME_SECONDS + client.process_id().unsigned_abs() as u64 * 7 % spread;
-        Open { client, until: now + Duration::from_secs(seconds), used: now }
+        let part = client.process_id().unsigned_abs() * 7 % 100;
+        Open { client, until: now + life.shortest + life.spread * part / 100, used: now }
     }
 }
 

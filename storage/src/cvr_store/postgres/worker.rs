@@ -15,7 +15,7 @@ use super::job::{FlushPart, Job, LoadJob, answer};
 use super::pace::Pace;
 use super::queue::{Lane, Queue, Taken};
 use super::read::{Attempt, Reader};
-use super::session::{IDLE, Session};
+use super::session::Session;
 use super::warm;
 use super::write::{Settled, Writer};
 
@@ -69,7 +69,7 @@ impl Worker {
     /// Works until the queue is closed and empty.
     pub(super) fn run(mut self) {
         loop {
-            match self.queue.take(self.lanes, MAX_TAKEN, IDLE) {
+            match self.queue.take(self.lanes, MAX_TAKEN, self.session.shared.life.idle) {
                 Taken::Jobs(jobs) => self.work(jobs),
                 Taken::Idle => self.session.close(),
                 Taken::Closed => return,

@@ -1,8 +1,11 @@
 //! What the store's sessions and transactions are set to, as Postgres sees it (spec:
 //! view-syncer-cvr §2.3).
 
+use std::time::Duration;
+
 use zeroring_core::cvr::TtlClock;
 use zeroring_core::cvr::store::CvrStoreError;
+use zeroring_storage::cvr_store::postgres::ConnectionLife;
 use zeroring_storage::cvr_store::{CatchupScan, PurgeLimits};
 
 use super::lab::{PostgresLab, server};
@@ -128,4 +131,37 @@ fn reads_have_the_settings_of_the_specification() {
     let reply = Box::new(move |list: Result<_, _>| send.send(list.map(drop)).unwrap());
     store.0.inspect("g".into(), None, TtlClock(1.0), reply);
     expect("inspect", answer.recv().unwrap().unwrap_err());
+}
+
+#[test]
+fn connections_are_renewed_when_they_are_old_and_closed_when_nobody_needs_them() {
+    const LONG: Duration = Duration::from_secs(3_600);
+    let postgres = server();
+    let sessions = "SELECT pid FROM pg_stat_activity
+        WHERE application_name LIKE 'zero-sync-worker-%-cvr' ORDER BY pid";
+    let mut lab = PostgresLab::new(&postgres, "idle");
+    let short = Duration::from_millis(100);
+    lab.config.connections = ConnectionLife { idle: short, shortest: LONG, spread: LONG };
+    let store = lab.open("a");
+    for round in 0..3 {
+        lab.until(sessions, <[_]>::is_empty);
+        assert_eq!(group(&store, &format!("g{round}"), &["q"]).version, version(0, 1));
+    }
+    drop(store);
+
+    let mut lab = PostgresLab::new(&postgres, "old");
+    lab.config.connections = ConnectionLife { idle: LONG, shortest: short / 4, spread: short / 4 };
+    let store = lab.open("a");
+    let cvr = group(&store, "g", &["q"]);
+    // Whoever is asked finds an old connection now and then, and makes a new one.
+    let seen = std::cell::RefCell::new(std::collections::BTreeSet::new());
+    lab.until(sessions, |found| {
+        assert_eq!(store.load("g"), cvr);
+        store.rows(&cvr, &["q"], &[]).unwrap();
+        let mut seen = seen.borrow_mut();
+        seen.extend(found.iter().map(|row| row[0].clone()));
+        // Those that end take a moment.
+        assert!(found.len() <= 2 * 3, "{found:?}");
+        seen.len() >= 3 * 3
+    });
 }
