@@ -14,7 +14,7 @@ use zeroring_net::pg::{Client, PgConfig};
 use zeroring_storage::replica::checkpoint::ReaderBarrier;
 
 /// Longer than anything takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a sink was told.
 #[derive(Debug, Default)]
