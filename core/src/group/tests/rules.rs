@@ -3,9 +3,10 @@
 
 use super::super::{ConnId, Event, KEEP_ALIVE_MS, Note};
 use super::client::Persisted;
-use super::harness::{Answer, Harness};
+use super::harness::{Answer, Harness, Question};
 use super::scenarios::{ALL_ISSUES, change, drop_issue, init, issue, joined, put, rejoin};
 use crate::cvr::store::CvrStoreError;
+use crate::protocol::error::ApiFailure;
 use crate::protocol::up;
 
 const COMMENTS: &str = r#"{"table":"comment","orderBy":[["id","asc"]]}"#;
@@ -113,6 +114,53 @@ fn a_group_that_was_lost_when_its_queries_were_asked_for_again_ends() {
     assert!(h.groups.is_empty());
     let again = h.requests.iter().filter(|queries| !queries.is_empty()).count();
     assert_eq!(again, asked + 1);
+}
+
+#[test]
+fn a_group_whose_queries_cannot_be_asked_for_when_it_comes_up_ends_and_may_come_again() {
+    // view-syncer-cvr §5.6: a failed request of shared work fails everybody.
+    let mut h = Harness::new(true);
+    h.endpoint = Box::new(|_, _| Answer::Ast(ALL_ISSUES.to_owned()));
+    let new = issue(&h, "i1", 1.0);
+    h.commit(vec![new]);
+    let a = joined(&mut h, "a", &named("q"));
+    let b = joined(&mut h, "b", "");
+    let states = [h.disconnect(a), h.disconnect(b)];
+    h.pass(KEEP_ALIVE_MS + 1.0);
+    assert!(h.groups.is_empty());
+    let flushes = h.store.flushes;
+    let again = |h: &mut Harness| {
+        ["a", "b"]
+            .into_iter()
+            .zip(states.clone())
+            .map(|(client, state)| {
+                let conn = h.connect("g", client, None, state, 51).expect("admitted");
+                h.say(conn, r#"["initConnection",{"desiredQueriesPatch":[]}]"#);
+                conn
+            })
+            .collect::<Vec<_>>()
+    };
+    let conns = again(&mut h);
+    let group = "g".into();
+    let asks = |h: &Harness| {
+        let front = h.groups.get(&group).and_then(|slot| slot.questions.front());
+        matches!(front, Some(Question::Transform(_, queries)) if !queries.is_empty())
+    };
+    while !asks(&h) {
+        assert!(h.answer(&group), "nothing is asked");
+    }
+    h.endpoint_down = Some(ApiFailure::http(500, None, "status 500"));
+    h.settle();
+    for conn in conns {
+        assert_eq!(h.error_kind(conn), Some("TransformFailed"));
+    }
+    assert!(h.groups.is_empty());
+    assert_eq!(h.store.flushes, flushes, "nothing was written");
+    h.endpoint_down = None;
+    for conn in again(&mut h) {
+        h.settle();
+        assert_eq!((h.error_kind(conn), h.state(conn).rows.len()), (None, 1));
+    }
 }
 
 #[test]
