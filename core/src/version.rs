@@ -203,22 +203,47 @@ mod tests {
             assert_eq!(lexi_decode(s), Ok(n));
         }
         assert_eq!(lexi_decode(&lexi_encode(u64::MAX)), Ok(u64::MAX));
-        for bad in ["", "0", "10", "zz", "0A", "c3w5e11264sgsg"] {
+        for bad in ["", "0", "1a", "10", "zz", "0A", "c3w5e11264sgsg"] {
             assert!(lexi_decode(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn cookies_of_the_spec() {
-        for s in ["00", "00:01", "5nbqa2w.01:110"] {
-            if let Ok(v) = CvrVersion::parse(s) {
-                assert_eq!(v.cookie(), s);
-            }
+        let version =
+            |state: &str, config| CvrVersion { state: StateVersion::parse(state).unwrap(), config };
+        for (v, s) in [
+            (version("00", 0), "00"),
+            (version("00", 1), "00:01"),
+            (version("5nbqa2w", 9), "5nbqa2w:09"),
+            (version("5nbqa2w.01", 36), "5nbqa2w.01:110"),
+            (version("00", (1 << 53) - 1), "00:a2gosa7pa2gv"),
+        ] {
+            assert_eq!((v.cookie().as_str(), CvrVersion::parse(s)), (s, Ok(v)));
         }
-        assert!(CvrVersion::parse("00:01:02").is_err());
-        let a = CvrVersion::parse("2abc:01").unwrap();
-        let b = CvrVersion::parse("2abc.01").unwrap();
-        assert!(a < b, "structural, not textual");
+        for bad in [
+            "",
+            ":",
+            "1a",
+            "00:",
+            ":01",
+            "00:01:02",
+            "a:b:c",
+            "00:1",
+            "00.",
+            "00.01.02",
+            "00:a2gosa7pa2gw",
+        ] {
+            assert!(CvrVersion::parse(bad).is_err(), "{bad}");
+        }
+        assert!(version("2abc.01", 0) > version("2abc", 1), "structural, not textual");
+        assert!(
+            version("2abc", 10) > version("2abc", 9) && version("2abd", 0) > version("2abc", 9)
+        );
+        assert!(Some(CvrVersion::empty()) > None);
+        assert_eq!(CvrVersion::empty().cookie(), "00");
+        assert_eq!(version("2abc", 0).one_after(), version("2abc", 1));
+        assert_eq!(version("2abc", 10).one_after(), version("2abc", 11));
     }
 
     #[test]
