@@ -8,7 +8,7 @@ use super::context::{Connection, Contexts, Target};
 use super::early::OpenPoke;
 use super::interface::{Effect, Event, Note, ResetReason, Timer, Transformed, World};
 use super::maintenance::Planned;
-use super::op::{Failure, Op, Stage, Step, StepResult, Task, Trigger};
+use super::op::{Failure, Level, Op, Stage, Step, StepResult, Task, Trigger};
 use super::pending::Pending;
 use super::poke::Frame;
 use super::transform_cache::TransformCache;
@@ -442,6 +442,19 @@ impl Group {
         self.cvr = None;
     }
 
+    /// Ends the service because of an error: every client gets it, and the log.
+    fn stop_failed(&mut self, failure: &Failure, what: &'static str, cx: &mut Cx<'_>) {
+        let Failure { error, level, .. } = failure;
+        let clients = self.clients.len();
+        let others = self.contexts.len().saturating_sub(clients);
+        cx.emit(level.note(format!(
+            "group {}: {what}: {error}. Its {clients} clients were told so and {others} other \
+             sockets were closed",
+            self.id
+        )));
+        self.stop(Some(error), what, cx);
+    }
+
     /// Ends the service: every connection gets the error, or a plain close without one.
     fn stop(&mut self, error: Option<&ErrorBody>, reason: &'static str, cx: &mut Cx<'_>) {
         self.stopped = true;
@@ -508,8 +521,7 @@ impl Group {
             Ok(()) => {}
             // The metadata in the store are ahead of their rows, for good.
             Err(error) => {
-                let failure = Failure::from(error);
-                self.stop(Some(&failure.error), "rows of the CVR were not written", cx);
+                self.stop_failed(&error.into(), "rows of its CVR were not written", cx);
             }
         }
     }
@@ -567,39 +579,50 @@ impl Group {
     }
 
     fn op_failed(&mut self, trigger: Trigger, failure: Failure, cx: &mut Cx<'_>) {
-        let Failure { error, distrust, overtaken } = failure;
-        if distrust {
+        if failure.distrust {
             self.forget_all(cx);
         }
         match trigger {
             // What it asked for is written, or was nothing: the bring-up that follows does the rest.
             Trigger::Message(conn)
-                if overtaken && self.clients.get(conn).is_some_and(|c| c.active) =>
+                if failure.overtaken && self.clients.get(conn).is_some_and(|c| c.active) =>
             {
                 cx.info(format!("group {}: another server has had it meanwhile", self.id));
                 self.op_done(trigger, cx);
             }
-            Trigger::Message(conn) => self.fail_connection(conn, error, cx),
+            Trigger::Message(conn) => self.message_failed(conn, failure, cx),
             Trigger::Revalidate(conn) | Trigger::Retransform(conn) => {
-                match (is_auth_failure(&error), &*error) {
-                    (true, _) => self.fail_connection(conn, error, cx),
-                    (false, ErrorBody::TransformFailed { .. }) => {
+                match (is_auth_failure(&failure.error), &*failure.error) {
+                    (true, _) => self.message_failed(conn, failure, cx),
+                    (false, error @ ErrorBody::TransformFailed { .. }) => {
                         cx.warn(format!(
                             "group {}: maintenance of credentials put off: {error}",
                             self.id
                         ));
                         self.contexts.not_before_ms = cx.now_ms + self.settings.revalidate_ms;
                     }
-                    (false, _) => self.stop(Some(&error), "group failed", cx),
+                    (false, _) => self.stop_failed(&failure, "it failed", cx),
                 }
             }
             // Everybody whom the work was for has left; who comes next starts it anew.
             Trigger::Shared if !self.clients.values().any(|c| c.active) => self.forget_all(cx),
-            Trigger::Shared => self.stop(Some(&error), "group failed", cx),
+            Trigger::Shared => self.stop_failed(&failure, "it failed", cx),
         }
         if !self.stopped {
             self.plan_timers(cx);
         }
+    }
+
+    /// What a client asked for failed: it alone hears of it, and the log. An internal error that
+    /// leaves the group as it was is the client's own doing.
+    fn message_failed(&mut self, conn: ConnId, failure: Failure, cx: &mut Cx<'_>) {
+        let Failure { error, distrust, level, .. } = failure;
+        if let Some(context) = self.contexts.get(conn) {
+            let level = if distrust { level } else { level.min(Level::Warn) };
+            let client = &context.connection.client_id;
+            cx.emit(level.note(format!("group {}: client {client} failed: {error}", self.id)));
+        }
+        self.fail_connection(conn, error, cx);
     }
 
     /// Starts what comes next until something is in flight or nothing is left.

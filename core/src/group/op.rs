@@ -9,7 +9,7 @@ use super::config::ConfigChange;
 use super::context::Credentials;
 use super::deliver::Missed;
 use super::held::Taking;
-use super::interface::Transformed;
+use super::interface::{Effect, Note, Transformed};
 use super::poke::Poke;
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{ClientId, Cvr, QueryHash, RowRecords, UpdateError};
@@ -226,13 +226,36 @@ pub(super) struct Failure {
     pub(super) distrust: bool,
     /// Another server wrote to the CVR since it was loaded here.
     pub(super) overtaken: bool,
+    /// Who should hear of it (spec: view-syncer-cvr §2.12, §8.1).
+    pub(super) level: Level,
+}
+
+/// How a failure is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    Info,
+    Warn,
+    Error,
+}
+
+impl Level {
+    /// A line of this level.
+    pub(super) fn note(self, text: String) -> Effect {
+        Effect::Note(match self {
+            Level::Info => Note::Info(text),
+            Level::Warn => Note::Warn(text),
+            Level::Error => Note::Error(text),
+        })
+    }
 }
 
 pub(super) type StepResult = Result<Step, Failure>;
 
 impl From<Box<ErrorBody>> for Failure {
     fn from(error: Box<ErrorBody>) -> Failure {
-        Failure { error, distrust: false, overtaken: false }
+        let is_internal = matches!(&*error, ErrorBody::Basic { kind: ErrorKind::Internal, .. });
+        let level = if is_internal { Level::Error } else { Level::Warn };
+        Failure { error, distrust: false, overtaken: false, level }
     }
 }
 
@@ -240,6 +263,14 @@ impl From<CvrStoreError> for Failure {
     fn from(error: CvrStoreError) -> Failure {
         let text = error.to_string();
         let overtaken = matches!(error, CvrStoreError::ConcurrentModification { .. });
+        let level = match error {
+            CvrStoreError::Ownership { .. } | CvrStoreError::Closed => Level::Info,
+            CvrStoreError::ClientNotFound(_)
+            | CvrStoreError::InvalidClientSchema(_)
+            | CvrStoreError::ConcurrentModification { .. }
+            | CvrStoreError::Overloaded(_) => Level::Warn,
+            CvrStoreError::Damaged { .. } | CvrStoreError::Storage(_) => Level::Error,
+        };
         let error = match error {
             CvrStoreError::ClientNotFound(_) => ErrorBody::basic(ErrorKind::ClientNotFound, text),
             CvrStoreError::Ownership { .. } => ErrorBody::rehome_now(text),
@@ -253,7 +284,7 @@ impl From<CvrStoreError> for Failure {
             | CvrStoreError::Overloaded(_)
             | CvrStoreError::Closed => ErrorBody::rehome(text),
         };
-        Failure { error: Box::new(error), distrust: true, overtaken }
+        Failure { error: Box::new(error), distrust: true, overtaken, level }
     }
 }
 

@@ -34,6 +34,7 @@
 mod checklist;
 mod client;
 mod early;
+mod errors;
 mod harness;
 mod places;
 mod pushes;

@@ -1,0 +1,100 @@
+//! Errors: who hears of them, and who does not.
+
+use super::super::{ConnId, Note};
+use super::client::Persisted;
+use super::harness::{CLIENT_SCHEMA, Harness};
+use super::scenarios::{ALL_ISSUES, change, init, issue, joined, put};
+use crate::cvr::store::CvrStoreError;
+
+/// What was logged of failures.
+fn lines(h: &Harness) -> Vec<(&'static str, String)> {
+    let line = |note: &Note| match note {
+        Note::Info(text) => ("info", text.clone()),
+        Note::Warn(text) => ("warn", text.clone()),
+        Note::Error(text) => ("error", text.clone()),
+    };
+    h.notes.iter().map(line).filter(|(_, text)| text.contains("fail")).collect()
+}
+
+/// Two clients of a group, and one that has not sent its `initConnection`.
+fn three(h: &mut Harness) -> [ConnId; 3] {
+    let first = joined(h, "a", &put("q", ALL_ISSUES));
+    let second = joined(h, "b", &put("q", ALL_ISSUES));
+    let third = h.connect("g", "c", None, Persisted::default(), 51).expect("admitted");
+    h.settle();
+    [first, second, third]
+}
+
+#[test]
+fn the_end_of_a_group_by_an_error_leaves_one_line_of_its_level() {
+    let cases = [
+        (
+            CvrStoreError::Ownership { owner: "s2".into(), granted_ms: 1.0, connect_ms: 0.0 },
+            "info",
+            "Rehome: CVR ownership was transferred to s2",
+        ),
+        (
+            CvrStoreError::ConcurrentModification { expected: "1".into(), actual: "2".into() },
+            "warn",
+            "Rehome: CVR has been concurrently modified",
+        ),
+        (CvrStoreError::ClientNotFound("purged".into()), "warn", "ClientNotFound: purged"),
+        (CvrStoreError::Storage("disk full".into()), "error", "disk full"),
+    ];
+    for (error, level, text) in cases {
+        let mut h = Harness::new(false);
+        let [first, second, third] = three(&mut h);
+        h.flush_faults.push_back(error.clone());
+        let new = issue(&h, "i1", 1.0);
+        h.commit(vec![new]);
+        h.settle();
+        assert!(h.groups.is_empty() && h.socket(third).closed, "{error}");
+        assert_eq!(h.error_kind(third), None, "it comes back by itself");
+        assert_eq!(h.error_kind(first), h.error_kind(second));
+        let lines = lines(&h);
+        assert!(lines.len() == 1 && lines[0].0 == level, "{lines:?}");
+        for part in ["group g: it failed: ", text, "Its 2 clients", "1 other sockets"] {
+            assert!(lines[0].1.contains(part), "{part}: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_that_are_never_written_end_a_group_with_a_line() {
+    let mut h = Harness::new(false);
+    let conn = joined(&mut h, "a", &put("q", ALL_ISSUES));
+    h.store.defer_above = 0;
+    let new = issue(&h, "i1", 1.0);
+    h.commit(vec![new]);
+    while !h.groups["g"].awaits_rows {
+        assert!(h.answer(&"g".into()));
+    }
+    h.write_rows(&"g".into(), Err(CvrStoreError::Storage("disk full".into())));
+    assert_eq!((h.error_kind(conn), h.groups.len()), (Some("Rehome"), 0));
+    let lines = lines(&h);
+    assert!(lines.len() == 1 && lines[0].0 == "error", "{lines:?}");
+    assert!(lines[0].1.contains("group g: rows of its CVR were not written: "), "{lines:?}");
+}
+
+#[test]
+fn a_client_that_fails_alone_is_named() {
+    let mut h = Harness::new(false);
+    let good = joined(&mut h, "a", &put("q", ALL_ISSUES));
+    let bad = h.connect("g", "b", None, Persisted::default(), 51).expect("admitted");
+    h.say(bad, &init("").replace(CLIENT_SCHEMA, r#"{"tables":{}}"#));
+    h.settle();
+    assert_eq!(h.error_kind(bad), Some("InvalidConnectionRequest"));
+    h.say(good, &change(r#"{"op":"put","hash":"x"}"#));
+    h.settle();
+    assert_eq!(h.error_kind(good), Some("Internal"));
+    let lines = lines(&h);
+    let lines: Vec<_> = lines.iter().map(|(level, text)| (*level, &**text)).collect();
+    let expected = [
+        (
+            "warn",
+            "group g: client b failed: InvalidConnectionRequest: Provided schema does not match previous schema",
+        ),
+        ("warn", "group g: client a failed: Internal: Must provide name and args"),
+    ];
+    assert_eq!(lines, expected, "what a client does wrong is no error of the server's");
+}
