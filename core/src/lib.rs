@@ -17,4 +17,5 @@ pub mod schema;
 pub mod text;
 pub mod value;
 pub mod version;
+pub mod waste;
 pub mod zql;

@@ -529,7 +529,7 @@ fn deltas_of_queries_and_advances_merge_per_row() {
     deltas.add(&id(2), change("p", 0, 1), Some(&row(6)));
     deltas.add(&id(2), change("p", 1, 3), Some(&row(7)));
     deltas.add(&id(2), change("p", 3, 0), None);
-    let rows = deltas.into_rows();
+    let rows = deltas.into_rows().collect::<Vec<_>>();
     assert_eq!(rows.len(), 2);
     assert_eq!(rows[0].counts[..], [change("p", 1, 0), change("q", 0, 1)]);
     assert!(!rows[0].needs_others());

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroring_core::cvr::internal::ShardTables;
-use zeroring_core::cvr::store::{Flushed, Loaded};
+use zeroring_core::cvr::store::{CvrStoreError, Flushed, Loaded};
 use zeroring_core::cvr::{Ast, ClientGroupId, Cvr, RowIdentity};
 use zeroring_core::group::{
     ConnId, Connection, Credentials, Effect, Event, Frame, Group, Hydrate, LargePoke, NextFrames,
@@ -28,6 +28,7 @@ use zeroring_core::row::{Row, RowId, RowRef};
 use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
+use zeroring_core::waste::Waste;
 use zeroring_core::zql::compile::{IdentityKeys, compile};
 use zeroring_core::zql::hash;
 
@@ -36,6 +37,7 @@ struct Counting;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+static FREES: AtomicUsize = AtomicUsize::new(0);
 /// The counts are of the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -50,6 +52,7 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
         LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        FREES.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(at, layout) }
     }
@@ -234,6 +237,8 @@ struct Seen {
     /// Allocations of the slice with the most, and slices.
     most: usize,
     slices: usize,
+    /// The same of what was given back.
+    most_freed: usize,
     /// The longest slices, in microseconds of this thread's processor time, with their number.
     longest: Vec<(u64, usize)>,
     /// Of the client's query.
@@ -243,18 +248,35 @@ struct Seen {
     /// Rows that were sent before their query was hydrated, and bytes in use when it was.
     sent_early: usize,
     live_when_hydrated: usize,
+    /// What the client was told at its end.
+    failed: Option<String>,
 }
 
 impl Seen {
     fn slice<R>(&mut self, work: impl FnOnce() -> R) -> R {
+        let freed = FREES.load(Ordering::Relaxed);
         let before = (ALLOCATIONS.load(Ordering::Relaxed), cpu_us());
         let result = work();
         self.most = self.most.max(ALLOCATIONS.load(Ordering::Relaxed) - before.0);
+        self.most_freed = self.most_freed.max(FREES.load(Ordering::Relaxed) - freed);
         self.slices += 1;
         self.longest.push((cpu_us() - before.1, self.slices));
         self.longest.sort_unstable_by(|a, b| b.cmp(a));
         self.longest.truncate(8);
         result
+    }
+
+    /// Lets go of it as the executor does.
+    fn shed(&mut self, mut waste: Waste) {
+        while !waste.is_empty() {
+            self.slice(|| waste.shed(2_000));
+        }
+    }
+
+    /// No step did the work of many rows.
+    fn assert_sliced(&self) {
+        assert!(self.most < MOST_ALLOCATIONS, "{self:?}");
+        assert!(self.most_freed < MOST_FREES, "{self:?}");
     }
 }
 
@@ -313,8 +335,9 @@ impl Seen {
                 Effect::SendLarge(_, poke) => self.poke = Some(poke),
                 Effect::GrowLarge(_, growth) => {
                     let Some(poke) = &mut self.poke else { panic!("nothing is open") };
-                    poke.grow(&growth);
+                    poke.grow(&growth, &mut Waste::default());
                 }
+                Effect::LetGo(waste) => self.shed(waste),
                 other => panic!("{other:?}"),
             }
             self.read(executor);
@@ -324,9 +347,24 @@ impl Seen {
 
 /// Feeds events, and carries out what they lead to.
 fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen {
-    let (mut seen, mut effects) = (Seen::default(), Vec::new());
-    let mut inbox = VecDeque::from(events);
-    while let Some(event) = inbox.pop_front() {
+    let mut seen = Seen::default();
+    drive_on(executor, group, &mut seen, &mut events.into(), usize::MAX);
+    executor.clients_read = true;
+    seen.read(executor);
+    seen
+}
+
+/// The same for so many events; true if there are more. The last ones are what is answered next.
+fn drive_on(
+    executor: &mut Executor,
+    group: &mut Group,
+    seen: &mut Seen,
+    inbox: &mut VecDeque<Event>,
+    most: usize,
+) -> bool {
+    let mut effects = Vec::new();
+    for _ in 0..most {
+        let Some(event) = inbox.pop_front() else { return false };
         seen.slice(|| group.handle(event, 1_000.0, executor, &mut effects));
         for effect in std::mem::take(&mut effects) {
             match effect {
@@ -354,19 +392,19 @@ fn drive(executor: &mut Executor, group: &mut Group, events: Vec<Event>) -> Seen
                     inbox.push_back(Event::Hydrated(hydrated));
                 }
                 Effect::Continue => inbox.push_back(Event::Continue),
+                Effect::Merge => inbox.push_back(Event::Merge),
+                Effect::LetGo(waste) => seen.shed(waste),
                 Effect::Release(instance) => executor.engine.unsubscribe(instance),
                 effect @ (Effect::SendLarge(..) | Effect::GrowLarge(..)) => {
                     seen.take_in(executor, vec![effect]);
                 }
                 Effect::Send(_, frames) => seen.rows_sent += rows_in(&frames),
-                Effect::Fail(_, error) => panic!("{error}"),
+                Effect::Fail(_, error) => seen.failed = Some(error.to_string()),
                 _ => {}
             }
         }
     }
-    executor.clients_read = true;
-    seen.read(executor);
-    seen
+    !inbox.is_empty()
 }
 
 fn rows_in(frames: &[Frame]) -> usize {
@@ -394,7 +432,7 @@ fn group(executor: &mut Executor, settings: &Arc<Settings>, number: usize) -> (G
     let conn = ConnId(number as u64);
     let events = vec![Event::Connected(Box::new(connection)), Event::Message(conn, message)];
     let seen = drive(executor, &mut group, events);
-    assert_eq!(group.queries(), 3);
+    assert_eq!((group.queries(), &seen.failed), (3, &None));
     (group, seen)
 }
 
@@ -446,6 +484,8 @@ fn many() -> usize {
 }
 /// A row takes a handful of allocations in the slice that takes it furthest.
 const MOST_ALLOCATIONS: usize = 8_000;
+/// And as much is given back with it, of the two thousand that are dropped at a time.
+const MOST_FREES: usize = 16_000;
 
 /// Rows of a result that goes ahead, from 10,000 on.
 const EARLY: usize = 15_000;
@@ -460,7 +500,7 @@ fn rows_of_a_large_result_are_on_their_way_while_it_is_read() {
     println!("early: {seen:?}");
     assert_eq!((seen.rows_flushed, seen.rows_sent), (EARLY, EARLY), "each once");
     assert!(seen.sent_early > EARLY / 2, "{} rows went ahead", seen.sent_early);
-    assert!(seen.most < MOST_ALLOCATIONS, "{seen:?}");
+    seen.assert_sliced();
 }
 
 /// What a row costs while it waits for a client that does not read: its JSON, which it keeps, and
@@ -493,11 +533,26 @@ fn nothing_that_a_group_does_with_many_rows_is_done_in_one_go() {
     let (mut group, seen) = group(&mut executor, &settings, 1);
     println!("cold: {seen:?}");
     assert_eq!((seen.rows_flushed, seen.rows_sent), (many(), many()));
-    assert!(seen.slices > 3 * many() / 1_000 && seen.most < MOST_ALLOCATIONS, "{seen:?}");
+    assert!(seen.slices > 3 * many() / 1_000, "{seen:?}");
+    seen.assert_sliced();
 
     // All of them change in one transaction.
-    let instance = seen.instance.unwrap();
-    let version = StateVersion::from_lsn(2_000);
+    let made = all_change(&mut executor, &settings, seen.instance.unwrap(), 2_000);
+    let seen = drive(&mut executor, &mut group, vec![Event::Delta(made), Event::Advanced]);
+    println!("advance: {seen:?}");
+    assert_eq!((seen.rows_flushed, seen.rows_sent), (many(), many()));
+    assert!(seen.slices > 3 * many() / 1_000, "{seen:?}");
+    seen.assert_sliced();
+}
+
+/// A transaction that changes all rows of an instance.
+fn all_change(
+    executor: &mut Executor,
+    settings: &Settings,
+    instance: InstanceId,
+    lsn: u64,
+) -> Arc<SharedDelta> {
+    let version = StateVersion::from_lsn(lsn);
     let rows: Vec<RowDelta> = executor
         .engine
         .rows(instance)
@@ -518,11 +573,70 @@ fn nothing_that_a_group_does_with_many_rows_is_done_in_one_go() {
         prepared.slice(|| made.extend(rows, &settings.tables)).unwrap();
     }
     let made = prepared.slice(|| made.end());
-    assert!(prepared.most < MOST_ALLOCATIONS, "{prepared:?}");
+    prepared.assert_sliced();
     executor.version = version;
-    let events = vec![Event::Delta(Arc::new(made)), Event::Advanced];
-    let seen = drive(&mut executor, &mut group, events);
-    println!("advance: {seen:?}");
-    assert_eq!((seen.rows_flushed, seen.rows_sent), (many(), many()));
-    assert!(seen.slices > 3 * many() / 1_000 && seen.most < MOST_ALLOCATIONS, "{seen:?}");
+    Arc::new(made)
+}
+
+#[test]
+fn what_gathers_while_a_group_waits_is_merged_in_slices() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let settings = settings();
+    let mut executor = Executor::new(many());
+    let (mut group, seen) = group(&mut executor, &settings, 1);
+    let instance = seen.instance.unwrap();
+    // The store takes its time for the first one.
+    let delta = all_change(&mut executor, &settings, instance, 2_000);
+    let mut seen = Seen::default();
+    let mut inbox = VecDeque::from([Event::Delta(delta), Event::Advanced]);
+    while !matches!(inbox.back(), Some(Event::Flushed(_))) {
+        assert!(drive_on(&mut executor, &mut group, &mut seen, &mut inbox, 1));
+    }
+    let flushed = inbox.pop_back();
+    for n in 1..=12 {
+        let delta = all_change(&mut executor, &settings, instance, 2_000 + n);
+        inbox.extend([Event::Delta(delta), Event::Advanced]);
+        drive_on(&mut executor, &mut group, &mut seen, &mut inbox, usize::MAX);
+    }
+    inbox.extend(flushed);
+    drive_on(&mut executor, &mut group, &mut seen, &mut inbox, usize::MAX);
+    println!("gathered: {seen:?}");
+    assert_eq!((seen.rows_flushed, seen.rows_sent), (2 * many(), 2 * many()), "twelve are one");
+    seen.assert_sliced();
+}
+
+/// A store that fails for good, at any moment of a large update, and a client that leaves a large
+/// poke unread.
+#[test]
+fn what_comes_to_nothing_is_dropped_in_slices() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let settings = settings();
+    let mut steps = (0, 0);
+    for part in 1..8 {
+        let mut executor = Executor::new(many());
+        let (mut group, seen) = group(&mut executor, &settings, 1);
+        let delta = all_change(&mut executor, &settings, seen.instance.unwrap(), 2_000);
+        let mut seen = Seen::default();
+        let mut inbox = VecDeque::from([Event::Delta(delta), Event::Advanced]);
+        // A large update takes some slices per thousand rows.
+        let events = part * many() / 3_000;
+        executor.clients_read = false;
+        drive_on(&mut executor, &mut group, &mut seen, &mut inbox, events);
+        if seen.poke.is_none() {
+            steps.0 += 1;
+            let lost = CvrStoreError::Storage("disk full".to_owned());
+            inbox = VecDeque::from([Event::RowsWritten(Err(lost))]);
+            drive_on(&mut executor, &mut group, &mut seen, &mut inbox, 1);
+            assert!(group.is_stopped() && seen.failed.is_some());
+        } else if let Some(poke) = seen.poke.take() {
+            steps.1 += 1;
+            let mut waste = Waste::default();
+            seen.slice(|| poke.discard(&mut waste));
+            seen.shed(waste);
+        }
+        seen.slice(|| drop(group));
+        println!("after {events} events: {seen:?}");
+        seen.assert_sliced();
+    }
+    assert!(steps.0 > 2 && steps.1 > 0, "{steps:?}");
 }

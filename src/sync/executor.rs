@@ -377,7 +377,7 @@ impl Executor {
     async fn prepare(
         &self,
         deltas: &[InstanceDelta],
-    ) -> Vec<(InstanceId, Result<SharedDelta, String>)> {
+    ) -> Vec<(InstanceId, Result<Arc<SharedDelta>, String>)> {
         let tables = self.state.borrow().settings.tables.clone();
         let mut prepared = Vec::with_capacity(deltas.len());
         let mut since = 0;
@@ -397,7 +397,14 @@ impl Executor {
                 result = result.and_then(|()| made.extend(rows, &tables));
                 self.stats.stages.add(Stage::Fanout, begin.elapsed());
             }
-            prepared.push((delta.instance, result.map(|()| made.end())));
+            let made = Arc::new(made.end());
+            prepared.push(match result {
+                Ok(()) => (delta.instance, Ok(made)),
+                Err(why) => {
+                    made.discard(&mut self.state.borrow_mut().waste);
+                    (delta.instance, Err(why))
+                }
+            });
         }
         prepared
     }
@@ -432,7 +439,7 @@ impl Executor {
     /// and nothing else happens to groups.
     async fn hand_out(
         &self,
-        deltas: Vec<(InstanceId, Result<SharedDelta, String>)>,
+        deltas: Vec<(InstanceId, Result<Arc<SharedDelta>, String>)>,
         failed: Vec<(InstanceId, EngineError)>,
     ) {
         let mut affected = BTreeSet::new();
@@ -442,7 +449,7 @@ impl Executor {
         let mut since = 0;
         for (instance, delta) in deltas {
             let delta = match delta {
-                Ok(delta) => Arc::new(delta),
+                Ok(delta) => delta,
                 Err(why) => {
                     self.state.borrow_mut().instance_failed(instance, &why, &mut affected);
                     continue;
@@ -460,6 +467,8 @@ impl Executor {
                 affected.extend(groups);
                 self.stats.stages.add(Stage::Fanout, begin.elapsed());
             }
+            // Perhaps no group keeps it.
+            delta.discard(&mut self.state.borrow_mut().waste);
         }
         self.state.borrow_mut().advanced(affected);
     }

@@ -12,12 +12,13 @@ use smallvec::SmallVec;
 use zeroring_core::cvr::store::GroupFlush;
 use zeroring_core::cvr::{ClientGroupId, QueryHash};
 use zeroring_core::group::{
-    ConnId, Credentials, Effect, Event, Group, Hydrate, Note, Sent, Settings, SharedDelta, Timer,
+    ConnId, Credentials, Effect, Event, Group, Hydrate, Note, Settings, SharedDelta, Timer,
 };
 use zeroring_core::ivm::engine::InstanceId;
 use zeroring_core::ivm::error::EngineError;
 use zeroring_core::protocol::custom_query::TransformRequest;
 use zeroring_core::protocol::error::ErrorBody;
+use zeroring_core::waste::Waste;
 use zeroring_net::rt::{Instant, now};
 use zeroring_net::ws::WsWriter;
 use zeroring_storage::cvr_store::CvrStore;
@@ -37,7 +38,7 @@ use super::world::World;
 pub(super) struct GroupKey(pub(super) u64);
 
 /// Rows that are dropped at once: not even a millisecond.
-const LET_GO_ROWS: usize = 2_000;
+const SHED_ROWS: usize = 2_000;
 
 /// Every timer of a group, at the index that it is as a number.
 const TIMERS: [Timer; 4] = [Timer::Expiry, Timer::TtlClock, Timer::Maintenance, Timer::Idle];
@@ -51,6 +52,15 @@ pub(super) struct Slot {
     timers: [Option<Instant>; TIMERS.len()],
     /// How long its queries were hydrated here.
     hydrated_for: Duration,
+}
+
+/// What a group does in its next slice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slice {
+    /// It goes on with its operation.
+    Compute,
+    /// It merges what has gathered meanwhile.
+    Merge,
 }
 
 /// Queries that the engine has hydrated, or cannot.
@@ -112,10 +122,10 @@ pub(super) struct State {
     pub(super) admission: Admission,
     /// Sockets that a large poke has just begun for.
     pub(super) pumping: Vec<ConnId>,
-    /// Groups that have more to compute, one slice per turn.
-    pub(super) computing: VecDeque<GroupKey>,
-    /// Rows that nobody needs, dropped a slice per turn.
-    let_go: VecDeque<Sent>,
+    /// Groups that have more to do, one slice per turn.
+    pub(super) computing: VecDeque<(GroupKey, Slice)>,
+    /// What nobody needs, dropped a slice per turn.
+    pub(super) waste: Waste,
     pub(super) transforms: Vec<Transform>,
     /// For the mutate endpoint, in order.
     pub(super) calls: Vec<(ClientGroupId, MutateCall)>,
@@ -163,7 +173,7 @@ impl State {
             admission: Admission::new(PLACES),
             pumping: Vec::new(),
             computing: VecDeque::new(),
-            let_go: VecDeque::new(),
+            waste: Waste::default(),
             transforms: Vec::new(),
             calls: Vec::new(),
             frames: WireFrames::default(),
@@ -317,11 +327,11 @@ impl State {
         match effect {
             Effect::Send(conn, list) => self.send(conn, &list),
             Effect::SendLarge(conn, poke) => self.send_large(conn, poke),
-            Effect::GrowLarge(conn, growth) => self.grow_large(conn, &growth),
-            Effect::LetGo(rows) => self.let_go.push_back(rows),
+            Effect::GrowLarge(conn, growth) => self.grow_large(conn, growth),
+            Effect::LetGo(waste) => self.waste.append(waste),
             Effect::Fail(conn, error) => self.close_with(conn, &error),
             Effect::Close(conn, reason) => {
-                if let Some(entry) = self.conns.remove(&conn) {
+                if let Some(entry) = self.take_conn(conn) {
                     tracing::debug!(conn = conn.0, "closing: {reason}");
                     entry.writer.close(None);
                     self.remember_closing(entry.writer);
@@ -336,7 +346,8 @@ impl State {
             Effect::Leave { up } => self.admission.leave(key, up),
             Effect::Hydrate(wanted) => self.start_hydration(key, &wanted),
             Effect::Release(instance) => self.unsubscribe(key, instance),
-            Effect::Continue => self.computing.push_back(key),
+            Effect::Continue => self.computing.push_back((key, Slice::Compute)),
+            Effect::Merge => self.computing.push_back((key, Slice::Merge)),
             Effect::SetTimer(timer, after_ms) => self.set_timer(key, timer, after_ms),
             Effect::Stop => self.forget(key),
             Effect::Note(Note::Info(text)) => tracing::info!("{text}"),
@@ -492,18 +503,17 @@ impl State {
 
     /// Lets one group compute for a slice; true if one has more to do.
     pub(super) fn compute(&mut self) -> bool {
-        if let Some(key) = self.computing.pop_front() {
-            self.feed(key, Event::Continue);
+        match self.computing.pop_front() {
+            Some((key, Slice::Compute)) => self.feed(key, Event::Continue),
+            Some((key, Slice::Merge)) => self.feed(key, Event::Merge),
+            None => {}
         }
-        if let Some(rows) = self.let_go.front_mut()
-            && rows.take_some(LET_GO_ROWS).is_empty()
-        {
-            self.let_go.pop_front();
-        }
-        !self.computing.is_empty() || !self.let_go.is_empty()
+        self.waste.shed(SHED_ROWS);
+        !self.computing.is_empty() || !self.waste.is_empty()
     }
 
-    /// Closes every group and socket at once, without asking: what they stand on is gone.
+    /// Closes every group and socket at once, without asking: what they stand on is gone, with all
+    /// that was in memory. (There is nobody left who would wait.)
     pub(super) fn abandon_groups(&mut self) {
         for (_, entry) in std::mem::take(&mut self.conns) {
             entry.writer.close(None);

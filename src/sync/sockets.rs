@@ -15,6 +15,7 @@ use zeroring_core::group::{ConnId, Event, Frame, Growth, LargePoke, NextFrames};
 use zeroring_core::protocol::down;
 use zeroring_core::protocol::error::ErrorBody;
 use zeroring_core::protocol::up::Upstream;
+use zeroring_core::waste::Waste;
 use zeroring_net::rt::{Instant, now, yield_now};
 use zeroring_net::ws::{SendError, WsWriter};
 
@@ -91,28 +92,37 @@ impl Waiting {
 impl Behind {
     /// Adds what comes next; the reason why the client is too slow for it.
     fn push(&mut self, next: Waiting) -> Result<(), String> {
-        if self.bytes > MAX_QUEUED_BYTES || self.queue.len() > MAX_BEHIND {
-            let (pokes, bytes) = (self.queue.len(), self.bytes);
-            return Err(format!("{pokes} pokes, {bytes} bytes wait behind a large one"));
-        }
+        let (pokes, bytes) = (self.queue.len(), self.bytes);
         if !self.queue.is_empty() {
             self.bytes += next.bytes();
         }
         self.queue.push_back(next);
+        if bytes > MAX_QUEUED_BYTES || pokes > MAX_BEHIND {
+            return Err(format!("{pokes} pokes, {bytes} bytes wait behind a large one"));
+        }
         Ok(())
     }
 
     /// The poke that is open goes on.
-    fn grow(&mut self, growth: &Growth) {
+    fn grow(&mut self, growth: &Growth, waste: &mut Waste) {
         let open = |waiting: &mut Waiting| match waiting {
             Waiting::Large(poke) if poke.is_open() => {
-                poke.grow(growth);
+                poke.grow(growth, waste);
                 true
             }
             _ => false,
         };
         if self.queue.iter_mut().position(open).is_some_and(|at| at > 0) {
             self.bytes += growth.bytes();
+        }
+    }
+
+    /// Nobody is there to get it.
+    fn discard(self, waste: &mut Waste) {
+        for waiting in self.queue {
+            if let Waiting::Large(poke) = waiting {
+                poke.discard(waste);
+            }
         }
     }
 
@@ -155,9 +165,18 @@ impl State {
         conn
     }
 
+    /// Takes a connection out; what waited for it is left behind.
+    pub(super) fn take_conn(&mut self, conn: ConnId) -> Option<Conn> {
+        let mut entry = self.conns.remove(&conn)?;
+        if let Some(behind) = entry.behind.take() {
+            behind.discard(&mut self.waste);
+        }
+        Some(entry)
+    }
+
     /// The socket is gone.
     pub(super) fn disconnected(&mut self, conn: ConnId) {
-        if let Some(gone) = self.conns.remove(&conn) {
+        if let Some(gone) = self.take_conn(conn) {
             self.inbox.push_back((gone.group, Event::Disconnected(conn)));
         }
     }
@@ -199,7 +218,7 @@ impl State {
     }
 
     pub(super) fn close_with(&mut self, conn: ConnId, error: &ErrorBody) {
-        let Some(entry) = self.conns.remove(&conn) else { return };
+        let Some(entry) = self.take_conn(conn) else { return };
         tracing::debug!(conn = conn.0, "closing with error: {error}");
         farewell(entry.writer.clone(), error, entry.since);
         self.remember_closing(entry.writer);
@@ -279,7 +298,9 @@ impl State {
 
     /// Sends a large poke as the socket takes it.
     pub(super) fn send_large(&mut self, conn: ConnId, poke: Box<LargePoke>) {
-        let Some(entry) = self.conns.get_mut(&conn) else { return };
+        let Some(entry) = self.conns.get_mut(&conn) else {
+            return poke.discard(&mut self.waste);
+        };
         self.counters.large_pokes += 1;
         let behind = entry.behind.get_or_insert_with(|| {
             self.pumping.push(conn);
@@ -292,12 +313,15 @@ impl State {
     }
 
     /// More of the large poke that is open is known.
-    pub(super) fn grow_large(&mut self, conn: ConnId, growth: &Growth) {
-        let Some(entry) = self.conns.get_mut(&conn) else { return };
-        let Some(behind) = &mut entry.behind else { return };
-        behind.grow(growth);
+    pub(super) fn grow_large(&mut self, conn: ConnId, growth: Growth) {
+        let entry = self.conns.get_mut(&conn);
+        let Some((writer, behind)) = entry.and_then(|c| Some((&c.writer, c.behind.as_mut()?)))
+        else {
+            return growth.discard(&mut self.waste);
+        };
+        behind.grow(&growth, &mut self.waste);
         if !std::mem::replace(&mut behind.pumped, true) {
-            behind.taken = (entry.writer.bytes_sent(), now());
+            behind.taken = (writer.bytes_sent(), now());
             self.pumping.push(conn);
         }
     }
@@ -334,7 +358,9 @@ impl State {
                 NextFrames::Some(list)
             }
             _ => {
-                entry.behind = None;
+                if let Some(behind) = entry.behind.take() {
+                    behind.discard(&mut self.waste);
+                }
                 return Pumped::Done;
             }
         };

@@ -18,13 +18,17 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::store::RowChange;
-use super::{Patch, QueryHash, QueryUpdater, RowIdentity, RowRecord, UpdateError, VersionedPatch};
+use super::{
+    MAX_SORTED_ROWS, Patch, QueryHash, QueryUpdater, RowIdentity, RowRecord, UpdateError,
+    VersionedPatch,
+};
+use crate::ivm::shards::ShardMap;
 use crate::row::RowRef;
 use crate::version::StateVersion;
+use crate::waste::Waste;
 
 /// How often a row occurs in one query's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,11 +78,51 @@ impl AdvancedRow {
     }
 }
 
-/// Deltas of a group's queries, merged per row.
-#[derive(Debug, Clone, Default)]
+/// Deltas of a group's queries, merged per row. There may be a million: neither list nor map is
+/// ever moved as a whole.
+#[derive(Debug, Default)]
 pub struct RowDeltas {
-    rows: Vec<AdvancedRow>,
-    at: FxHashMap<Arc<RowIdentity>, usize>,
+    /// Each but the last is full.
+    chunks: Vec<Vec<AdvancedRow>>,
+    at: ShardMap<Arc<RowIdentity>, usize>,
+}
+
+/// Rows of a chunk.
+const CHUNK: usize = if cfg!(test) { 3 } else { MAX_SORTED_ROWS };
+
+/// Merged rows, in the order in which they were first added.
+#[derive(Debug)]
+pub struct AdvancedRows {
+    chunks: std::vec::IntoIter<Vec<AdvancedRow>>,
+    chunk: std::vec::IntoIter<AdvancedRow>,
+    left: usize,
+}
+
+impl Iterator for AdvancedRows {
+    type Item = AdvancedRow;
+
+    fn next(&mut self) -> Option<AdvancedRow> {
+        loop {
+            if let Some(row) = self.chunk.next() {
+                self.left -= 1;
+                return Some(row);
+            }
+            self.chunk = self.chunks.next()?.into_iter();
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for AdvancedRows {}
+
+impl From<Vec<AdvancedRow>> for AdvancedRows {
+    fn from(rows: Vec<AdvancedRow>) -> AdvancedRows {
+        let left = rows.len();
+        AdvancedRows { chunks: Vec::new().into_iter(), chunk: rows.into_iter(), left }
+    }
 }
 
 impl RowDeltas {
@@ -100,11 +144,12 @@ impl RowDeltas {
         change: CountChange,
         row: Option<&RowRef>,
     ) -> &mut AdvancedRow {
-        let at = *self.at.entry(id.clone()).or_insert_with(|| {
-            self.rows.push(AdvancedRow::of(id.clone()));
-            self.rows.len() - 1
-        });
-        let merged = &mut self.rows[at];
+        let next = self.at.len();
+        let at = *self.at.get_or_insert_with(id.clone(), || next);
+        if at == next {
+            self.push(AdvancedRow::of(id.clone()));
+        }
+        let merged = &mut self.chunks[at / CHUNK][at % CHUNK];
         match merged.counts.iter_mut().find(|c| c.query == change.query) {
             Some(known) => known.after = change.after,
             None => merged.counts.push(change),
@@ -119,45 +164,60 @@ impl RowDeltas {
 
     /// What was added of a row.
     pub fn get(&self, id: &RowIdentity) -> Option<&AdvancedRow> {
-        self.at.get(id).map(|at| &self.rows[*at])
+        self.at.get(id).map(|at| &self.chunks[at / CHUNK][at % CHUNK])
     }
 
-    /// Takes everything of a query back.
+    /// Takes everything of a query back. It looks at all rows.
     pub fn forget(&mut self, query: &QueryHash) {
-        self.at.clear();
-        for mut row in std::mem::take(&mut self.rows) {
+        for mut row in std::mem::take(self).into_rows() {
             row.counts.retain(|c| c.query != *query);
-            if !row.counts.is_empty() {
-                self.at.insert(row.id.clone(), self.rows.len());
-                self.rows.push(row);
+            if row.counts.is_empty() {
+                continue;
             }
+            self.at.insert(row.id.clone(), self.at.len());
+            self.push(row);
+        }
+    }
+
+    fn push(&mut self, row: AdvancedRow) {
+        match self.chunks.last_mut().filter(|chunk| chunk.len() < CHUNK) {
+            Some(chunk) => chunk.push(row),
+            None => self.chunks.push(vec![row]),
         }
     }
 
     /// How many rows were added.
     pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Makes room for so many rows more, so that nothing has to be moved on the way.
-    pub fn reserve(&mut self, rows: usize) {
-        self.rows.reserve(rows);
-        self.at.reserve(rows);
+        self.at.len()
     }
 
     /// Nothing was added.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.at.is_empty()
     }
 
     /// The rows in the order in which they were first added, for answering `others`.
-    pub fn rows_mut(&mut self) -> &mut [AdvancedRow] {
-        &mut self.rows
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut AdvancedRow> {
+        self.chunks.iter_mut().flatten()
     }
 
     /// The rows.
-    pub fn into_rows(self) -> Vec<AdvancedRow> {
-        self.rows
+    pub fn into_rows(self) -> AdvancedRows {
+        self.into_rows_leaving(&mut Waste::default())
+    }
+
+    /// The rows; what found them is left behind.
+    pub(crate) fn into_rows_leaving(self, waste: &mut Waste) -> AdvancedRows {
+        let left = self.at.len();
+        waste.rows(self.at);
+        let chunk = Vec::new().into_iter();
+        AdvancedRows { chunks: self.chunks.into_iter(), chunk, left }
+    }
+
+    /// All of it is left behind.
+    pub(crate) fn discard(self, waste: &mut Waste) {
+        waste.pieces(self.chunks, Vec::len);
+        waste.rows(self.at);
     }
 }
 

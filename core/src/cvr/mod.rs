@@ -43,9 +43,7 @@ pub use model::{
 };
 pub use patch::{Patch, VersionedPatch};
 pub(crate) use query_update::MAX_SORTED_ROWS;
-pub use query_update::{
-    Executed, Leftovers, QueryUpdater, ReceivedRow, RecordSlices, RowChanges, RowRecords,
-};
+pub use query_update::{Executed, QueryUpdater, ReceivedRow, RecordSlices, RowChanges, RowRecords};
 pub use row_id::{RowIdentity, format_signature, parse_signature};
 pub use store::{FlushTimes, GroupFlush, PreparedFlush};
 pub use ttl::{

@@ -24,6 +24,7 @@ use super::{
 };
 use crate::row::RowRef;
 use crate::version::{CvrVersion, StateVersion};
+use crate::waste::Waste;
 
 /// Row writes of an update that are put in order: a millisecond.
 pub(crate) const MAX_SORTED_ROWS: usize = 2_000;
@@ -117,6 +118,11 @@ impl RecordSlices {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Those that are left are left behind.
+    pub fn discard(self, waste: &mut Waste) {
+        waste.pieces(self.0, RecordTable::len);
+    }
 }
 
 impl<'r> IntoIterator for &'r RowRecords {
@@ -125,21 +131,6 @@ impl<'r> IntoIterator for &'r RowRecords {
 
     fn into_iter(self) -> Self::IntoIter {
         Box::new(self.iter())
-    }
-}
-
-/// What an update had to remember: a large one is let go in slices.
-#[derive(Debug)]
-pub struct Leftovers {
-    received: hash_map::IntoIter<Arc<RowIdentity>, Option<RefCounts>>,
-    sent: hash_map::IntoIter<Arc<RowIdentity>, Sent>,
-}
-
-impl Leftovers {
-    /// Lets go of what is about so many rows.
-    pub fn shed(&mut self, rows: usize) {
-        self.received.by_ref().take(rows).for_each(drop);
-        self.sent.by_ref().take(rows).for_each(drop);
     }
 }
 
@@ -484,7 +475,7 @@ impl QueryUpdater {
         times: FlushTimes,
         signature_of: impl Fn(&QueryHash) -> Option<u64>,
     ) -> Option<PreparedFlush> {
-        self.finish_in_parts(times, signature_of).0
+        self.finish_leaving(times, signature_of, &mut Waste::default())
     }
 
     /// The changes of rows that were received: a large update gives them back slice by slice
@@ -503,20 +494,27 @@ impl QueryUpdater {
             .extend(writes.filter_map(|(id, change)| Some(RowWrite { id, change: change? })));
     }
 
-    /// As [`QueryUpdater::finish`]; what is left of a large update is to be let go in slices.
-    pub fn finish_in_parts(
+    /// As [`QueryUpdater::finish`]; what the update had to remember is left behind.
+    pub fn finish_leaving(
         mut self,
         times: FlushTimes,
         signature_of: impl Fn(&QueryHash) -> Option<u64>,
-    ) -> (Option<PreparedFlush>, Leftovers) {
+        waste: &mut Waste,
+    ) -> Option<PreparedFlush> {
         self.write_signatures(signature_of);
         let changes = self.take_row_changes();
         self.put_row_changes(changes);
-        let leftovers = Leftovers {
-            received: std::mem::take(&mut self.received).into_iter(),
-            sent: std::mem::take(&mut self.sent).into_iter(),
-        };
-        (self.prepared(times), leftovers)
+        waste.rows(std::mem::take(&mut self.received));
+        waste.rows(std::mem::take(&mut self.sent));
+        self.prepared(times)
+    }
+
+    /// The update is undone, and left behind.
+    pub fn discard(self, waste: &mut Waste) {
+        waste.rows(self.received);
+        waste.rows(self.sent);
+        waste.rows(self.rows);
+        waste.rows(self.settled);
     }
 
     fn prepared(mut self, times: FlushTimes) -> Option<PreparedFlush> {

@@ -10,30 +10,36 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque, hash_map};
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use smallvec::{SmallVec, smallvec};
 
 use super::config::bug;
 use super::early::Sent;
-use super::held::{HeldQuery, Taking};
+use super::encode::{Encoding, Patches};
+use super::held::{Basis, HeldQuery, Taking, discard_held};
 use super::interface::{Effect, ResetReason};
 use super::machine::{Cx, Group, Pipeline};
-use super::op::{Failure, Flushing, Stage, Step, StepResult, Sync, Trigger};
+use super::op::{Failure, Stage, Step, StepResult, Sync};
 use super::pending::{Pending, SharedDelta, Unmerged};
-use super::poke::{Encoder, Poke};
 use super::sync::failed_query;
-use crate::cvr::advance::{AdvancedRow, CountChange, RowDeltas};
+use crate::cvr::advance::{AdvancedRow, AdvancedRows, CountChange, RowDeltas};
 use crate::cvr::{
-    Cvr, Executed, Leftovers, Patch, PreparedFlush, QueryHash, QueryUpdater, ReceivedRow,
-    RecordSlices, RefCounts, RowChanges, RowIdentity, VersionedPatch,
+    Cvr, Executed, Patch, QueryHash, QueryUpdater, ReceivedRow, RecordSlices, RefCounts,
+    RowChanges, RowIdentity, VersionedPatch,
 };
 use crate::ivm::engine::InstanceId;
+use crate::ivm::shards::ShardMap;
 use crate::row::RowRef;
 use crate::schema::{Schema, TableSpec};
 use crate::version::{CvrVersion, StateVersion};
+use crate::waste::Waste;
 
 /// Rows of one slice: about a millisecond. Few in tests, so that every step can be interrupted.
 pub(super) const SLICE_ROWS: usize = if cfg!(test) { 3 } else { 1_000 };
+
+/// Slices in a row in which what gathers meanwhile is merged, before all of it is merged at once:
+/// an update must come to its end.
+const MOST_MERGES: u32 = 10_000;
 
 /// An update under way.
 #[derive(Debug)]
@@ -47,19 +53,29 @@ pub(super) struct Computing {
     as_it_was: bool,
     /// The version of the update before.
     since: StateVersion,
-    /// What late clients missed.
-    missed: Vec<VersionedPatch>,
+    /// What late clients missed, in slices.
+    missed: Vec<Vec<VersionedPatch>>,
     /// Rows of it that are not there.
-    lost: Vec<(Arc<RowIdentity>, String)>,
+    lost: std::vec::IntoIter<(Arc<RowIdentity>, String)>,
     /// Rows that the update has patches for, while something was missed.
-    rewritten: FxHashSet<Arc<RowIdentity>>,
+    rewritten: ShardMap<Arc<RowIdentity>, ()>,
     /// Queries with a row that cannot be delivered: they are removed.
     undeliverable: BTreeSet<QueryHash>,
     /// Slices: one vector of a million is as long in coming as in going.
     patches: Vec<Vec<VersionedPatch>>,
     /// For clients to whom rows went out early.
     end: Vec<Vec<VersionedPatch>>,
+    /// Slices in a row that were not enough to merge what has gathered meanwhile.
+    merges: u32,
     work: Work,
+}
+
+/// What a slice came to.
+enum Slice {
+    More,
+    Done,
+    /// What runs has changed under the update.
+    Void,
 }
 
 /// What is being done, slice by slice.
@@ -68,7 +84,7 @@ enum Work {
     /// Rows get names, and one entry each.
     Gather(Gather),
     /// What changed in the queries that go on joins the rows that will be compared with records.
-    Mix(Received, std::vec::IntoIter<AdvancedRow>),
+    Mix(Received, AdvancedRows),
     /// Rows are counted, with what the records say.
     Receive(std::vec::IntoIter<ReceivedRow>, hash_map::IntoIter<Arc<RowIdentity>, usize>),
     /// Records are looked through for rows that did not come again.
@@ -76,11 +92,13 @@ enum Work {
     /// What becomes of records is settled.
     Settle(RowChanges),
     /// Rows are counted, with what the instances say.
-    Count(std::vec::IntoIter<AdvancedRow>),
+    Count(AdvancedRows),
     /// The same, of one query that merely advances: nothing is gathered before.
     CountOne(Unmerged),
     /// Rows that went out early, and were not found in the update, are taken back.
     TakeBack(Sent),
+    /// Rows that late clients missed and that are not there: whether this update says why.
+    Find,
 }
 
 /// Rows on their way to one entry each: deltas first, then whole queries.
@@ -117,87 +135,24 @@ enum Rows {
 #[derive(Debug, Default)]
 struct Received(Vec<ReceivedRow>, FxHashMap<Arc<RowIdentity>, usize>);
 
-/// An update that is computed; its patches are being encoded.
-#[derive(Debug)]
-pub(super) struct Encoding {
-    sync: Box<Sync>,
-    schema: Arc<Schema>,
-    /// Older than what happens now: they go first, but for rows that the update has patches for.
-    missed: std::vec::IntoIter<VersionedPatch>,
-    rewritten: FxHashSet<Arc<RowIdentity>>,
-    patches: std::vec::IntoIter<Vec<VersionedPatch>>,
-    poke: Poke,
-    /// The end of the open poke.
-    ends: std::vec::IntoIter<Vec<VersionedPatch>>,
-    end: Poke,
-    /// `None`: nothing is to be written.
-    prepared: Option<PreparedFlush>,
-    leftovers: Option<Leftovers>,
-}
-
 impl Group {
-    /// Takes everything that the update is made of, at the engine's version, and begins.
-    pub(super) fn sync_compute(
+    /// Everything that the update is made of was taken, at the engine's version: begins.
+    pub(super) fn begin_compute(
         &mut self,
-        trigger: Trigger,
-        sync: Box<Sync>,
-        instances: BTreeMap<QueryHash, InstanceId>,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        let as_it_was = !sync.records_read && self.is_as_it_was(&sync, &instances, cx);
-        let known_at = self.cvr.as_ref().filter(|_| as_it_was).map(|cvr| cvr.version.state.clone());
-        let comes = if as_it_was { Course::Stays } else { Course::Comes };
-        let coming = instances.iter().map(|(id, instance)| (id, *instance, comes));
-        let going = sync.removals.iter().filter(|_| !sync.records_read);
-        let going =
-            going.filter_map(|id| Some((id, self.pipelines.get(id)?.instance, Course::Goes)));
-        let taking = Taking::of(coming.chain(going), known_at);
-        self.take(trigger, sync, instances, taking, cx)
-    }
-
-    /// Goes on taking; begins when all is there.
-    pub(super) fn take(
-        &mut self,
-        trigger: Trigger,
         mut sync: Box<Sync>,
-        instances: BTreeMap<QueryHash, InstanceId>,
-        mut taking: Taking,
+        instances: &BTreeMap<QueryHash, InstanceId>,
+        taking: Taking,
+        mut update: QueryUpdater,
         cx: &mut Cx<'_>,
     ) -> StepResult {
-        if !self.needs_update(&sync) {
-            return self.catch_up_only(sync, cx);
-        }
-        let as_it_was = !sync.records_read && self.is_as_it_was(&sync, &instances, cx);
-        if !sync.records_read && !as_it_was && !self.knows_rows(&sync, cx) {
-            // Other rows than before, or deltas arrived while the store was scanned, or something
-            // failed: once more, with the records.
-            self.cancel_open_poke(cx);
-            instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
-            return self.sync_read(trigger, sync, cx);
-        }
-        let update = match taking.step(cx.world) {
-            Ok(false) => {
-                cx.emit(Effect::Continue);
-                let stage = Stage::Taking { sync, instances, taking: Box::new(taking) };
-                return Ok(Step::Wait(stage));
-            }
-            Ok(true) => self.begin_update(cx),
-            Err(why) => Err(bug(&why)),
-        };
-        let mut update = match update {
-            Ok(update) => update,
-            Err(failure) => {
-                instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
-                return Err(failure);
-            }
-        };
         let (missed, lost) = std::mem::take(&mut sync.missed).into_patches();
+        let as_it_was = taking.basis == Basis::Signatures;
         let since = match &self.cvr {
             Some(cvr) if as_it_was => cvr.version.state.clone(),
             _ => self.pending.since().clone(),
         };
         let work = self.work(&sync, taking.held, &mut update);
-        self.install(&sync, &instances, cx);
+        self.install(&sync, instances, cx);
         self.pending = Pending::at(cx.world.version().clone());
         let signature = |p: &Pipeline| cx.world.signature(p.instance).ok();
         let signatures = self.pipelines.iter();
@@ -209,26 +164,22 @@ impl Group {
             as_it_was,
             since,
             missed,
-            lost,
-            rewritten: FxHashSet::default(),
+            lost: lost.into_iter(),
+            rewritten: ShardMap::default(),
             undeliverable: BTreeSet::new(),
             patches: Vec::new(),
             end: Vec::new(),
+            merges: 0,
             work,
             sync,
         };
         self.compute(Box::new(computing), cx)
     }
 
-    fn begin_update(&self, cx: &Cx<'_>) -> Result<QueryUpdater, Failure> {
-        let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
-        Ok(QueryUpdater::new(cvr, cx.world.version(), cx.world.replica_version())?)
-    }
-
     /// What is to be done with these rows, and with the deltas since the update before.
     fn work(&mut self, sync: &Sync, held: VecDeque<HeldQuery>, update: &mut QueryUpdater) -> Work {
-        let (mut merged, deltas) = self.pending.take();
-        let whole: usize = held.iter().map(|of| of.rows.len()).sum();
+        let (merged, deltas) = self.pending.take();
+        let whole: usize = held.iter().map(HeldQuery::len).sum();
         let changed = merged.len() + deltas.len();
         if sync.records_read {
             update.reserve(whole + changed, 0);
@@ -236,7 +187,6 @@ impl Group {
             update.reserve(0, whole + changed);
         }
         let rows = if sync.records_read {
-            merged.reserve(deltas.len());
             let mut received = Received::default();
             received.reserve(whole + changed);
             Rows::Received(received)
@@ -245,7 +195,6 @@ impl Group {
         } else if changed == 0 && sync.removals.is_empty() && are_disjoint(&held) {
             Rows::Whole(Vec::with_capacity(whole))
         } else {
-            merged.reserve(deltas.len() + whole);
             Rows::Changes
         };
         Work::Gather(Gather { deltas, merged, held, rows })
@@ -278,8 +227,23 @@ impl Group {
         if self.reset.is_some() || self.pending.has_failed() {
             return self.abandon(c, cx);
         }
+        match self.compute_slice(&mut c, cx) {
+            Ok(Slice::More) => {
+                cx.emit(Effect::Continue);
+                Ok(Step::Wait(Stage::Computing(c)))
+            }
+            Ok(Slice::Done) => self.computed(c, cx),
+            Ok(Slice::Void) => self.abandon(c, cx),
+            Err(failure) => Stage::Computing(c).failed(failure, cx),
+        }
+    }
+
+    fn compute_slice(&mut self, c: &mut Computing, cx: &mut Cx<'_>) -> Result<Slice, Failure> {
         let mut budget = SLICE_ROWS;
         loop {
+            if c.work.asks_for_others() && !self.merges_for(&mut c.merges) {
+                return Ok(Slice::More);
+            }
             let Computing { sync, update, as_it_was, since, undeliverable, work, .. } = &mut *c;
             let mut new = Vec::new();
             let done = match work {
@@ -287,11 +251,11 @@ impl Group {
                     let all = self.gather(gather, &mut budget, sync, undeliverable, cx);
                     if *as_it_was && !undeliverable.is_empty() {
                         // Only the records say which rows go with such a query.
-                        return self.abandon(c, cx);
+                        return Ok(Slice::Void);
                     }
                     if all {
                         let gathered = std::mem::take(gather);
-                        *work = self.gathered(gathered, sync, undeliverable, update, &mut new)?;
+                        *work = self.gathered(gathered, sync, update, &mut new, cx)?;
                     }
                     false
                 }
@@ -316,7 +280,11 @@ impl Group {
                     let now = rows.len().min(budget);
                     budget -= now;
                     index.by_ref().take(now).for_each(drop);
-                    new.extend(update.received(rows.by_ref().take(now), &sync.records)?);
+                    let delivered = rows.by_ref().take(now).map(|mut row| {
+                        undeliverable.iter().for_each(|query| row.counts.set(query, 0));
+                        row
+                    });
+                    new.extend(update.received(delivered, &sync.records)?);
                     if rows.len() == 0 {
                         *work = Work::Bury(std::mem::take(&mut sync.records).into_slices());
                     }
@@ -346,13 +314,19 @@ impl Group {
                         }
                         Work::CountOne(rows) => {
                             rows.take(budget, |query, row| slice.push(row.advanced(query)));
-                            rows.len() == 0
+                            rows.is_empty()
                         }
                         _ => true,
                     };
                     budget -= slice.len();
+                    if !undeliverable.is_empty() {
+                        slice.retain_mut(|row| {
+                            row.counts.retain(|c| !undeliverable.contains(&c.query));
+                            !row.counts.is_empty()
+                        });
+                    }
                     if self.look_for_others(&mut slice, cx).is_err() {
-                        return self.abandon(c, cx);
+                        return Ok(Slice::Void);
                     }
                     if !slice.is_empty() {
                         update.ensure_new_version();
@@ -366,13 +340,29 @@ impl Group {
                     let done = sent.is_empty();
                     match self.take_back(rows, update.version(), cx) {
                         Ok(gone) => c.end.push(gone),
-                        Err(_) => return self.abandon(c, cx),
+                        Err(_) => return Ok(Slice::Void),
                     }
                     done
                 }
+                Work::Find => {
+                    let mut lost = c.lost.by_ref().take(budget);
+                    let lost = lost.find(|(id, _)| !c.rewritten.contains_key(id));
+                    budget = 0;
+                    if let Some(lost) = lost {
+                        self.lost_rows(&lost, cx);
+                        if !self.compare_all {
+                            return Ok(Slice::Void);
+                        }
+                        let mut waste = Waste::default();
+                        waste.rows(std::mem::take(&mut c.lost));
+                        cx.let_go(waste);
+                    }
+                    c.lost.len() == 0
+                }
             };
             if !c.missed.is_empty() {
-                c.rewritten.extend(new.iter().filter_map(|p| row_of(&p.patch)).cloned());
+                let rows = new.iter().filter_map(|p| row_of(&p.patch));
+                rows.for_each(|id| c.rewritten.insert(id.clone(), ()));
             }
             if let Some(open) = &mut self.open {
                 c.end.push(open.sort(&mut new));
@@ -381,25 +371,44 @@ impl Group {
                 c.patches.push(new);
             }
             if let Some(open) = self.open.as_mut().filter(|_| done)
-                && !matches!(c.work, Work::TakeBack(_))
+                && !matches!(c.work, Work::TakeBack(_) | Work::Find)
             {
                 c.work = Work::TakeBack(open.take_unfound());
                 continue;
             }
+            if done && c.lost.len() == 0 {
+                return Ok(Slice::Done);
+            }
             if done {
-                return self.computed(c, cx);
+                c.work = Work::Find;
             }
             if budget == 0 {
-                cx.emit(Effect::Continue);
-                return Ok(Step::Wait(Stage::Computing(c)));
+                return Ok(Slice::More);
             }
         }
     }
 
+    /// Merges what has gathered meanwhile, which has to be known before rows are counted; false if
+    /// there is more of it than a slice.
+    fn merges_for(&mut self, slices: &mut u32) -> bool {
+        if self.pending.merge_slice() {
+            *slices = 0;
+            return true;
+        }
+        *slices += 1;
+        let is_overdue = *slices > MOST_MERGES;
+        if is_overdue {
+            self.pending.merge_all();
+        }
+        is_overdue
+    }
+
     /// What runs has changed under the update: the bring-up that follows does it all.
-    fn abandon(&mut self, c: Box<Computing>, cx: &mut Cx<'_>) -> StepResult {
+    fn abandon(&mut self, mut c: Box<Computing>, cx: &mut Cx<'_>) -> StepResult {
         self.reset.get_or_insert(ResetReason::LostRow);
-        self.acknowledge(c.sync.ack, cx);
+        let ack = c.sync.ack.take();
+        self.acknowledge(ack, cx);
+        Stage::Computing(c).discard(cx);
         Ok(Step::Done)
     }
 
@@ -420,7 +429,7 @@ impl Group {
         while *budget > 0
             && let Some(of) = held.front_mut()
         {
-            let Some((table, row, count)) = of.rows.pop_front() else {
+            let Some((table, row, count)) = of.pop() else {
                 held.pop_front();
                 continue;
             };
@@ -429,7 +438,7 @@ impl Group {
             let held = Held { query: of.query.clone(), course: of.course, table, row, count };
             self.name(held, merged, rows, sync, undeliverable, cx);
         }
-        deltas.len() == 0 && held.is_empty()
+        deltas.is_empty() && held.is_empty()
     }
 
     fn name(
@@ -486,7 +495,12 @@ impl Group {
         if let Some(pipeline) = self.pipelines.remove(query) {
             cx.emit(Effect::Release(pipeline.instance));
         }
-        self.pending.forget(query);
+        if self.pending.len() > SLICE_ROWS {
+            // It is less work to compare everything than to look for what is void.
+            self.reset.get_or_insert(ResetReason::LostRow);
+        } else {
+            self.pending.forget(query);
+        }
     }
 
     /// All rows have names: the version is settled, and what becomes of the queries.
@@ -494,9 +508,9 @@ impl Group {
         &self,
         gathered: Gather,
         sync: &Sync,
-        undeliverable: &BTreeSet<QueryHash>,
         update: &mut QueryUpdater,
         patches: &mut Vec<VersionedPatch>,
+        cx: &mut Cx<'_>,
     ) -> Result<Work, Failure> {
         let cvr = self.cvr.as_ref().ok_or_else(|| bug("no CVR"))?;
         if forced_bump(cvr, sync, update.version()) {
@@ -510,123 +524,34 @@ impl Group {
                 .collect();
             patches.extend(update.track_queries(&executed, &sync.removals)?);
         }
-        let delivered = |row: &mut AdvancedRow| {
-            row.counts.retain(|c| !undeliverable.contains(&c.query));
-            !row.counts.is_empty()
-        };
+        let mut waste = Waste::default();
+        let merged = gathered.merged.into_rows_leaving(&mut waste);
+        cx.let_go(waste);
         Ok(match gathered.rows {
-            Rows::Received(mut rows) => {
-                if !undeliverable.is_empty() {
-                    rows.forget(undeliverable);
-                }
-                Work::Mix(rows, gathered.merged.into_rows().into_iter())
-            }
-            Rows::Changes => {
-                let mut rows = gathered.merged.into_rows();
-                if !undeliverable.is_empty() {
-                    rows.retain_mut(delivered);
-                }
-                Work::Count(rows.into_iter())
-            }
-            Rows::Whole(mut rows) => {
-                if !undeliverable.is_empty() {
-                    rows.retain_mut(delivered);
-                }
-                Work::Count(rows.into_iter())
-            }
+            Rows::Received(rows) => Work::Mix(rows, merged),
+            Rows::Changes => Work::Count(merged),
+            Rows::Whole(rows) => Work::Count(rows.into()),
         })
     }
 
     /// Everything is counted: what is written is settled, what is sent is still to be encoded.
     fn computed(&mut self, c: Box<Computing>, cx: &mut Cx<'_>) -> StepResult {
-        let lost = c.lost.iter().find(|(id, _)| !c.rewritten.contains(id)).cloned();
-        self.lost_rows(lost.as_ref(), cx);
-        if lost.is_some() && !self.compare_all {
-            return self.abandon(c, cx);
-        }
         let times = self.flush_times(cx.now_ms);
         let Computing { sync, update, schema, signatures, missed, rewritten, patches, end, .. } =
             *c;
-        let (prepared, leftovers) = update.finish_in_parts(times, |id| signatures.get(id).copied());
-        if prepared.is_none() && self.open.is_some() {
-            return Err(bug("rows went out, and the update that they belong to is empty"));
+        let mut waste = Waste::default();
+        let signature = |id: &QueryHash| signatures.get(id).copied();
+        let prepared = update.finish_leaving(times, signature, &mut waste);
+        cx.let_go(waste);
+        let is_empty = prepared.is_none();
+        let patches = Patches { missed, rewritten, patches, end };
+        let mut encoding = Encoding::of(sync, schema, patches);
+        encoding.prepared = prepared;
+        if is_empty && self.open.is_some() {
+            let bug = bug("rows went out, and the update that they belong to is empty");
+            return Stage::Encoding(Box::new(encoding)).failed(bug, cx);
         }
-        let encoding = Encoding {
-            sync,
-            schema,
-            missed: missed.into_iter(),
-            rewritten,
-            patches: patches.into_iter(),
-            poke: Poke::default(),
-            ends: end.into_iter(),
-            end: Poke::default(),
-            prepared,
-            leftovers: Some(leftovers),
-        };
         self.encode_slice(Box::new(encoding), cx)
-    }
-
-    /// Encodes what late clients missed; nothing is to be written.
-    pub(super) fn encode_missed(
-        &mut self,
-        sync: Box<Sync>,
-        missed: Vec<VersionedPatch>,
-        cx: &mut Cx<'_>,
-    ) -> StepResult {
-        let encoding = Encoding {
-            sync,
-            schema: cx.world.schema().clone(),
-            missed: missed.into_iter(),
-            rewritten: FxHashSet::default(),
-            patches: Vec::new().into_iter(),
-            poke: Poke::default(),
-            ends: Vec::new().into_iter(),
-            end: Poke::default(),
-            prepared: None,
-            leftovers: None,
-        };
-        self.encode_slice(Box::new(encoding), cx)
-    }
-
-    /// Encodes a slice of patches; after the last one the update is written.
-    pub(super) fn encode_slice(&mut self, mut e: Box<Encoding>, cx: &mut Cx<'_>) -> StepResult {
-        let older = e.missed.len().min(SLICE_ROWS);
-        let rewritten = &e.rewritten;
-        let stays = |p: &VersionedPatch| row_of(&p.patch).is_none_or(|id| !rewritten.contains(id));
-        let mut slice: Vec<VersionedPatch> = e.missed.by_ref().take(older).filter(stays).collect();
-        while slice.len() < SLICE_ROWS
-            && e.missed.len() == 0
-            && let Some(next) = e.patches.next()
-        {
-            slice.extend(next);
-        }
-        let mut ends = Vec::new();
-        while slice.len() + ends.len() < SLICE_ROWS
-            && let Some(next) = e.ends.next()
-        {
-            ends.extend(next);
-        }
-        if let Some(leftovers) = &mut e.leftovers {
-            leftovers.shed(SLICE_ROWS);
-        }
-        let encoder =
-            Encoder { tables: &self.settings.tables, group: self.id.as_str(), schema: &e.schema };
-        e.poke.extend(&encoder, &slice).map_err(|error| bug(&error.to_string()))?;
-        e.end.extend(&encoder, &ends).map_err(|error| bug(&error.to_string()))?;
-        if e.patches.len() > 0 || e.missed.len() > 0 || e.ends.len() > 0 {
-            cx.emit(Effect::Continue);
-            return Ok(Step::Wait(Stage::Encoding(e)));
-        }
-        let Encoding { sync, poke, end, prepared, .. } = *e;
-        let Sync { ack, bring_up, recipients, .. } = *sync;
-        let flushing = |cvr| Flushing { cvr, poke, end, recipients, ack, bring_up };
-        match prepared {
-            Some(prepared) => {
-                cx.emit(Effect::Flush(Box::new(prepared.flush)));
-                Ok(Step::Wait(Stage::Flushing(Box::new(flushing(Some(prepared.cvr))))))
-            }
-            None => self.results_flushed(flushing(None), cx),
-        }
     }
 }
 
@@ -671,17 +596,68 @@ impl Received {
             received.row = Some(row.clone());
         }
     }
+}
 
-    /// Takes the counts of these queries back.
-    fn forget(&mut self, queries: &BTreeSet<QueryHash>) {
-        for row in &mut self.0 {
-            queries.iter().for_each(|query| row.counts.set(query, 0));
+impl Received {
+    fn discard(self, waste: &mut Waste) {
+        waste.rows(self.0);
+        waste.rows(self.1);
+    }
+}
+
+impl Computing {
+    /// All of it is left behind.
+    pub(super) fn discard(self: Box<Self>, waste: &mut Waste) {
+        let Computing { sync, update, missed, lost, rewritten, patches, end, work, .. } = *self;
+        sync.discard(waste);
+        update.discard(waste);
+        for slices in [missed, patches, end] {
+            waste.pieces(slices, Vec::len);
         }
+        waste.rows(lost);
+        waste.rows(rewritten);
+        work.discard(waste);
+    }
+}
+
+impl Work {
+    fn discard(self, waste: &mut Waste) {
+        match self {
+            Work::Gather(Gather { deltas, merged, held, rows }) => {
+                deltas.discard(waste);
+                merged.discard(waste);
+                discard_held(held, waste);
+                match rows {
+                    Rows::Received(received) => received.discard(waste),
+                    Rows::Changes => {}
+                    Rows::Whole(rows) => waste.rows(rows),
+                }
+            }
+            Work::Mix(received, rows) => {
+                received.discard(waste);
+                waste.rows(rows);
+            }
+            Work::Receive(rows, index) => {
+                waste.rows(rows);
+                waste.rows(index);
+            }
+            Work::Bury(records) => records.discard(waste),
+            Work::Settle(changes) => waste.rows(changes),
+            Work::Count(rows) => waste.rows(rows),
+            Work::CountOne(rows) => rows.discard(waste),
+            Work::TakeBack(sent) => sent.discard(waste),
+            Work::Find => {}
+        }
+    }
+
+    /// It asks what queries had that it is not about.
+    fn asks_for_others(&self) -> bool {
+        matches!(self, Work::Count(_) | Work::CountOne(_) | Work::TakeBack(_))
     }
 }
 
 /// The row that a patch is about.
-fn row_of(patch: &Patch) -> Option<&Arc<RowIdentity>> {
+pub(super) fn row_of(patch: &Patch) -> Option<&Arc<RowIdentity>> {
     match patch {
         Patch::RowPut(id, _) | Patch::RowDel(id) => Some(id),
         _ => None,

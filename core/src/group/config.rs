@@ -13,7 +13,7 @@ use super::op::{
 use super::poke::Frame;
 use super::shared::SharedQueries;
 use super::{ConnId, ServerUser};
-use crate::cvr::store::CvrStoreError;
+use crate::cvr::store::{CvrStoreError, RowPage};
 use crate::cvr::{
     ClientId, ClientSchema, ConfigUpdater, Cvr, DEFAULT_TTL_MS, DesiredPut, FlushTimes, QueryBody,
     QueryHash, TtlTimer, VersionedPatch,
@@ -177,18 +177,23 @@ impl Group {
             (Stage::Transforming { sync, asked }, Event::Transformed(result)) => {
                 self.sync_transformed(trigger, sync, asked, result, cx)
             }
-            (Stage::ReadingRows(mut sync), Event::Rows(page)) => {
-                let page = page?;
-                sync.records.extend(page.rows);
-                match page.next {
-                    Some(from) => self.read_rows(sync, Some(from), cx),
-                    None => self.sync_catch_up(trigger, sync, cx),
+            (Stage::ReadingRows(mut sync), Event::Rows(page)) => match page {
+                Ok(RowPage { rows, next }) => {
+                    sync.records.extend(rows);
+                    match next {
+                        Some(from) => self.read_rows(sync, Some(from), cx),
+                        None => self.sync_catch_up(trigger, sync, cx),
+                    }
                 }
-            }
-            (Stage::CatchingUp(mut sync), Event::CaughtUp(page)) => {
-                sync.missed.take_page(page?);
-                self.read_missed(trigger, sync, cx)
-            }
+                Err(error) => Stage::ReadingRows(sync).failed(error, cx),
+            },
+            (Stage::CatchingUp(mut sync), Event::CaughtUp(page)) => match page {
+                Ok(page) => {
+                    sync.missed.take_page(page);
+                    self.read_missed(trigger, sync, cx)
+                }
+                Err(error) => Stage::CatchingUp(sync).failed(error, cx),
+            },
             (Stage::ReadingMissed(sync), Event::Continue) => self.read_missed(trigger, sync, cx),
             (Stage::Hydrating(sync), Event::Hydrated(results)) => {
                 self.sync_hydrated(trigger, sync, results, cx)
@@ -198,10 +203,10 @@ impl Group {
             }
             (Stage::Computing(computing), Event::Continue) => self.compute(computing, cx),
             (Stage::Encoding(encoding), Event::Continue) => self.encode_slice(encoding, cx),
-            (Stage::Flushing(flushing), Event::Flushed(verdict)) => {
-                verdict?;
-                self.results_flushed(*flushing, cx)
-            }
+            (Stage::Flushing(flushing), Event::Flushed(verdict)) => match verdict {
+                Ok(_) => self.results_flushed(*flushing, cx),
+                Err(error) => Stage::Flushing(flushing).failed(error, cx),
+            },
             (stage, answer) => {
                 Err(bug(&format!("answer {answer:?} does not fit the wait for {stage:?}")))
             }
@@ -470,7 +475,8 @@ impl Group {
     pub(super) fn acknowledge(&mut self, ack: Option<Vec<String>>, cx: &mut Cx<'_>) {
         let Some(ids) = ack.filter(|ids| !ids.is_empty()) else { return };
         let frame = Frame::text(down::delete_clients(&ids));
-        let conns: Vec<ConnId> = self.clients.conns().collect();
+        let told = self.clients.iter().filter(|(_, client)| client.active);
+        let conns: Vec<ConnId> = told.map(|(conn, _)| conn).collect();
         for conn in conns {
             self.send(conn, vec![frame.clone()], cx);
         }

@@ -13,6 +13,7 @@ use crate::cvr::{Patch, QueryHash, RowIdentity, RowRecord, VersionedPatch, catch
 use crate::protocol::custom_query::ErroredQuery;
 use crate::protocol::down;
 use crate::version::CvrVersion;
+use crate::waste::Waste;
 
 /// Rows whose contents are read at once: about a millisecond.
 const SLICE_READS: usize = if cfg!(test) { 3 } else { 200 };
@@ -27,11 +28,15 @@ pub(super) struct Missed {
     next: Option<RowCursor>,
     /// Records whose contents are still to be read.
     records: std::vec::IntoIter<RowRecord>,
-    rows: Vec<VersionedPatch>,
+    /// In slices.
+    rows: Vec<Vec<VersionedPatch>>,
     config: Vec<ConfigChange>,
     /// Rows that should be there and are not, and why.
-    lost: Vec<(Arc<RowIdentity>, String)>,
+    lost: LostRows,
 }
+
+/// Rows that are not there, and why.
+pub(super) type LostRows = Vec<(Arc<RowIdentity>, String)>;
 
 impl Missed {
     /// What a scan of this range will find.
@@ -51,11 +56,21 @@ impl Missed {
         !self.lost.is_empty()
     }
 
-    /// The patches, rows before configuration, and the rows that are lost.
-    pub(super) fn into_patches(self) -> (Vec<VersionedPatch>, Vec<(Arc<RowIdentity>, String)>) {
+    /// The patches in slices, rows before configuration, and the rows that are lost.
+    pub(super) fn into_patches(self) -> (Vec<Vec<VersionedPatch>>, LostRows) {
         let mut patches = self.rows;
-        patches.extend(catchup::config_patches(self.config));
+        let config = catchup::config_patches(self.config);
+        if !config.is_empty() {
+            patches.push(config);
+        }
         (patches, self.lost)
+    }
+
+    /// All of it is left behind.
+    pub(super) fn discard(self, waste: &mut Waste) {
+        waste.rows(self.records);
+        waste.pieces(self.rows, Vec::len);
+        waste.rows(self.lost);
     }
 }
 
@@ -68,6 +83,7 @@ impl Group {
         cx: &mut Cx<'_>,
     ) -> StepResult {
         let missed = &mut sync.missed;
+        let mut rows = Vec::with_capacity(SLICE_READS.min(missed.records.len()));
         for record in missed.records.by_ref().take(SLICE_READS) {
             let mut failed = None;
             let patch = catchup::row_patch(&record, |id| {
@@ -76,7 +92,7 @@ impl Group {
                     None
                 })
             });
-            missed.rows.push(patch.unwrap_or_else(|missing| {
+            rows.push(patch.unwrap_or_else(|missing| {
                 // The clients cannot have what the replica does not have.
                 let why = failed.unwrap_or_else(|| missing.to_string());
                 missed.lost.push((record.id.clone(), why));
@@ -85,6 +101,9 @@ impl Group {
                     to_version: record.patch_version,
                 }
             }));
+        }
+        if !rows.is_empty() {
+            missed.rows.push(rows);
         }
         if missed.records.len() > 0 {
             cx.emit(Effect::Continue);
@@ -102,8 +121,7 @@ impl Group {
 
     /// A record says that a row is there, and nothing has said that it went: the records are put
     /// right next.
-    pub(super) fn lost_rows(&mut self, lost: Option<&(Arc<RowIdentity>, String)>, cx: &mut Cx<'_>) {
-        let Some((_, why)) = lost else { return };
+    pub(super) fn lost_rows(&mut self, (_, why): &(Arc<RowIdentity>, String), cx: &mut Cx<'_>) {
         if !self.compare_all {
             self.reset.get_or_insert(ResetReason::LostRow);
         }

@@ -32,6 +32,7 @@ use crate::cvr::{Patch, QueryHash, RowIdentity, VersionedPatch};
 use crate::row::RowRef;
 use crate::schema::TableSpec;
 use crate::version::CvrVersion;
+use crate::waste::Waste;
 
 /// Rows of a query that is being hydrated, each with its table under the identity key.
 pub type EarlyRows = Vec<(Arc<TableSpec>, RowRef)>;
@@ -48,7 +49,7 @@ pub(super) struct OpenPoke {
 
 /// Rows by where they are in memory: they stay there as long as they are in here.
 #[derive(Debug, Default)]
-pub struct Sent {
+pub(super) struct Sent {
     tables: VecDeque<(Arc<TableSpec>, Places)>,
 }
 
@@ -101,8 +102,14 @@ impl Sent {
         self.tables.is_empty()
     }
 
+    /// All of it is left behind.
+    pub(super) fn discard(mut self, waste: &mut Waste) {
+        let some = move || Some(self.take_some(1)).filter(|rows| !rows.is_empty());
+        waste.pieces(std::iter::from_fn(some), Vec::len);
+    }
+
     /// Takes some rows out, about as many as asked for at least; none if nothing is left.
-    pub fn take_some(&mut self, rows: usize) -> EarlyRows {
+    pub(super) fn take_some(&mut self, rows: usize) -> EarlyRows {
         let mut taken = Vec::new();
         while taken.len() < rows
             && let Some((table, places)) = self.tables.front_mut()
@@ -147,6 +154,10 @@ impl Group {
             _ => false,
         };
         if !waits || self.reset.is_some() || self.pending.has_failed() {
+            return;
+        }
+        if !self.pending.merge_slice() {
+            // Too much has changed meanwhile to say which rows the clients have. They come later.
             return;
         }
         let Some(rows) = self.new_rows(rows, cx) else { return self.refuse_early(cx) };
@@ -256,9 +267,9 @@ impl Group {
         for conn in &open.conns {
             cx.emit(Effect::GrowLarge(*conn, Growth::cancel()));
         }
-        if !open.sent.is_empty() {
-            cx.emit(Effect::LetGo(open.sent));
-        }
+        let mut waste = Waste::default();
+        open.sent.discard(&mut waste);
+        cx.let_go(waste);
     }
 
     /// The update is durable: ends the open poke, if there is one, at the CVR's version.

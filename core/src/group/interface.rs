@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::ConnId;
 use super::context::{Connection, Credentials};
-use super::early::{EarlyRows, Sent};
+use super::early::EarlyRows;
 use super::pending::SharedDelta;
 use super::poke::{Frame, Growth, LargePoke};
 use super::push::{OutgoingPush, Pushed};
@@ -24,6 +24,7 @@ use crate::protocol::up::Upstream;
 use crate::row::{Row, RowRef};
 use crate::schema::{Schema, TableSpec};
 use crate::version::{CvrVersion, StateVersion};
+use crate::waste::Waste;
 
 /// Something happened. The answers (`Admitted` … `Hydrated`) must come once per request, in any
 /// order with the rest.
@@ -70,6 +71,8 @@ pub enum Event {
     Pushed(Box<Pushed>),
     /// Answer to [`Effect::Continue`], when others had a turn.
     Continue,
+    /// Answer to [`Effect::Merge`], when others had a turn.
+    Merge,
     /// A timer of [`Effect::SetTimer`] is due.
     Timer(Timer),
     /// Close the clients (without error) and stop, after the operation in flight.
@@ -124,8 +127,8 @@ pub enum Effect {
     SendLarge(ConnId, Box<LargePoke>),
     /// Go on with the large poke that was open when it was sent.
     GrowLarge(ConnId, Growth),
-    /// Nobody needs these rows any more: drop them a few at a time.
-    LetGo(Sent),
+    /// Nobody needs this any more: drop a little of it at a time.
+    LetGo(Waste),
     /// Send the error, ahead of everything that still waits for this socket, then close it.
     Fail(ConnId, Box<ErrorBody>),
     /// Close the socket without an error; the reason is for the log.
@@ -198,6 +201,8 @@ pub enum Effect {
     Release(InstanceId),
     /// There is more to compute: send [`Event::Continue`] after everybody else had a turn.
     Continue,
+    /// There is more to merge: send [`Event::Merge`] after everybody else had a turn.
+    Merge,
     /// Send [`Event::Timer`] after this many milliseconds; `None` cancels.
     SetTimer(Timer, Option<f64>),
     /// The group is finished: forget it.

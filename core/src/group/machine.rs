@@ -22,6 +22,7 @@ use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{InitConnection, InspectOp, Upstream};
 use crate::row::RowRef;
 use crate::version::CvrVersion;
+use crate::waste::Waste;
 
 /// How long a group stays after its last connection has gone, milliseconds.
 pub const KEEP_ALIVE_MS: f64 = 5_000.0;
@@ -61,6 +62,8 @@ pub struct Group {
     pub(super) open: Option<Box<OpenPoke>>,
     keep_alive_until_ms: f64,
     op: Option<Op>,
+    /// What has gathered is being merged ([`Effect::Merge`]).
+    pub(super) merges: bool,
     owed: Owed,
     /// At most one message per connection.
     queue: VecDeque<(ConnId, Task)>,
@@ -130,6 +133,13 @@ impl Cx<'_> {
         Ok(row)
     }
 
+    /// Leaves behind what nobody needs.
+    pub(super) fn let_go(&mut self, waste: Waste) {
+        if !waste.is_empty() {
+            self.emit(Effect::LetGo(waste));
+        }
+    }
+
     pub(super) fn info(&mut self, text: String) {
         self.out.push(Effect::Note(Note::Info(text)));
     }
@@ -165,6 +175,7 @@ impl Group {
             keep_alive_until_ms: now_ms + KEEP_ALIVE_MS,
             open: None,
             op: None,
+            merges: false,
             owed: Owed::No,
             queue: VecDeque::new(),
             shared_first: false,
@@ -231,7 +242,8 @@ impl Group {
             Event::Message(conn, message) => self.message(conn, *message, &mut cx),
             Event::Disconnected(conn) => self.disconnected(conn, &mut cx),
             // Nothing starts before all of an advance is here: its last event is `Advanced`.
-            Event::Delta(delta) => return self.delta(&delta),
+            Event::Delta(delta) => return self.delta(&delta, &mut cx),
+            Event::Merge => return self.merge_pending(&mut cx),
             Event::InstanceFailed(instance, why) => return self.instance_failed(instance, &why),
             Event::Advanced => self.behind = false,
             Event::Early(query, rows) => return self.early(&query, rows, &mut cx),
@@ -430,7 +442,9 @@ impl Group {
         for (_, pipeline) in std::mem::take(&mut self.pipelines) {
             cx.emit(Effect::Release(pipeline.instance));
         }
-        self.pending.clear();
+        let mut waste = Waste::default();
+        self.pending.discard(&mut waste);
+        cx.let_go(waste);
         self.cache = TransformCache::default();
         self.synced = false;
         self.behind = false;
@@ -477,7 +491,9 @@ impl Group {
         }
         self.clients.clear();
         self.queue.clear();
-        self.op = None;
+        if let Some(op) = self.op.take() {
+            op.stage.discard(cx);
+        }
         self.forget_all(cx);
         self.pause_timers(cx);
         cx.emit(Effect::SetTimer(Timer::Idle, None));
@@ -663,7 +679,7 @@ impl Group {
         }
     }
 
-    fn next(&mut self, cx: &Cx<'_>) -> Option<(Trigger, Task)> {
+    fn next(&mut self, cx: &mut Cx<'_>) -> Option<(Trigger, Task)> {
         let shared = self.next_shared(cx);
         if (self.shared_first || self.queue.is_empty())
             && let Some(work) = shared
@@ -676,7 +692,7 @@ impl Group {
         Some((Trigger::Message(conn), task))
     }
 
-    fn next_shared(&mut self, cx: &Cx<'_>) -> Option<(Trigger, Task)> {
+    fn next_shared(&mut self, cx: &mut Cx<'_>) -> Option<(Trigger, Task)> {
         if !self.initialized || !self.clients.values().any(|c| c.active) {
             return None;
         }
@@ -702,6 +718,8 @@ impl Group {
                 self.due.maintenance = true;
                 return Some((Trigger::Retransform(conn), Task::Retransform));
             }
+            // The wall clock is not as far as the timer was.
+            self.plan_timers(cx);
         }
         None
     }

@@ -43,7 +43,9 @@ mod compute;
 mod config;
 mod context;
 mod deliver;
+mod discard;
 mod early;
+mod encode;
 mod held;
 mod interface;
 mod machine;
@@ -60,7 +62,7 @@ mod unread;
 use std::sync::Arc;
 
 pub use context::{Connection, Credentials, ServerUser, Target};
-pub use early::{EarlyRows, Sent};
+pub use early::EarlyRows;
 pub use interface::{
     Effect, Event, Hydrate, Note, ResetReason, Timer, Transformed, VisitRow, World,
 };

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::ConnId;
-use super::compute::{Computing, Encoding};
+use super::compute::Computing;
 use super::config::ConfigChange;
 use super::context::Credentials;
 use super::deliver::Missed;
+use super::encode::Encoding;
 use super::held::Taking;
 use super::interface::{Effect, Note, Transformed};
 use super::poke::Poke;

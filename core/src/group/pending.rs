@@ -2,7 +2,8 @@
 //! (spec: view-syncer-cvr §5.7).
 //!
 //! However many advances pass while an operation is in flight, they become one update: per row
-//! the counts before the first and after the last.
+//! the counts before the first and after the last. They are merged where they gather, a slice at a
+//! time ([`Effect::Merge`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::json::row::wire_json;
 use crate::row::{Row, RowRef};
 use crate::schema::TableSpec;
 use crate::version::StateVersion;
+use crate::waste::Waste;
 
 /// The row deltas of one instance in one advance, prepared once for all groups that subscribe.
 #[derive(Debug)]
@@ -104,6 +106,14 @@ impl SharedDelta {
         self
     }
 
+    /// Whoever was the last one to hold it leaves it behind.
+    pub fn discard(self: Arc<Self>, waste: &mut Waste) {
+        if let Some(delta) = Arc::into_inner(self) {
+            waste.pieces(delta.parts, |part| part.len());
+            waste.rows(delta.open);
+        }
+    }
+
     /// Its rows.
     pub fn rows(&self) -> impl Iterator<Item = &SharedRow> {
         self.parts.iter().flat_map(|part| part.iter())
@@ -130,6 +140,8 @@ impl SharedDelta {
 
 /// Deltas that wait before they are merged: few, for each keeps all rows of its advance alive.
 const MAX_UNMERGED: usize = 8;
+/// Slices in which most of what waits is merged: of a million rows 2,000 at a time at first.
+const MOST_SLICES: usize = 512;
 
 /// What the group has not taken in yet.
 #[derive(Debug, Default)]
@@ -138,7 +150,9 @@ pub(super) struct Pending {
     since: StateVersion,
     /// Merged per row.
     rows: RowDeltas,
-    /// Later ones, in order, as the engine gave them: a group that keeps up never merges.
+    /// Later ones, in order, on their way to be merged.
+    merging: Unmerged,
+    /// Still later ones, as the engine gave them: a group that keeps up never merges.
     deltas: SmallVec<[(QueryHash, Arc<SharedDelta>); 1]>,
     failed: Vec<(QueryHash, String)>,
 }
@@ -149,53 +163,91 @@ impl Pending {
         Pending { since: version, ..Pending::default() }
     }
 
-    pub(super) fn clear(&mut self) {
-        *self = Pending::default();
+    /// Forgets everything.
+    pub(super) fn discard(&mut self, waste: &mut Waste) {
+        let Pending { rows, merging, deltas, .. } = std::mem::take(self);
+        rows.discard(waste);
+        merging.discard(waste);
+        deltas.into_iter().for_each(|(_, delta)| delta.discard(waste));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.deltas.is_empty() && self.failed.is_empty()
+        self.rows.is_empty() && self.is_merged() && self.failed.is_empty()
     }
 
     fn add(&mut self, query: QueryHash, delta: &Arc<SharedDelta>) {
         self.deltas.push((query, delta.clone()));
-        if self.deltas.len() > MAX_UNMERGED {
-            self.merge();
+    }
+
+    /// Too many deltas wait.
+    fn is_to_be_merged(&self) -> bool {
+        self.deltas.len() > MAX_UNMERGED || !self.merging.is_empty()
+    }
+
+    /// Everything is merged per row.
+    pub(super) fn is_merged(&self) -> bool {
+        self.deltas.is_empty() && self.merging.is_empty()
+    }
+
+    /// Merges a slice; true if everything is merged now. The more there is, the larger is the
+    /// slice, so that it becomes less however much comes in between.
+    pub(super) fn merge_slice(&mut self) -> bool {
+        if !self.is_merged() {
+            let waiting = self.len() - self.rows.len();
+            self.merge(SLICE_ROWS.max(waiting / MOST_SLICES));
+        }
+        self.is_merged()
+    }
+
+    /// Merges so many rows at most.
+    fn merge(&mut self, most: usize) {
+        let mut left = most;
+        while left > 0 && !self.is_merged() {
+            if self.merging.is_empty() {
+                self.merging = Unmerged::of(std::mem::take(&mut self.deltas));
+            }
+            let Pending { rows, merging, .. } = self;
+            left -= merging.take(left, |query, row| {
+                rows.add(&row.id, row.change_of(query), row.row.as_ref());
+            });
         }
     }
 
-    fn merge(&mut self) {
-        for (query, delta) in self.deltas.drain(..) {
-            for row in delta.rows() {
-                self.rows.add(&row.id, row.change_of(&query), row.row.as_ref());
-            }
-        }
+    /// Merges all there is, at whatever cost.
+    pub(super) fn merge_all(&mut self) {
+        self.merge(usize::MAX);
     }
 
     /// Everything, one entry per row.
     pub(super) fn take_rows(&mut self) -> Vec<AdvancedRow> {
-        if let ([(query, delta)], true) = (&*self.deltas, self.rows.is_empty()) {
+        if let ([(query, delta)], true, true) =
+            (&*self.deltas, self.merging.is_empty(), self.rows.is_empty())
+        {
             let rows = delta.rows().map(|row| row.advanced(query)).collect();
             self.deltas.clear();
             return rows;
         }
-        self.merge();
-        std::mem::take(&mut self.rows).into_rows()
+        self.merge_all();
+        std::mem::take(&mut self.rows).into_rows().collect()
     }
 
     /// Everything: what is merged per row, and what is still to be.
     pub(super) fn take(&mut self) -> (RowDeltas, Unmerged) {
-        let deltas = std::mem::take(&mut self.deltas);
-        let is_one = deltas.len() == 1;
-        let parts = deltas.iter().flat_map(|(query, delta)| {
-            delta.parts.iter().map(|part| (query.clone(), part.clone()))
-        });
-        (std::mem::take(&mut self.rows), Unmerged { parts: parts.collect(), at: 0, is_one })
+        let mut unmerged = std::mem::take(&mut self.merging);
+        let deltas = Unmerged::of(std::mem::take(&mut self.deltas));
+        if unmerged.is_empty() {
+            unmerged = deltas;
+        } else {
+            unmerged.is_one = false;
+            unmerged.parts.extend(deltas.parts);
+        }
+        (std::mem::take(&mut self.rows), unmerged)
     }
 
     /// About how many rows have changed.
     pub(super) fn len(&self) -> usize {
-        self.rows.len() + self.deltas.iter().map(|(_, delta)| delta.len()).sum::<usize>()
+        let deltas = self.deltas.iter().map(|(_, delta)| delta.len()).sum::<usize>();
+        self.rows.len() + self.merging.len() + deltas
     }
 
     /// The version up to which the group has everything.
@@ -203,16 +255,18 @@ impl Pending {
         &self.since
     }
 
-    /// How often a row occurred in a query at [`Pending::since`], if that has changed.
+    /// How often a row occurred in a query at [`Pending::since`], if that has changed. Whoever has
+    /// many questions or deltas merges before, in slices.
     pub(super) fn before(&mut self, id: &RowIdentity, query: &QueryHash) -> Option<i64> {
-        self.merge();
+        self.merge_all();
         let counts = &self.rows.get(id)?.counts;
         counts.iter().find(|c| c.query == *query).map(|c| c.before)
     }
 
-    /// A query does not run any more.
+    /// A query does not run any more. It looks at all rows.
     pub(super) fn forget(&mut self, query: &QueryHash) {
         self.deltas.retain(|(of, _)| of != query);
+        self.merging.forget(query);
         self.rows.forget(query);
         self.failed.retain(|(of, _)| of != query);
     }
@@ -234,9 +288,33 @@ pub(super) struct Unmerged {
 }
 
 impl Unmerged {
+    fn of(deltas: SmallVec<[(QueryHash, Arc<SharedDelta>); 1]>) -> Unmerged {
+        let is_one = deltas.len() == 1;
+        let parts = deltas.iter().flat_map(|(query, delta)| {
+            delta.parts.iter().map(|part| (query.clone(), part.clone()))
+        });
+        Unmerged { parts: parts.collect(), at: 0, is_one }
+    }
+
+    fn forget(&mut self, query: &QueryHash) {
+        if self.parts.front().is_some_and(|(of, _)| of == query) {
+            self.at = 0;
+        }
+        self.parts.retain(|(of, _)| of != query);
+    }
+
+    pub(super) fn discard(self, waste: &mut Waste) {
+        waste.pieces(self.parts, |(_, part)| part.len());
+    }
+
     /// Rows that are left.
     pub(super) fn len(&self) -> usize {
         self.parts.iter().map(|(_, part)| part.len()).sum::<usize>() - self.at
+    }
+
+    /// All were taken.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty()
     }
 
     /// Each row is there once: it needs no merging.
@@ -244,8 +322,12 @@ impl Unmerged {
         self.is_one
     }
 
-    /// The next `count` rows at most, each with its query.
-    pub(super) fn take(&mut self, count: usize, mut take: impl FnMut(&QueryHash, &SharedRow)) {
+    /// The next `count` rows at most, each with its query; how many.
+    pub(super) fn take(
+        &mut self,
+        count: usize,
+        mut take: impl FnMut(&QueryHash, &SharedRow),
+    ) -> usize {
         let mut left = count;
         while left > 0
             && let Some((query, part)) = self.parts.front()
@@ -259,6 +341,7 @@ impl Unmerged {
                 self.at = 0;
             }
         }
+        count - left
     }
 }
 
@@ -289,9 +372,20 @@ impl Group {
     }
 
     /// Collects a delta.
-    pub(super) fn delta(&mut self, delta: &Arc<SharedDelta>) {
+    pub(super) fn delta(&mut self, delta: &Arc<SharedDelta>, cx: &mut Cx<'_>) {
         for (query, _) in self.pipelines.iter().filter(|(_, p)| p.instance == delta.instance) {
             self.pending.add(query.clone(), delta);
+        }
+        if !self.merges && self.pending.is_to_be_merged() {
+            self.merge_pending(cx);
+        }
+    }
+
+    /// Merges a slice of what has gathered; what is left waits for the next turn.
+    pub(super) fn merge_pending(&mut self, cx: &mut Cx<'_>) {
+        self.merges = !self.pending.merge_slice();
+        if self.merges {
+            cx.emit(Effect::Merge);
         }
     }
 

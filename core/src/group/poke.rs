@@ -23,6 +23,7 @@ use crate::row::RowRef;
 use crate::schema::Schema;
 use crate::value::Value;
 use crate::version::CvrVersion;
+use crate::waste::Waste;
 
 /// Patches of a poke that is encoded at once, for all clients of its kind; larger ones are
 /// [`LargePoke`]s. Few in tests, so that there are such.
@@ -182,6 +183,15 @@ enum Slice {
     Rows(Arc<EarlyRows>),
 }
 
+impl Slice {
+    fn len(&self) -> usize {
+        match self {
+            Slice::Patches(patches) => patches.len(),
+            Slice::Rows(rows) => rows.rows.len(),
+        }
+    }
+}
+
 /// Rows of one table that go out before the version is known that they belong to: eight bytes
 /// each beside the rows, whose JSON is made.
 #[derive(Debug)]
@@ -238,7 +248,7 @@ impl Poke {
         binary: bool,
     ) -> LargePoke {
         let mut poke = LargePoke::open(&last.cookie(), base, binary);
-        poke.grow(&self.end(last));
+        poke.grow(&self.end(last), &mut Waste::default());
         if self.patches <= MAX_COUNTED {
             let applying = self.patches().filter(|(to, _)| base.is_none_or(|base| to > base));
             poke.bytes = applying.map(|(_, patch)| patch.bytes()).sum();
@@ -253,6 +263,11 @@ impl Poke {
             last: last.clone(),
             bytes: self.bytes,
         })))
+    }
+
+    /// It was sent, or will not be: what nobody has of it is left behind.
+    pub(super) fn discard(self, waste: &mut Waste) {
+        waste.pieces(self.slices, |slice| slice.len());
     }
 
     fn patches(&self) -> impl Iterator<Item = &(CvrVersion, WirePatch)> {
@@ -357,6 +372,15 @@ impl Growth {
         Growth(Grow::Cancel)
     }
 
+    /// Nobody gets it: it is left behind.
+    pub fn discard(self, waste: &mut Waste) {
+        if let Grow::End(end) = self.0
+            && let Some(end) = Arc::into_inner(end)
+        {
+            waste.pieces(end.slices, |slice| slice.len());
+        }
+    }
+
     /// As [`LargePoke::bytes`].
     pub fn bytes(&self) -> usize {
         match &self.0 {
@@ -424,8 +448,9 @@ impl LargePoke {
         }
     }
 
-    /// Takes in what comes next; nothing comes after the end.
-    pub fn grow(&mut self, growth: &Growth) {
+    /// Takes in what comes next; nothing comes after the end. What is not sent any more is left
+    /// behind.
+    pub fn grow(&mut self, growth: &Growth, waste: &mut Waste) {
         if !self.is_open() {
             return;
         }
@@ -437,10 +462,15 @@ impl LargePoke {
                 self.until = Until::Version(end.last.clone());
             }
             Grow::Cancel => {
-                self.slices.clear();
+                waste.pieces(std::mem::take(&mut self.slices), Slice::len);
                 self.until = Until::Cancelled;
             }
         }
+    }
+
+    /// Nobody gets it: it is left behind.
+    pub fn discard(self, waste: &mut Waste) {
+        waste.pieces(self.slices, Slice::len);
     }
 
     /// It is not known yet what comes next.

@@ -29,6 +29,7 @@ use crate::protocol::custom_query::{
     ErroredQuery, QueryErrorKind, TransformRequest, TransformResponse, TransformResult,
 };
 use crate::protocol::error::ApiFailure;
+use crate::waste::Waste;
 
 pub(super) type HydrateResults = Vec<(QueryHash, Result<InstanceId, String>)>;
 
@@ -358,7 +359,7 @@ impl Group {
         }
         if let Some(failure) = cannot_serve {
             instances.into_values().for_each(|instance| cx.emit(Effect::Release(instance)));
-            return Err(failure);
+            return Stage::Hydrating(sync).failed(failure, cx);
         }
         sync.additions.retain(|(id, _)| instances.contains_key(id));
         sync.removals.extend(failed.iter().map(|e| QueryHash::from(e.id.as_str())));
@@ -369,12 +370,19 @@ impl Group {
     /// Nothing runs that did not: late clients get what they missed, new ones their first poke.
     pub(super) fn catch_up_only(&mut self, mut sync: Box<Sync>, cx: &mut Cx<'_>) -> StepResult {
         let (missed, lost) = std::mem::take(&mut sync.missed).into_patches();
-        self.lost_rows(lost.first(), cx);
-        if missed.len() > SLICE_ROWS {
+        if let Some(lost) = lost.first() {
+            self.lost_rows(lost, cx);
+        }
+        let mut waste = Waste::default();
+        waste.rows(lost);
+        cx.let_go(waste);
+        if missed.iter().map(Vec::len).sum::<usize>() > SLICE_ROWS {
             return self.encode_missed(sync, missed, cx);
         }
         let mut poke = Poke::default();
-        poke.extend(&self.encoder(cx), &missed).map_err(|e| bug(&e.to_string()))?;
+        for slice in &missed {
+            poke.extend(&self.encoder(cx), slice).map_err(|e| bug(&e.to_string()))?;
+        }
         let Sync { ack, bring_up, recipients, .. } = *sync;
         let end = Poke::default();
         self.results_flushed(Flushing { cvr: None, poke, end, recipients, ack, bring_up }, cx)
@@ -394,6 +402,10 @@ impl Group {
         }
         self.end_open_poke(&end, cx);
         self.poke(&poke, &before, recipients, cx);
+        let mut waste = Waste::default();
+        poke.discard(&mut waste);
+        end.discard(&mut waste);
+        cx.let_go(waste);
         self.acknowledge(ack, cx);
         Ok(Step::Done)
     }

@@ -40,7 +40,7 @@ mod rows;
 pub mod scan;
 mod settle;
 mod shape;
-mod shards;
+pub(crate) mod shards;
 mod signature;
 mod small_set;
 pub mod source;

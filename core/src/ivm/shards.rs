@@ -229,7 +229,7 @@ impl<'a, T> Iterator for Leaves<'a, T> {
 
 /// Takes all entries out, table by table: each is freed once it is through.
 #[derive(Debug)]
-pub(super) struct IntoIter<T> {
+pub(crate) struct IntoIter<T> {
     open: Vec<Node<T>>,
     table: Option<hash_table::IntoIter<T>>,
     len: usize,
@@ -269,7 +269,7 @@ impl<T> IntoIterator for Shards<T> {
 
 /// A map in [`Shards`].
 #[derive(Debug)]
-pub(super) struct ShardMap<K, V>(Shards<(K, V)>);
+pub(crate) struct ShardMap<K, V>(Shards<(K, V)>);
 
 impl<K, V> Default for ShardMap<K, V> {
     fn default() -> Self {
@@ -282,15 +282,15 @@ fn hash_of<Q: Hash + ?Sized>(key: &Q) -> u64 {
 }
 
 impl<K: Hash + Eq, V> ShardMap<K, V> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.len() == 0
     }
 
-    pub(super) fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<&V> {
+    pub(crate) fn get<Q: Hash + Equivalent<K> + ?Sized>(&self, key: &Q) -> Option<&V> {
         self.0.find(hash_of(key), |e| key.equivalent(&e.0)).map(|e| &e.1)
     }
 
@@ -298,12 +298,12 @@ impl<K: Hash + Eq, V> ShardMap<K, V> {
         self.0.find_mut(hash_of(key), |e| key.equivalent(&e.0)).map(|e| &mut e.1)
     }
 
-    pub(super) fn contains_key(&self, key: &K) -> bool {
+    pub(crate) fn contains_key(&self, key: &K) -> bool {
         self.get(key).is_some()
     }
 
     /// The value of a key; a new one if it has none.
-    pub(super) fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
+    pub(crate) fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
         let hash = hash_of(&key);
         let (table, len) = self.0.room(hash, &|e| hash_of(&e.0), |_| true);
         let entry = table.entry(hash, |e| e.0 == key, |e| hash_of(&e.0));
@@ -318,7 +318,7 @@ impl<K: Hash + Eq, V> ShardMap<K, V> {
     }
 
     /// Sets the value of a key.
-    pub(super) fn insert(&mut self, key: K, value: V) {
+    pub(crate) fn insert(&mut self, key: K, value: V) {
         match self.get_mut(&key) {
             Some(known) => *known = value,
             None => {

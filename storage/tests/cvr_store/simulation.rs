@@ -454,7 +454,7 @@ impl Group<'_> {
         self.engine.generations = self.world.generations.clone();
         let at_head = self.cvr.version.clone();
         let by_record = self.rng.random_bool(0.2);
-        let ids: Vec<_> = deltas.rows_mut().iter().map(|r| r.id.clone()).collect();
+        let ids: Vec<_> = deltas.rows_mut().map(|r| r.id.clone()).collect();
         let records = match by_record {
             true => RowRecords::new(self.server().rows(&self.cvr, &[], &ids).unwrap()),
             false => RowRecords::default(),

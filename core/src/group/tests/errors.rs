@@ -1,8 +1,8 @@
 //! Errors: who hears of them, and who does not.
 
-use super::super::{ConnId, Note};
+use super::super::{ConnId, Event, Note, Timer};
 use super::client::Persisted;
-use super::harness::{CLIENT_SCHEMA, Harness};
+use super::harness::{CLIENT_SCHEMA, Harness, Question};
 use super::scenarios::{ALL_ISSUES, change, init, issue, joined, put};
 use crate::cvr::store::CvrStoreError;
 
@@ -97,4 +97,89 @@ fn a_client_that_fails_alone_is_named() {
         ("warn", "group g: client a failed: Internal: Must provide name and args"),
     ];
     assert_eq!(lines, expected, "what a client does wrong is no error of the server's");
+}
+
+/// A client whose query has been hydrated, and the rows are being taken.
+fn taking(h: &mut Harness) -> ConnId {
+    let rows = (0..20).map(|i| issue(h, &format!("i{i}"), 1.0)).collect();
+    h.commit(rows);
+    let conn = joined(h, "a", "");
+    h.say(conn, &change(&put("q", ALL_ISSUES)));
+    let group = "g".into();
+    while !matches!(h.groups[&group].questions.front(), Some(Question::Continue)) {
+        assert!(h.answer(&group), "nothing is taken");
+    }
+    conn
+}
+
+#[test]
+fn a_query_that_fails_while_its_rows_are_taken_fails_alone() {
+    let mut h = Harness::new(false);
+    let conn = taking(&mut h);
+    let instances = h.world.instances();
+    h.world.rows_fault = Some("value 9007199254740993 is outside of supported bounds".into());
+    h.settle();
+    assert_eq!(h.error_kind(conn), None, "{:?}", h.socket(conn).error);
+    assert_eq!(h.socket(conn).model.transform_errors, ["q"]);
+    assert!(h.state(conn).got.is_empty() && h.state(conn).rows.is_empty());
+    assert_eq!(h.world.instances(), instances - 1);
+    // It can be asked for again.
+    h.say(conn, &change(r#"{"op":"del","hash":"q"}"#));
+    h.say(conn, &change(&put("q", ALL_ISSUES)));
+    h.settle();
+    assert_eq!((h.state(conn).got.len(), h.state(conn).rows.len()), (1, 20));
+}
+
+#[test]
+fn a_group_that_ends_while_it_takes_rows_lets_go_of_its_queries() {
+    let mut h = Harness::new(false);
+    let conn = joined(&mut h, "a", &put("p", ALL_ISSUES));
+    h.store.defer_above = 0;
+    let rows = (0..20).map(|i| issue(&h, &format!("i{i}"), 1.0)).collect();
+    h.commit(rows);
+    let group = "g".into();
+    while !h.groups[&group].awaits_rows || !h.groups[&group].questions.is_empty() {
+        assert!(h.answer(&group));
+    }
+    let other = ALL_ISSUES.replace("asc", "desc");
+    h.say(conn, &change(&put("q", &other)));
+    while !matches!(h.groups[&group].questions.front(), Some(Question::Continue)) {
+        assert!(h.answer(&group), "nothing is taken");
+    }
+    h.write_rows(&group, Err(CvrStoreError::Storage("disk full".into())));
+    assert_eq!((h.error_kind(conn), h.groups.len()), (Some("Rehome"), 0));
+    assert_eq!(h.world.subscriptions(), 0);
+}
+
+#[test]
+fn who_is_not_validated_hears_nothing_of_deleted_clients() {
+    let mut h = Harness::new(false);
+    let a = joined(&mut h, "a", &put("q", ALL_ISSUES));
+    let b = joined(&mut h, "b", "");
+    let _ = h.disconnect(b);
+    h.say(a, r#"["deleteClients",{"clientIDs":["b"]}]"#);
+    let c = h.connect("g", "c", None, Persisted::default(), 51).expect("admitted");
+    h.say(c, &init(""));
+    h.settle();
+    assert_eq!(h.socket(a).model.deleted, ["b"]);
+    assert!(h.socket(c).model.deleted.is_empty() && h.socket(c).model.pokes > 0);
+}
+
+#[test]
+fn credentials_are_checked_again_even_if_the_wall_clock_is_slow() {
+    let mut h = Harness::new(true);
+    let _conn = joined(&mut h, "a", "");
+    let group = "g".into();
+    let due = |h: &Harness| h.groups[&group].timers.get(&Timer::Maintenance).copied();
+    let at = due(&h).expect("planned");
+    // The timer is right, and the wall clock a little behind.
+    h.now_ms = at - 3.0;
+    h.groups.get_mut(&group).expect("a group").timers.remove(&Timer::Maintenance);
+    h.feed(&group, Event::Timer(Timer::Maintenance));
+    h.settle();
+    let requests = h.requests.len();
+    assert_eq!(due(&h), Some(at), "it is planned again");
+    h.pass(5.0);
+    h.settle();
+    assert_eq!(h.requests.len(), requests + 1);
 }

@@ -25,6 +25,7 @@ use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::{self, Upstream};
 use crate::row::{Row, RowRef};
 use crate::version::CvrVersion;
+use crate::waste::Waste;
 
 /// A question of a group that waits for its answer.
 pub enum Question {
@@ -108,6 +109,8 @@ pub struct GroupSlot {
     pub admitted: bool,
     /// It wants to be told when its rows are written.
     pub awaits_rows: bool,
+    /// It has deltas to merge.
+    pub merges: bool,
     pub timers: BTreeMap<Timer, f64>,
 }
 
@@ -152,6 +155,8 @@ pub struct Harness {
     /// Rows of queries that are being hydrated go ahead, by chance; so many did.
     pub ahead: Option<StdRng>,
     pub went_ahead: usize,
+    /// Slices of gathered deltas that groups merged on their own.
+    pub slices_merged: usize,
     /// Sockets take what waits for them when their client reads.
     pub lazy_sockets: bool,
     /// Print everything that goes in and out.
@@ -196,6 +201,7 @@ impl Harness {
             read_faults: VecDeque::new(),
             unknown_outcomes: 0,
             came_up: 0,
+            slices_merged: 0,
             lazy_sockets: false,
             ahead: None,
             went_ahead: 0,
@@ -231,12 +237,16 @@ impl Harness {
                     _ => None,
                 });
                 match open {
-                    Some(open) => open.grow(&growth),
+                    Some(open) => open.grow(&growth, &mut Waste::default()),
                     None => assert!(socket.closed, "nothing of {conn:?} is open"),
                 }
                 self.check_ends(id, conn);
             }
-            Effect::LetGo(mut rows) => while !rows.take_some(2).is_empty() {},
+            Effect::LetGo(mut waste) => {
+                while !waste.is_empty() {
+                    waste.shed(2);
+                }
+            }
             Effect::Fail(conn, error) => {
                 let socket = self.sockets.get_mut(&conn).expect("a socket");
                 socket.close();
@@ -287,6 +297,7 @@ impl Harness {
             Effect::Hydrate(wanted) => slot.questions.push_back(Question::Hydrate(wanted)),
             Effect::Release(instance) => self.world.release(instance),
             Effect::Continue => slot.questions.push_back(Question::Continue),
+            Effect::Merge => assert!(!std::mem::replace(&mut slot.merges, true), "asked once"),
             Effect::SetTimer(timer, Some(after)) => {
                 assert!(after >= 0.0);
                 slot.timers.insert(timer, self.now_ms + after);
@@ -375,6 +386,17 @@ impl Harness {
         self.ahead = Some(rng);
         self.went_ahead += rows.unwrap_or_default();
         rows.is_some_and(|rows| rows > 0)
+    }
+
+    /// Lets a group merge a slice.
+    pub fn merge(&mut self, group: &ClientGroupId) -> bool {
+        let merges =
+            self.groups.get_mut(group).is_some_and(|slot| std::mem::take(&mut slot.merges));
+        if merges {
+            self.slices_merged += 1;
+            self.feed(group, Event::Merge);
+        }
+        merges
     }
 
     /// Answers the oldest question of a group.
@@ -491,6 +513,7 @@ impl Harness {
             questions: VecDeque::new(),
             admitted: false,
             awaits_rows: false,
+            merges: false,
             timers: BTreeMap::new(),
         });
         slot.group.admit(user)?;
@@ -615,7 +638,7 @@ impl Harness {
             let mut moved = false;
             let groups: Vec<ClientGroupId> = self.groups.keys().cloned().collect();
             for group in groups {
-                while self.answer(&group) || self.write_rows(&group, Ok(())) {
+                while self.merge(&group) || self.answer(&group) || self.write_rows(&group, Ok(())) {
                     moved = true;
                 }
             }
@@ -634,7 +657,7 @@ impl Harness {
 
     /// No answer, message or frame is under way.
     pub fn is_quiet(&self) -> bool {
-        self.groups.values().all(|g| g.questions.is_empty() && !g.awaits_rows)
+        self.groups.values().all(|g| g.questions.is_empty() && !g.awaits_rows && !g.merges)
             && self
                 .sockets
                 .values()

@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 
 use super::super::{ConnId, Event, Pushed, ResetReason};
 use super::client::Persisted;
-use super::harness::{Answer, CLIENT_SCHEMA, Harness};
+use super::harness::{Answer, CLIENT_SCHEMA, Harness, Socket};
 use super::world::Change;
 use crate::cvr::store::CvrStoreError;
 use crate::cvr::{ClientGroupId, ClientId, QueryHash, RefCounts};
@@ -179,6 +179,14 @@ impl Sim {
 
     fn answer_one(&mut self) {
         let group = self.group();
+        if self.rng.random_bool(0.5) && self.h.merge(&group) {
+            return;
+        }
+        let of_group = |socket: &&Socket| socket.group == group && socket.has_open_poke();
+        if self.h.sockets.values().any(|s| of_group(&s)) && self.rng.random_bool(0.5) {
+            // What is half out is taken back.
+            self.h.feed(&group, Event::Reset(ResetReason::SchemaChange));
+        }
         self.h.answer(&group);
     }
 
@@ -622,19 +630,20 @@ fn clients_hold_what_brute_force_says_whatever_happens() {
         std::env::var("ZERORING_SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(SEEDS);
     let first = std::env::var("ZERORING_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0u64);
     let range = one.map_or(first..first + seeds, |seed: u64| seed..seed + 1);
-    let (mut checks, mut came_back, mut early, mut cancelled) = (0, 0, 0, 0);
+    let (mut checks, mut came_back, mut early, mut cancelled, mut merged) = (0, 0, 0, 0, 0);
     for seed in range {
         let sim = std::panic::catch_unwind(|| {
             let mut sim = Sim::new(seed);
             sim.run();
             let open = sim.tabs.iter().filter_map(|tab| Some(sim.h.socket(tab.conn?)));
             let cancelled = open.map(|socket| socket.model.cancelled).sum::<usize>();
-            (sim.checks, sim.came_back, sim.h.went_ahead, sim.cancelled + cancelled)
+            let counts = [sim.checks, sim.came_back, sim.h.went_ahead, sim.h.slices_merged];
+            (counts, sim.cancelled + cancelled)
         });
         match sim {
-            Ok((n, back, rows, pokes)) => {
+            Ok(([n, back, rows, slices], pokes)) => {
                 (checks, came_back) = (checks + n, came_back + back);
-                (early, cancelled) = (early + rows, cancelled + pokes);
+                (early, cancelled, merged) = (early + rows, cancelled + pokes, merged + slices);
             }
             Err(panic) => {
                 eprintln!("failed with ZERORING_SIM_SEED={seed}");
@@ -644,10 +653,12 @@ fn clients_hold_what_brute_force_says_whatever_happens() {
     }
     println!(
         "simulated groups: {checks} comparisons agree, {came_back} clients came back, {early} rows \
-         went ahead, {cancelled} pokes were cancelled"
+         went ahead, {cancelled} pokes were cancelled, {merged} slices were merged"
     );
     assert!(
-        one.is_some() || (checks > 100 && came_back > 10 && early > 300 && cancelled > 0),
-        "{checks} comparisons, {early} early rows, {cancelled} cancelled: too little"
+        one.is_some()
+            || (checks > 100 && came_back > 10 && early > 300 && cancelled > 2 && merged > 10),
+        "{checks} comparisons, {early} early rows, {cancelled} cancelled, {merged} merged: too \
+         little"
     );
 }

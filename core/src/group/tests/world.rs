@@ -51,6 +51,8 @@ pub struct SimWorld {
     pub reads: usize,
     /// The next query cannot be hydrated.
     pub hydration_fault: Option<String>,
+    /// The next instance whose rows are visited has failed.
+    pub rows_fault: Option<String>,
 }
 
 /// A table: its columns with types; the first `key` columns are its key.
@@ -124,6 +126,7 @@ impl SimWorld {
             shared: Shared::default(),
             reads: 0,
             hydration_fault: None,
+            rows_fault: None,
         }
     }
 
@@ -298,6 +301,7 @@ impl World for SimWorld {
         most: usize,
         visit: &mut VisitRow<'_>,
     ) -> Result<Visited, String> {
+        self.rows_fault.take().map_or(Ok(()), Err)?;
         let instance = self.instances.get(&instance).ok_or("unknown instance")?;
         if *at.generation.get_or_insert(instance.generation) != instance.generation {
             return Ok(Visited::Void);
