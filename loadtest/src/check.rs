@@ -111,8 +111,9 @@ fn compare(rows: &Rows, expected: &Expected, queries: &[Query]) -> Result<(), St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::model::RowId;
 
-    fn row(id: &str, text: &str) -> ((Box<str>, Box<str>), Box<str>) {
+    fn row(id: &str, text: &str) -> (RowId, Box<str>) {
         (("item".into(), id.into()), text.into())
     }
 

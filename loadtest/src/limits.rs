@@ -41,7 +41,8 @@ pub(crate) struct Usage {
 /// Who is looked at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Parties {
-    pub(crate) server: u32,
+    /// None where Postgres is alone.
+    pub(crate) server: Option<u32>,
     pub(crate) postgres: u32,
 }
 
@@ -62,10 +63,10 @@ impl Meter {
         Meter {
             at: Instant::now(),
             machine: process::machine_busy_seconds(),
-            server: process::thread_times(parties.server),
+            server: parties.server.map(process::thread_times).unwrap_or_default(),
             postgres: process::thread_times(parties.postgres),
             generator: process::own_thread_times(),
-            server_total: process::cpu_seconds(parties.server),
+            server_total: parties.server.map_or(0.0, process::cpu_seconds),
             postgres_total: process::cpu_seconds(parties.postgres),
         }
     }
@@ -103,10 +104,12 @@ impl Usage {
         };
         if total >= MACHINE_FULL * self.cpus as f64 {
             let mut parts = vec![
-                format!("server {:.2}", self.server),
                 format!("Postgres {:.2}", self.postgres),
                 format!("generator {:.2}", self.generator),
             ];
+            if self.server > 0.0 {
+                parts.insert(0, format!("server {:.2}", self.server));
+            }
             if self.others > OTHERS_NOISE {
                 parts.push(format!("other programs {:.2}", self.others));
             }
@@ -169,7 +172,7 @@ mod tests {
     #[test]
     fn a_thread_that_spins_is_the_busiest() {
         let me = std::process::id();
-        let parties = Parties { server: me, postgres: me };
+        let parties = Parties { server: Some(me), postgres: me };
         let before = Meter::read(parties);
         let spinner = std::thread::Builder::new().name("spinner".to_owned());
         let begin = Instant::now();

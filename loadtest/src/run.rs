@@ -1,7 +1,6 @@
 //! One run: a fresh Postgres, a fresh server, a scenario's steps one after the other, the check.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postgres::{Client, NoTls};
@@ -12,7 +11,7 @@ use crate::check::Comparison;
 use crate::client::connection::{ClientSetup, PROTOCOL_VERSION};
 use crate::client::fleet::Fleet;
 use crate::client::stats::Interval;
-use crate::data_set::{self, Query, QuerySpec};
+use crate::data_set::{self, DataSize, Query, QuerySpec};
 use crate::error::LoadError;
 use crate::limits::{Meter, Parties};
 use crate::pin::{self, Seats};
@@ -98,6 +97,39 @@ struct Cpu {
     generator: f64,
 }
 
+/// A private, new Postgres with a scenario's data.
+pub(crate) struct Database {
+    pub(crate) url: String,
+    pub(crate) sql: Client,
+    /// Of its first process.
+    pub(crate) pid: u32,
+    pub(crate) postgres: LocalServer,
+}
+
+impl Database {
+    /// Starts it with `name=value` settings, and fills it.
+    pub(crate) fn start(
+        settings: &[String],
+        data: &DataSize,
+        progress: &mut Progress,
+    ) -> Result<Database, LoadError> {
+        progress.tell("starting Postgres");
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let postgres = LocalServer::start(&settings)?;
+        let url = postgres.url("postgres");
+        let mut sql = Client::connect(&url, NoTls).map_err(LoadError::sql("connecting"))?;
+        progress.tell("seeding");
+        data_set::seed(&mut sql, data)?;
+        let pid = process::child_with_argument(&format!("port={}", postgres.port())).ok_or_else(
+            || LoadError::Server {
+                server: "postgres".to_owned(),
+                cause: "its process was not found".to_owned(),
+            },
+        )?;
+        Ok(Database { url, sql, pid, postgres })
+    }
+}
+
 /// Runs `scenario` against `kind`.
 pub(crate) fn run(
     scenario: &Scenario,
@@ -109,18 +141,8 @@ pub(crate) fn run(
     let mut progress = Progress::new(prefix, options.remaining);
     let seats = options.seats.as_ref();
     let pinned = || LoadError::io("pinning to CPUs");
-    progress.tell("starting Postgres");
-    let settings: Vec<&str> = options.postgres.iter().map(String::as_str).collect();
-    let postgres = LocalServer::start(&settings)?;
-    let url = postgres.url("postgres");
-    let mut sql = Client::connect(&url, NoTls).map_err(LoadError::sql("connecting"))?;
-    progress.tell("seeding");
-    data_set::seed(&mut sql, &scenario.data)?;
-    let postgres_pid = process::child_with_argument(&format!("port={}", postgres.port()))
-        .ok_or_else(|| LoadError::Server {
-            server: "postgres".to_owned(),
-            cause: "its process was not found".to_owned(),
-        })?;
+    let Database { postgres, url, mut sql, pid: postgres_pid } =
+        Database::start(&options.postgres, &scenario.data, &mut progress)?;
     if let Some(seats) = seats {
         pin::move_tree(postgres_pid, &seats.postgres).map_err(pinned())?;
     }
@@ -132,7 +154,7 @@ pub(crate) fn run(
     let server = pin::born_on(cpus, || Server::start(kind, &url, &settings, options.deadline))
         .map_err(pinned())??;
     let fleet = Fleet::start(options.workers, server.address())?;
-    let mut result = describe(scenario, kind, options);
+    let mut result = describe(scenario, kind.name(), &kind.version(), options);
     let version = sql.query_one("SHOW server_version", &[]).map_err(LoadError::sql("asking"))?;
     result.postgres_version = version.get(0);
     let mut stage = Stage {
@@ -160,15 +182,21 @@ pub(crate) fn run(
     Ok(result)
 }
 
-fn describe(scenario: &Scenario, kind: &ServerKind, options: &RunOptions) -> RunResult {
+/// A result without figures.
+pub(crate) fn describe(
+    scenario: &Scenario,
+    server: &str,
+    server_version: &str,
+    options: &RunOptions,
+) -> RunResult {
     let data = &scenario.data;
     RunResult {
         scenario: scenario.name.clone(),
         title: scenario.title.clone(),
         about: scenario.about.clone(),
         headline: scenario.headline.clone(),
-        server: kind.name().to_owned(),
-        server_version: kind.version(),
+        server: server.to_owned(),
+        server_version: server_version.to_owned(),
         settings: [options.postgres.as_slice(), options.settings.as_slice()].concat(),
         hardware: process::hardware(),
         commit: options.commit.clone(),
@@ -190,7 +218,7 @@ impl Stage<'_> {
             client_id: "probe".to_owned(),
             group_id: "probe".to_owned(),
             queries: vec![spec.for_group(0, data).ask()],
-            client_schema: Arc::new(data_set::client_schema(data)),
+            client_schema: data_set::client_schema(data).to_string().into(),
             counts_new: false,
             protocol: PROTOCOL_VERSION,
         };
@@ -267,7 +295,7 @@ impl Stage<'_> {
 
     /// What everybody has used until now.
     pub(crate) fn meter(&self) -> Meter {
-        Meter::read(Parties { server: self.server.pid(), postgres: self.postgres_pid })
+        Meter::read(Parties { server: Some(self.server.pid()), postgres: self.postgres_pid })
     }
 
     /// Where the server's time went since its start. The original does not tell, and would ask

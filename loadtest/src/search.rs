@@ -1,5 +1,6 @@
 //! The bounded search for the highest rate of writes that a server sustains.
 
+use crate::error::LoadError;
 use crate::result::{Sample, StepResult, Trial};
 
 /// Rates above this are beyond one Postgres: the search ends there, and says so.
@@ -123,7 +124,41 @@ impl Search {
         }
     }
 
-    pub(crate) fn note(&mut self, rate: f64, tried: Tried) {
+    /// Tries rates from `from` on until the limit is found. `attempt` makes a trial, or says why
+    /// there can be no further one; a rate that fails narrowly is tried twice.
+    pub(crate) fn drive(
+        mut self,
+        label: &str,
+        from: f64,
+        limit_ms: f64,
+        mut attempt: impl FnMut(f64) -> Result<Result<Tried, String>, LoadError>,
+    ) -> Result<StepResult, LoadError> {
+        let mut rate = from;
+        let cut_short = loop {
+            let mut tried = match attempt(rate)? {
+                Ok(tried) => tried,
+                Err(why) => break Some(why),
+            };
+            let narrowly = tried.reason.is_some() && !tried.is_hopeless(limit_ms);
+            // Something else may have kept the machine busy: then a rate fails twice.
+            if narrowly
+                && tried.step.settled
+                && let Ok(again) = attempt(rate)?
+            {
+                tried = again;
+            }
+            let settled = tried.step.settled;
+            self.note(rate, tried);
+            match self.next() {
+                Some(next) if settled => rate = next,
+                Some(_) => break Some("clients did not converge any more".to_owned()),
+                None => break None,
+            }
+        };
+        Ok(self.result(label.to_owned(), cut_short))
+    }
+
+    fn note(&mut self, rate: f64, tried: Tried) {
         let step = tried.step;
         let (p50, p99) = step.write.as_ref().map_or((0.0, 0.0), |w| (w.p50, w.p99));
         let sustained = tried.reason.is_none();
@@ -152,7 +187,7 @@ impl Search {
     }
 
     /// The next rate to try.
-    pub(crate) fn next(&mut self) -> Option<f64> {
+    fn next(&mut self) -> Option<f64> {
         if self.trials.len() >= MAX_TRIALS {
             return None;
         }
@@ -182,7 +217,7 @@ impl Search {
     }
 
     /// The search as a step. `cut_short`: why it ended before its time, if it did.
-    pub(crate) fn result(self, label: String, cut_short: Option<String>) -> StepResult {
+    fn result(self, label: String, cut_short: Option<String>) -> StepResult {
         let mut step = self.best.unwrap_or_default();
         step.label = label;
         step.settled = true; // the last trial may not have; the final check decides

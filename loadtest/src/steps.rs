@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
-
 use crate::api::Api;
 use crate::client::connection::{ClientSetup, Pace};
 use crate::data_set::{Query, client_schema};
@@ -73,7 +71,7 @@ impl Stage<'_> {
     #[expect(clippy::too_many_arguments, reason = "the fields of a step")]
     fn search(
         &mut self,
-        mut search: Search,
+        search: Search,
         label: &str,
         from: f64,
         seconds: f64,
@@ -81,31 +79,16 @@ impl Stage<'_> {
         writes: &Writes,
         violations: &mut u64,
     ) -> Result<StepResult, LoadError> {
-        let mut rate = from;
-        let cut_short = loop {
+        search.drive(label, from, limit_ms, |rate| {
+            if *violations > 0 {
+                return Ok(Err("the protocol was violated".to_owned()));
+            }
             if self.left() < Duration::from_secs_f64(seconds) + TRIAL_ENDING {
-                break Some("time was up".to_owned());
+                return Ok(Err("time was up".to_owned()));
             }
             let name = format!("{label}: trying {rate:.0}/s");
-            let mut tried = self.write(&name, rate, seconds, limit_ms, writes, violations)?;
-            let repeat = tried.reason.is_some()
-                && tried.step.settled
-                && *violations == 0
-                && !tried.is_hopeless(limit_ms)
-                && self.left() > Duration::from_secs_f64(seconds) + TRIAL_ENDING;
-            if repeat {
-                // Something else may have kept the machine busy: then a rate fails twice.
-                tried = self.write(&name, rate, seconds, limit_ms, writes, violations)?;
-            }
-            let settled = tried.step.settled;
-            search.note(rate, tried);
-            match search.next() {
-                Some(next) if settled && *violations == 0 => rate = next,
-                Some(_) => break Some("clients did not converge any more".to_owned()),
-                None => break None,
-            }
-        };
-        Ok(search.result(label.to_owned(), cut_short))
+            self.write(&name, rate, seconds, limit_ms, writes, violations).map(Ok)
+        })
     }
 
     /// Waits for all clients, then for their rows to be right.
@@ -113,7 +96,9 @@ impl Stage<'_> {
         let clients = self.queries.len();
         let complete =
             self.wait(&mut watch, COMPLETE_TIMEOUT, |fleet| fleet.complete() == clients)?;
-        let seconds = watch.begin.elapsed().as_secs_f64();
+        // The last client's own time: looking every few milliseconds adds up to a tick to it.
+        let end = self.fleet.completed_at().filter(|_| complete).unwrap_or_else(Instant::now);
+        let seconds = end.saturating_duration_since(watch.begin).as_secs_f64();
         let step = self.finish(watch, seconds, complete)?;
         *violations += step.complaints.iter().filter(|c| c.contains("violation")).count() as u64;
         Ok(step)
@@ -126,7 +111,7 @@ impl Stage<'_> {
         per_second: Option<f64>,
         violations: &mut u64,
     ) -> Result<StepResult, LoadError> {
-        let schema: Arc<Value> = Arc::new(client_schema(&self.scenario.data));
+        let schema: Arc<str> = client_schema(&self.scenario.data).to_string().into();
         let tabs = self.scenario.tabs;
         let start = Instant::now();
         let present = self.queries.len() / tabs;

@@ -51,7 +51,8 @@ pub(crate) struct ClientSetup {
     pub(crate) client_id: String,
     pub(crate) group_id: String,
     pub(crate) queries: Vec<Ask>,
-    pub(crate) client_schema: Arc<Value>,
+    /// As JSON text.
+    pub(crate) client_schema: Arc<str>,
     /// Rows that are new here count as writes that arrived: only where rows are never changed.
     pub(crate) counts_new: bool,
     pub(crate) protocol: u32,
@@ -134,7 +135,19 @@ fn epoch_us() -> u64 {
 
 /// As JavaScript's `encodeURIComponent` over base64 text.
 fn escape_base64(text: &str) -> String {
-    text.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
+    let mut escaped = String::with_capacity(text.len() + 64);
+    let mut rest = text;
+    while let Some(at) = rest.find(['+', '/', '=']) {
+        escaped.push_str(&rest[..at]);
+        escaped.push_str(match rest.as_bytes()[at] {
+            b'+' => "%2B",
+            b'/' => "%2F",
+            _ => "%3D",
+        });
+        rest = &rest[at + 1..];
+    }
+    escaped.push_str(rest);
+    escaped
 }
 
 impl Client {
@@ -307,12 +320,12 @@ impl Client {
 
     fn set_flags(&self, connected: bool, complete: bool) {
         WorkerStats::flip(&self.stats.connected, &self.connected, connected);
-        WorkerStats::flip(&self.stats.complete, &self.complete, complete);
+        self.stats.set_complete(&self.complete, complete);
     }
 
     fn update_complete(&self) {
         let complete = self.connected.get() && self.model.borrow().is_complete();
-        WorkerStats::flip(&self.stats.complete, &self.complete, complete);
+        self.stats.set_complete(&self.complete, complete);
     }
 
     async fn connection(self: &Rc<Self>) -> Result<std::convert::Infallible, Lost> {
@@ -341,7 +354,7 @@ impl Client {
             return Err(Lost::Refused(text));
         }
         if let Some(message) = late {
-            self.send_text(&message);
+            self.send(OP_TEXT, message.as_bytes());
         }
         let mut reader = FrameReader::default();
         self.read(&mut reader, &head[end..])?;
@@ -366,7 +379,7 @@ impl Client {
     }
 
     /// The request, and the `initConnection` that did not fit into it.
-    fn upgrade_request(&self) -> (Vec<u8>, Option<Value>) {
+    fn upgrade_request(&self) -> (Vec<u8>, Option<String>) {
         let setup = self.setup.borrow();
         let model = self.model.borrow();
         let cookie = model.cookie();
@@ -377,17 +390,21 @@ impl Client {
             let put = |q: &Ask| json!({"op": "put", "hash": q.hash, "ast": q.ast, "ttl": 0});
             setup.queries.iter().map(put).collect()
         };
-        let mut body = json!({"desiredQueriesPatch": patch});
-        if cookie.is_none() {
-            body["clientSchema"] = (*setup.client_schema).clone();
-        }
-        let message = json!(["initConnection", body]);
+        let patch = Value::from(patch);
+        // The schema is the same for all clients: it is text already.
+        let message = match cookie {
+            Some(_) => format!(r#"["initConnection",{{"desiredQueriesPatch":{patch}}}]"#),
+            None => format!(
+                r#"["initConnection",{{"desiredQueriesPatch":{patch},"clientSchema":{}}}]"#,
+                setup.client_schema
+            ),
+        };
         let engine = base64::engine::general_purpose::STANDARD;
-        let encode = |v: &Value| escape_base64(&engine.encode(v.to_string()));
-        let mut header = encode(&json!({"initConnectionMessage": message}));
+        let encode = |text: &str| escape_base64(&engine.encode(text));
+        let mut header = encode(&format!(r#"{{"initConnectionMessage":{message}}}"#));
         let mut late = None;
         if header.len() > MAX_PROTOCOL_HEADER_BYTES {
-            header = encode(&json!({}));
+            header = encode("{}");
             late = Some(message);
         }
         let request = format!(

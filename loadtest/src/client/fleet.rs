@@ -157,6 +157,11 @@ impl Fleet {
         self.stats.iter().map(|s| s.complete.load(Ordering::Relaxed)).sum()
     }
 
+    /// When a client last came to have everything.
+    pub(crate) fn completed_at(&self) -> Option<Instant> {
+        self.stats.iter().filter_map(|s| s.completed_at()).max()
+    }
+
     /// What happened since the last call.
     pub(crate) fn take_interval(&self) -> Interval {
         let mut all = Interval::default();
@@ -312,7 +317,7 @@ mod tests {
                 client_id: format!("c{index}"),
                 group_id: format!("g{index}"),
                 queries: Vec::new(),
-                client_schema: Arc::new(serde_json::json!({})),
+                client_schema: "{}".into(),
                 counts_new: false,
                 protocol: 51,
             };

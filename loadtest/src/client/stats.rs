@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use hdrhistogram::Histogram;
 
@@ -117,6 +118,8 @@ pub(crate) struct WorkerStats {
     pub(crate) connected: AtomicUsize,
     /// Clients that have everything that they asked for.
     pub(crate) complete: AtomicUsize,
+    /// When a client last came to have everything.
+    completed_at: Mutex<Option<Instant>>,
 }
 
 impl WorkerStats {
@@ -128,6 +131,20 @@ impl WorkerStats {
     /// Takes the current interval away and begins another.
     pub(crate) fn take(&self) -> Interval {
         std::mem::take(&mut *self.now())
+    }
+
+    /// Another client has, or has no longer, everything that it asked for.
+    pub(crate) fn set_complete(&self, flag: &std::cell::Cell<bool>, to: bool) {
+        if to && !flag.get() {
+            let mut at = self.completed_at.lock().unwrap_or_else(PoisonError::into_inner);
+            *at = Some(Instant::now());
+        }
+        WorkerStats::flip(&self.complete, flag, to);
+    }
+
+    /// When a client last came to have everything.
+    pub(crate) fn completed_at(&self) -> Option<Instant> {
+        *self.completed_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a gauge in step with a client's flag.
