@@ -69,8 +69,6 @@ impl WireFrames {
 
 /// A message as a frame.
 pub(super) fn wire(payload: &[u8], binary: bool, compress: bool) -> ws::Frame {
-    let mut builder = ws::FrameBuilder::new();
-    builder.payload().extend_from_slice(payload);
-    let frame = if binary { builder.finish_binary() } else { builder.finish_text() };
+    let frame = if binary { ws::Frame::binary(payload) } else { ws::Frame::text(payload) };
     if compress { frame.compressible() } else { frame }
 }

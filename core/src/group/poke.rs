@@ -38,6 +38,8 @@ const MAX_STEP_PATCHES: usize = if cfg!(test) { 3 } else { 1_000 };
 const MAX_STEP_BYTES: usize = 256 << 10;
 /// Of a patch without contents.
 const SMALL_PATCH_BYTES: usize = 64;
+/// Around a row's JSON and the name of its table.
+const PUT_BYTES: usize = 40;
 
 /// One WebSocket message, shared by all connections that get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -339,7 +341,11 @@ impl PokeFrames<'_> {
 /// The parts of a poke.
 fn encode(cookie: &str, patches: &[&WirePatch], binary: bool) -> Vec<Frame> {
     let mut out = PartWriter::new(cookie, binary);
-    patches.iter().for_each(|patch| out.add(patch));
+    for part in patches.chunks(poke::PART_PATCHES) {
+        let rows = part.iter().filter(|patch| matches!(patch, WirePatch::RowPut(..)));
+        out.part.reserve_rows(rows.map(|row| row.bytes() + PUT_BYTES).sum());
+        part.iter().for_each(|patch| out.add(patch));
+    }
     out.finish()
 }
 

@@ -8,7 +8,7 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use rustc_hash::{FxHashMap, FxHasher};
+use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 use smallvec::SmallVec;
 
 use super::poke::{Frame, WirePatch};
@@ -19,6 +19,9 @@ use crate::version::{CvrVersion, StateVersion};
 
 /// Bytes of frames that are kept.
 const MAX_KEPT_BYTES: usize = 8 << 20;
+/// Parts that are larger are kept when they come a second time: most large pokes are the rows of a
+/// query of one group's own, and to keep each would touch new memory for every one.
+const MAX_UNSEEN_BYTES: usize = 4 << 10;
 /// A poke that is larger is not kept: nobody waits for one encoding more of it.
 const MAX_POKE_BYTES: usize = 2 << 20;
 /// Entries that are kept, whatever their size.
@@ -71,6 +74,8 @@ impl Shared {
 pub struct SharedFrames {
     parts: FxHashMap<u64, SmallVec<[Parts; 1]>>,
     pokes: FxHashMap<u64, SmallVec<[Whole; 1]>>,
+    /// Fingerprints of large parts that came once, and are not kept.
+    seen: FxHashSet<u64>,
     entries: usize,
     bytes: usize,
     made: u64,
@@ -129,7 +134,7 @@ impl SharedFrames {
         }
         self.made += 1;
         let frames = encode();
-        if self.make_room(&frames) {
+        if self.is_worth_keeping(hash, &frames) && self.make_room(&frames) {
             self.parts.entry(hash).or_default().push(Parts {
                 cookie: cookie.into(),
                 binary,
@@ -163,7 +168,9 @@ impl SharedFrames {
             return known.frames.clone();
         }
         let frames = wrap();
-        if self.make_room(parts) {
+        // Large parts that nobody else holds are not kept here either.
+        let once = Arc::strong_count(parts) == 1 && length(parts) > MAX_UNSEEN_BYTES;
+        if !once && self.make_room(parts) {
             self.pokes.entry(hash).or_default().push(Whole {
                 cookie: cookie.into(),
                 base: base.cloned(),
@@ -174,9 +181,25 @@ impl SharedFrames {
         frames
     }
 
+    /// Whether somebody else may want these parts.
+    fn is_worth_keeping(&mut self, hash: u64, parts: &[Frame]) -> bool {
+        if length(parts) <= MAX_UNSEEN_BYTES {
+            return true;
+        }
+        if self.seen.len() >= MAX_ENTRIES {
+            self.seen.clear();
+        }
+        !self.seen.insert(hash)
+    }
+
+    /// Bytes of frames that are kept.
+    pub fn kept_bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether frames are to be kept; counts them.
     fn make_room(&mut self, frames: &[Frame]) -> bool {
-        let bytes: usize = frames.iter().map(|f| f.payload.len()).sum();
+        let bytes = length(frames);
         if bytes > MAX_POKE_BYTES {
             return false;
         }
@@ -191,9 +214,14 @@ impl SharedFrames {
     fn clear(&mut self) {
         self.parts.clear();
         self.pokes.clear();
+        self.seen.clear();
         self.bytes = 0;
         self.entries = 0;
     }
+}
+
+fn length(frames: &[Frame]) -> usize {
+    frames.iter().map(|f| f.payload.len()).sum()
 }
 
 /// Rows of the replica at one version, as they were read.

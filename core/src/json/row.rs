@@ -53,7 +53,7 @@ pub fn wire_json<'r>(table: &TableSpec, row: &'r Row) -> Result<&'r [u8], RowJso
             want,
         });
     }
-    let mut out = Vec::with_capacity(want * 24);
+    let mut out = Vec::with_capacity(want * 48);
     object(&mut out, table, 0..want, |column| &row.values[column])?;
     Ok(row.wire_json.get_or_set(&out))
 }

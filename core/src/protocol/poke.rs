@@ -77,6 +77,11 @@ impl PokePart {
         PokePart::default()
     }
 
+    /// Makes room for so many bytes of row patches, so that nothing has to be moved on the way.
+    pub fn reserve_rows(&mut self, bytes: usize) {
+        self.rows.reserve(bytes.min(PART_ROW_BYTES));
+    }
+
     /// The last mutation of a client that the poke covers.
     pub fn last_mutation_id(&mut self, client_id: &str, id: i64) {
         self.patches += 1;

@@ -35,9 +35,10 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// A text message in one frame.
-    pub fn text(payload: &str) -> Frame {
-        Frame::copy(OP_TEXT, payload.as_bytes())
+    /// A text message in one frame. The payload is UTF-8.
+    pub fn text(payload: &(impl AsRef<[u8]> + ?Sized)) -> Frame {
+        debug_assert!(simdutf8::basic::from_utf8(payload.as_ref()).is_ok());
+        Frame::copy(OP_TEXT, payload.as_ref())
     }
 
     /// A binary message in one frame.
@@ -45,10 +46,19 @@ impl Frame {
         Frame::copy(OP_BINARY, payload)
     }
 
+    /// One exact allocation, one copy: a frame may be a megabyte.
     fn copy(opcode: u8, payload: &[u8]) -> Frame {
-        let mut builder = FrameBuilder::new();
-        builder.payload().extend_from_slice(payload);
-        builder.finish(opcode)
+        let mut header = [0; MAX_HEADER];
+        let header = encode_header(&mut header, FIN | opcode, payload.len());
+        let mut plain = Rc::<[u8]>::new_uninit_slice(header.len() + payload.len());
+        if let Some(place) = Rc::get_mut(&mut plain) {
+            let (first, rest) = place.split_at_mut(header.len());
+            first.write_copy_of_slice(header);
+            rest.write_copy_of_slice(payload);
+        }
+        // SAFETY: nobody else has it yet, so both of its parts have just been written.
+        let plain = unsafe { plain.assume_init() };
+        Frame { plain, header: header.len(), opcode, deflated: None }
     }
 
     /// Lets sockets that negotiated compression send this frame compressed (once for all of them).
@@ -82,72 +92,11 @@ impl Frame {
                     return None;
                 }
                 let body = deflate::compress(payload, params)?;
-                (body.len() < payload.len()).then(|| {
-                    let mut builder = FrameBuilder::new();
-                    builder.payload().extend_from_slice(&body);
-                    builder.finish(self.opcode | RSV1).plain
-                })
+                (body.len() < payload.len()).then(|| Frame::copy(self.opcode | RSV1, &body).plain)
             })
             .clone()
         });
         Chunk::Shared(compressed.unwrap_or_else(|| self.plain.clone()))
-    }
-}
-
-/// Builds frames in a scratch buffer that is reused: one exact allocation and one copy per frame.
-#[derive(Debug)]
-pub struct FrameBuilder {
-    /// Room for a header, then the payload.
-    buffer: Vec<u8>,
-}
-
-impl Default for FrameBuilder {
-    fn default() -> Self {
-        FrameBuilder::new()
-    }
-}
-
-impl FrameBuilder {
-    /// An empty one.
-    pub fn new() -> FrameBuilder {
-        FrameBuilder { buffer: vec![0; MAX_HEADER] }
-    }
-
-    /// The payload's place: append to it, never truncate it below what it had.
-    pub fn payload(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
-
-    /// Number of payload bytes so far.
-    pub fn len(&self) -> usize {
-        self.buffer.len().saturating_sub(MAX_HEADER)
-    }
-
-    /// Whether no payload was written.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The text frame of what was appended; the builder is empty afterwards. The payload must be
-    /// UTF-8: JSON writers produce nothing else.
-    pub fn finish_text(&mut self) -> Frame {
-        debug_assert!(simdutf8::basic::from_utf8(&self.buffer[MAX_HEADER..]).is_ok());
-        self.finish(OP_TEXT)
-    }
-
-    /// The binary frame of what was appended; the builder is empty afterwards.
-    pub fn finish_binary(&mut self) -> Frame {
-        self.finish(OP_BINARY)
-    }
-
-    fn finish(&mut self, first: u8) -> Frame {
-        let mut header = [0; MAX_HEADER];
-        let header = encode_header(&mut header, FIN | first, self.len());
-        let start = MAX_HEADER - header.len();
-        self.buffer[start..MAX_HEADER].copy_from_slice(header);
-        let plain = Rc::from(&self.buffer[start..]);
-        self.buffer.truncate(MAX_HEADER);
-        Frame { plain, header: MAX_HEADER - start, opcode: first, deflated: None }
     }
 }
 
@@ -218,16 +167,6 @@ mod tests {
             assert_eq!(frame.len(), header.len() + len);
         }
         assert_eq!(Frame::binary(b"ab").plain[..], [0x82, 2, b'a', b'b']);
-    }
-
-    #[test]
-    fn a_builder_is_empty_after_each_frame() {
-        let mut builder = FrameBuilder::new();
-        builder.payload().extend_from_slice(b"one");
-        assert_eq!(builder.finish_text().payload(), b"one");
-        assert!(builder.is_empty());
-        builder.payload().extend_from_slice(b"two");
-        assert_eq!(builder.finish_binary().payload(), b"two");
     }
 
     #[test]

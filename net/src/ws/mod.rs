@@ -28,5 +28,5 @@ pub use connection::{
 };
 pub use decode::{CloseFrame, Decoder, Event, Message, ProtocolError};
 pub use deflate::{DeflateConfig, DeflateParams};
-pub use frame::{Frame, FrameBuilder, MAX_CLOSE_REASON_BYTES, truncate_reason};
+pub use frame::{Frame, MAX_CLOSE_REASON_BYTES, truncate_reason};
 pub use handshake::{Handshake, check};

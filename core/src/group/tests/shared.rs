@@ -84,6 +84,32 @@ fn advances_that_gather_while_groups_flush_are_encoded_once() {
 }
 
 #[test]
+fn a_large_poke_of_one_group_alone_is_not_kept_and_one_of_many_is_made_twice() {
+    use super::super::World;
+    let mut h = Harness::new(false);
+    let long = |i: usize| format!("{i}-{}", "x".repeat(2_000));
+    let rows = (0..5).map(|i| change(&h, &long(i), Some("o"))).collect();
+    h.commit(rows);
+    let first = groups(&mut h, 1)[0];
+    h.settle();
+    assert_eq!(h.state(first).rows.len(), 5);
+    let kept = h.world.shared().frames.kept_bytes();
+    assert!(kept < 4_000, "{kept} bytes are kept of a poke that came once");
+    // Those of protocol 51 say the same as the first one did.
+    let before = made(&mut h);
+    let conns: Vec<ConnId> = groups(&mut h, 21);
+    h.settle();
+    assert!(conns.iter().skip(1).all(|c| h.state(*c).rows.len() == 5));
+    let changes = (0..5).map(|i| change(&h, &long(i + 5), Some("o"))).collect();
+    let hydrated = made(&mut h) - before;
+    h.commit(changes);
+    h.settle();
+    let advanced = made(&mut h) - before - hydrated;
+    assert_eq!(advanced, 4, "twice each, text and binary");
+    assert!(conns.iter().skip(1).all(|c| h.state(*c).rows.len() == 10));
+}
+
+#[test]
 fn a_row_that_many_groups_missed_is_read_once() {
     let mut h = Harness::new(false);
     let first = change(&h, "i1", Some("o"));
