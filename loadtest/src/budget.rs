@@ -85,11 +85,20 @@ impl Budget {
 
     /// When a run that begins now has to end; none if there is no time for it.
     pub(crate) fn deadline(&self, run: Planned<'_>) -> Option<Instant> {
+        self.end_of(run.scenario.expected(run.server), self.estimate(run))
+    }
+
+    /// The same of something else that is expected to take so long.
+    pub(crate) fn deadline_within(&self, expected: Duration) -> Option<Instant> {
+        self.end_of(expected, expected)
+    }
+
+    fn end_of(&self, expected: Duration, estimate: Duration) -> Option<Instant> {
         let now = Instant::now();
-        let bound = run.scenario.expected(run.server).mul_f64(RUN_BOUND) + RUN_EXTRA;
+        let bound = expected.mul_f64(RUN_BOUND) + RUN_EXTRA;
         let Some(total) = self.total else { return Some(now + bound) };
         let end = self.begin + total.saturating_sub(ENDING);
-        (now + self.estimate(run) < end).then(|| end.min(now + bound))
+        (now + estimate < end).then(|| end.min(now + bound))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::result::{Results, RunResult};
 use crate::run::{RunOptions, run};
 use crate::scenario::Scenario;
 use crate::server::ServerKind;
+use crate::upstream::{self, Follower};
 use crate::{report, table};
 
 const HELP: &str = "\
@@ -21,6 +22,10 @@ zeroring-loadtest: load, measure and compare sync servers.
   zeroring-loadtest run SCENARIO.toml... --server SERVER [--server SERVER]
       Runs each scenario against each server and prints a table. Postgres is private, and new
       for every run. Exit code 1 if a run is void.
+
+  zeroring-loadtest upstream-limit SCENARIO.toml...
+      The search of each scenario with Postgres alone, and with a reader that throws the changes
+      away. `run` does it at its end for scenarios that ask for it.
 
   zeroring-loadtest report RESULTS.json... --html FILE
       Makes one report of results that were written before.
@@ -71,6 +76,7 @@ struct Arguments {
 pub fn main(arguments: &[String]) -> Result<bool, LoadError> {
     match arguments.split_first() {
         Some((command, rest)) if command == "run" => run_all(&parse(rest)?),
+        Some((command, rest)) if command == "upstream-limit" => upstream_limits(&parse(rest)?),
         Some((command, rest)) if command == "report" => join_reports(&parse(rest)?),
         Some((command, rest)) if command == "null" => null(rest),
         Some((command, [rate, pokes])) if command == "null-server" => {
@@ -215,59 +221,129 @@ fn write_files(arguments: &Arguments, results: &Results) -> Result<(), LoadError
     Ok(())
 }
 
-fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
-    if arguments.servers.is_empty() {
-        return Err(LoadError::Usage("needs a --server".to_owned()));
+/// What all runs of a command have in common.
+struct Session<'a> {
+    arguments: &'a Arguments,
+    seats: Option<Seats>,
+    budget: Budget,
+    results: Results,
+}
+
+impl<'a> Session<'a> {
+    fn begin(arguments: &'a Arguments) -> Result<Session<'a>, LoadError> {
+        allow_many_files();
+        let seats = arguments.seats();
+        if let Some(seats) = &seats {
+            // Later threads are born there too.
+            pin::move_tree(std::process::id(), &seats.generator)
+                .map_err(LoadError::io("pinning to CPUs"))?;
+        }
+        let minutes = arguments.minutes.map(|m| Duration::from_secs_f64(m * 60.0));
+        Ok(Session { arguments, seats, budget: Budget::new(minutes), results: Results::default() })
     }
-    allow_many_files();
-    let scenarios =
-        arguments.files.iter().map(|f| Scenario::read(f)).collect::<Result<Vec<_>, _>>()?;
-    let seats = arguments.seats();
-    if let Some(seats) = &seats {
-        // Later threads are born there too.
-        pin::move_tree(std::process::id(), &seats.generator)
-            .map_err(LoadError::io("pinning to CPUs"))?;
-    }
-    let mut results = Results::default();
-    let mut budget = Budget::new(arguments.minutes.map(|m| Duration::from_secs_f64(m * 60.0)));
-    let runs = order(&scenarios, &arguments.servers, arguments.abba);
-    for (index, planned) in runs.iter().enumerate() {
-        let (scenario, kind) = (planned.scenario, planned.server);
-        let Some(deadline) = budget.deadline(*planned) else {
-            let what = format!("{} by {}: no time was left", scenario.name, kind.name());
-            eprintln!("left out: {what}");
-            results.left_out.push(what);
-            continue;
-        };
-        let options = RunOptions {
-            workers: arguments.workers.unwrap_or(NonZeroUsize::MIN),
-            postgres: arguments.postgres.clone(),
-            settings: arguments.settings(kind, seats.as_ref()),
+
+    fn options(&self, settings: Vec<String>, deadline: Instant) -> RunOptions {
+        RunOptions {
+            workers: self.arguments.workers.unwrap_or(NonZeroUsize::MIN),
+            postgres: self.arguments.postgres.clone(),
+            settings,
             commit: commit(),
-            seats: seats.clone(),
+            seats: self.seats.clone(),
             deadline,
-            position: format!("[{}/{}] ", index + 1, runs.len()),
-            remaining: Some(budget.estimate_all(&runs[index..])),
-        };
-        let begin = Instant::now();
-        let result = run(scenario, kind, &options).unwrap_or_else(|error| {
-            eprintln!("{} · {}: {error}", scenario.name, kind.name());
+            position: String::new(),
+            remaining: None,
+        }
+    }
+
+    fn leave_out(&mut self, scenario: &Scenario, server: &str) {
+        let what = format!("{} by {server}: no time was left", scenario.name);
+        eprintln!("left out: {what}");
+        self.results.left_out.push(what);
+    }
+
+    /// Keeps what a run found, or why it could not be made.
+    fn note(
+        &mut self,
+        scenario: &Scenario,
+        server: &str,
+        run: Result<RunResult, LoadError>,
+    ) -> Result<(), LoadError> {
+        let result = run.unwrap_or_else(|error| {
+            eprintln!("{} · {server}: {error}", scenario.name);
             RunResult {
                 scenario: scenario.name.clone(),
                 title: scenario.title.clone(),
-                server: kind.name().to_owned(),
+                server: server.to_owned(),
                 void: Some(error.to_string()),
                 ..RunResult::default()
             }
         });
-        budget.note(*planned, begin.elapsed());
-        results.runs.push(result);
-        results.wall_seconds = budget.elapsed().as_secs_f64();
+        self.results.runs.push(result);
+        self.results.wall_seconds = self.budget.elapsed().as_secs_f64();
         // Each time: a run that is broken off leaves what it has.
-        write_files(arguments, &results)?;
+        write_files(self.arguments, &self.results)
     }
-    finish(arguments, &results)?;
-    Ok(results.runs.iter().all(|r| r.void.is_none()))
+
+    /// What Postgres does without us.
+    fn upstream_limit(&mut self, scenario: &Scenario) -> Result<(), LoadError> {
+        for follower in Follower::ALL {
+            let Some(deadline) = self.budget.deadline_within(upstream::EXPECTED) else {
+                self.leave_out(scenario, follower.name());
+                continue;
+            };
+            let run = upstream::run(scenario, follower, &self.options(Vec::new(), deadline));
+            self.note(scenario, follower.name(), run)?;
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<bool, LoadError> {
+        finish(self.arguments, &self.results)?;
+        Ok(self.results.runs.iter().all(|r| r.void.is_none()))
+    }
+}
+
+fn read_scenarios(arguments: &Arguments) -> Result<Vec<Scenario>, LoadError> {
+    arguments.files.iter().map(|f| Scenario::read(f)).collect()
+}
+
+fn upstream_limits(arguments: &Arguments) -> Result<bool, LoadError> {
+    let scenarios = read_scenarios(arguments)?;
+    let mut session = Session::begin(arguments)?;
+    for scenario in &scenarios {
+        session.upstream_limit(scenario)?;
+    }
+    session.end()
+}
+
+fn run_all(arguments: &Arguments) -> Result<bool, LoadError> {
+    if arguments.servers.is_empty() {
+        return Err(LoadError::Usage("needs a --server".to_owned()));
+    }
+    let scenarios = read_scenarios(arguments)?;
+    let mut session = Session::begin(arguments)?;
+    let runs = order(&scenarios, &arguments.servers, arguments.abba);
+    for (index, planned) in runs.iter().enumerate() {
+        let (scenario, kind) = (planned.scenario, planned.server);
+        let Some(deadline) = session.budget.deadline(*planned) else {
+            session.leave_out(scenario, kind.name());
+            continue;
+        };
+        let settings = arguments.settings(kind, session.seats.as_ref());
+        let options = RunOptions {
+            position: format!("[{}/{}] ", index + 1, runs.len()),
+            remaining: Some(session.budget.estimate_all(&runs[index..])),
+            ..session.options(settings, deadline)
+        };
+        let begin = Instant::now();
+        let result = run(scenario, kind, &options);
+        session.budget.note(*planned, begin.elapsed());
+        session.note(scenario, kind.name(), result)?;
+    }
+    for scenario in scenarios.iter().filter(|s| s.upstream_limit) {
+        session.upstream_limit(scenario)?;
+    }
+    session.end()
 }
 
 fn write_json(file: &Path, results: &Results) -> Result<(), LoadError> {

@@ -35,6 +35,7 @@ mod server;
 mod steps;
 mod svg;
 mod table;
+mod upstream;
 mod writer;
 
 pub use error::LoadError;

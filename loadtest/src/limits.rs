@@ -104,16 +104,23 @@ impl Usage {
         };
         if total >= MACHINE_FULL * self.cpus as f64 {
             let mut parts = vec![
-                format!("Postgres {:.2}", self.postgres),
-                format!("generator {:.2}", self.generator),
+                ("server", self.server),
+                ("Postgres", self.postgres),
+                ("generator", self.generator),
             ];
-            if self.server > 0.0 {
-                parts.insert(0, format!("server {:.2}", self.server));
-            }
             if self.others > OTHERS_NOISE {
-                parts.push(format!("other programs {:.2}", self.others));
+                parts.push(("other programs", self.others));
             }
-            return format!("all {} CPUs are busy: {}", self.cpus, parts.join(", "));
+            parts.retain(|(_, share)| *share > 0.0);
+            // Whoever takes most is the limit.
+            parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let parts: Vec<String> =
+                parts.iter().map(|(who, share)| format!("{who} {share:.2}")).collect();
+            return format!(
+                "all {} CPUs are busy, most with the first: {}",
+                self.cpus,
+                parts.join(", ")
+            );
         }
         if full(&self.generator_thread) {
             return named("the load generator", &self.generator_thread);
@@ -166,7 +173,9 @@ mod tests {
         assert!(of(usage(0.5, 0.2, 0.2), false).contains("the server waits"));
         let crowded = Usage { others: 3.0, ..usage(0.5, 0.2, 0.2) };
         assert!(crowded.limit(false).contains("all 4 CPUs are busy"), "{}", crowded.limit(false));
-        assert!(crowded.limit(false).contains("other programs 3.00"));
+        assert!(crowded.limit(false).contains("most with the first: other programs 3.00, server"));
+        let alone = Usage { postgres: 3.5, generator: 0.4, ..usage(0.0, 0.0, 0.0) };
+        assert!(alone.limit(true).ends_with("first: Postgres 3.50, generator 0.40"));
     }
 
     #[test]

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use crate::result::{Distribution, Results, RunResult, Sample, StepResult};
 use crate::svg::{Chart, Scale, Series, escape};
-use crate::table::{FIGURES, Figure, Sides, Spread, number, scenarios, spread};
+use crate::table::{FIGURES, Figure, Sides, Spread, beside_postgres, number, scenarios, spread};
+use crate::upstream::Follower;
 
 const STYLE: &str = include_str!("report.css");
 /// A bar is full at a ratio of two to this power; its length is logarithmic.
@@ -190,20 +191,24 @@ fn scenario(out: &mut String, results: &Results, first: &RunResult) {
             }
         }
         out.push_str("</table></div>");
-        limits(out, &sides);
+        limits(out, results, name);
         stages(out, longest, &sides.ours);
         let runs: Vec<&RunResult> = sides.all().collect();
         for (index, step) in longest.steps.iter().enumerate() {
             charts(out, &runs, index, &step.label);
         }
+    } else {
+        limits(out, results, name);
     }
     out.push_str("</section>");
 }
 
-/// What kept each search from a higher rate.
-fn limits(out: &mut String, sides: &Sides<Vec<&RunResult>>) {
+/// What kept each search from a higher rate, and what Postgres does alone.
+fn limits(out: &mut String, results: &Results, scenario: &str) {
     let mut lines = String::new();
-    for run in sides.all() {
+    for run in results.runs.iter().filter(|r| r.scenario == scenario && r.void.is_none()) {
+        let follower = Follower::ALL.into_iter().find(|f| f.name() == run.server);
+        let name = follower.map_or(run.server.as_str(), |f| f.title());
         for step in &run.steps {
             let (Some(limit), Some(rate)) = (&step.limit, step.sustained_rate) else { continue };
             let next = step.trials.iter().filter(|t| !t.sustained).map(|t| t.rate);
@@ -212,7 +217,7 @@ fn limits(out: &mut String, sides: &Sides<Vec<&RunResult>>) {
                 lines,
                 "<li><b class=\"{}\">{}</b> {}/s{}: {}</li>",
                 run.server,
-                run.server,
+                escape(name),
                 number(rate),
                 next.unwrap_or_default(),
                 escape(limit)
@@ -221,6 +226,9 @@ fn limits(out: &mut String, sides: &Sides<Vec<&RunResult>>) {
     }
     if !lines.is_empty() {
         let _ = write!(out, "<h3>What was the limit</h3><ul>{lines}</ul>");
+    }
+    if let Some(text) = beside_postgres(results, scenario) {
+        let _ = write!(out, "<p>{}.</p>", escape(&text));
     }
 }
 

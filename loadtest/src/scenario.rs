@@ -58,6 +58,9 @@ pub(crate) struct Scenario {
     /// What a run takes on two CPUs, seconds, with starting and stopping everything.
     #[serde(default)]
     pub(crate) expect: Option<PerServer>,
+    /// The search is also made with Postgres alone, and with a mere reader of its change stream.
+    #[serde(default)]
+    pub(crate) upstream_limit: bool,
     pub(crate) data: DataSize,
     /// Every client asks for all of these.
     #[serde(rename = "query")]
@@ -206,6 +209,10 @@ impl Scenario {
         self.steps.iter().any(|step| matches!(step, Step::Mutate { .. }))
     }
 
+    fn has_search(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Search { .. }))
+    }
+
     /// What a run against `server` is expected to take.
     pub(crate) fn expected(&self, server: &ServerKind) -> Duration {
         let seconds = self.expect.map_or(UNKNOWN_RUN_SECONDS, |e| e.of(server));
@@ -222,6 +229,7 @@ impl Scenario {
         let headline = self.headline.as_deref();
         ok(matches!(headline, None | Some("memory" | "start")), "headline: memory or start")?;
         ok(!self.queries.is_empty() && self.tabs > 0, "needs queries and tabs")?;
+        ok(!self.upstream_limit || self.has_search(), "upstream_limit needs a search")?;
         let seconds = |s: f64| ok(s > 0.0 && s <= MAX_STEP_SECONDS, "seconds: above 0, up to 600");
         let rate = |r: f64| ok(r > 0.0 && r <= 1e6, "rates are above 0, up to a million");
         for step in &self.steps {

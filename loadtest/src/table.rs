@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::result::{Distribution, Results, RunResult, StepResult};
+use crate::upstream::Follower;
 
 /// A figure of a step, and whether a smaller one is better.
 pub(crate) struct Figure {
@@ -256,6 +257,26 @@ pub(crate) fn spread(runs: &[&RunResult], step: usize, figure: &Figure) -> Optio
     Spread::of(&values)
 }
 
+/// What Postgres sustains without a sync server, and how near ours comes to it.
+pub(crate) fn beside_postgres(results: &Results, scenario: &str) -> Option<String> {
+    let rate = |server: &str| {
+        let runs = valid(results, scenario, server);
+        let steps = runs.iter().flat_map(|r| &r.steps);
+        let rates: Vec<f64> = steps.filter_map(|step| step.sustained_rate).collect();
+        Spread::of(&rates).map(|rates| rates.mean)
+    };
+    let mut parts = Vec::new();
+    for follower in Follower::ALL {
+        let Some(limit) = rate(follower.name()) else { continue };
+        let mut part = format!("{}: {} writes/s", follower.title(), number(limit));
+        if let Some(ours) = rate("zeroring").filter(|_| limit > 0.0) {
+            part += &format!(" (zeroring sustains {:.0} % of that)", ours / limit * 100.0);
+        }
+        parts.push(part);
+    }
+    (!parts.is_empty()).then(|| parts.join(". "))
+}
+
 /// original ÷ zeroring, or the reverse where more is better: above 1 = zeroring is better.
 fn advantage(original: Spread, ours: Spread, less_is_better: Option<bool>) -> Option<f64> {
     let (over, under) =
@@ -295,10 +316,14 @@ pub(crate) fn text(results: &Results) -> String {
                 row(&label, sides.spread(|r| spread(r, index, figure)), figure.less_is_better);
             }
         }
+        if let Some(line) = beside_postgres(results, name) {
+            let _ = writeln!(out, "  {line}");
+        }
         for run in results.runs.iter().filter(|r| r.scenario == name) {
             for step in &run.steps {
-                if let Some(limit) = &step.limit {
-                    let _ = writeln!(out, "  limit of {}: {limit}", run.server);
+                if let (Some(limit), Some(rate)) = (&step.limit, step.sustained_rate) {
+                    let rate = number(rate);
+                    let _ = writeln!(out, "  limit of {} at {rate}/s: {limit}", run.server);
                 }
             }
             if let Some(why) = &run.void {

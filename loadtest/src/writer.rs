@@ -2,7 +2,7 @@
 //! up, and carries the intended time in its row, so that no delay hides another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,6 +81,8 @@ pub(crate) struct Written {
     pub(crate) transactions: u64,
     /// From the intended time to the commit's return.
     pub(crate) commit: Latency,
+    /// The same, since somebody last looked.
+    recent: Latency,
     pub(crate) failure: Option<String>,
 }
 
@@ -88,6 +90,9 @@ pub(crate) struct Written {
 /// one write before it sends the next that is due.
 pub(crate) struct Writers {
     thread: JoinHandle<()>,
+    done: Arc<AtomicBool>,
+    /// Dropped, it lets the thread end: until then its CPU time can be seen.
+    hold: mpsc::Sender<()>,
     stop: Arc<AtomicBool>,
     written: Arc<Mutex<Written>>,
 }
@@ -104,16 +109,24 @@ impl Writers {
         let count = ((plan.per_second / RATE_PER_CONNECTION) as usize + 2).min(MAX_CONNECTIONS);
         let connections = runtime.block_on(connect(url, count, &plan))?;
         let (ended, result) = (stop.clone(), written.clone());
+        let done = Arc::new(AtomicBool::new(false));
+        let all_done = done.clone();
+        let (hold, held) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("writer".to_owned())
-            .spawn(move || runtime.block_on(write_all(connections, plan, &ended, &result)))
+            .spawn(move || {
+                runtime.block_on(write_all(connections, plan, &ended, &result));
+                all_done.store(true, Ordering::Relaxed);
+                // Nothing is ever sent.
+                let _: Result<(), _> = held.recv();
+            })
             .map_err(LoadError::io("starting a writer"))?;
-        Ok(Writers { thread, stop, written })
+        Ok(Writers { thread, done, hold, stop, written })
     }
 
     /// Whether all writes are done.
     pub(crate) fn is_done(&self) -> bool {
-        self.thread.is_finished()
+        self.done.load(Ordering::Relaxed) || self.thread.is_finished()
     }
 
     /// No further writes: what is late stays undone.
@@ -121,8 +134,14 @@ impl Writers {
         self.stop.store(true, Ordering::Relaxed);
     }
 
+    /// From the intended time to the commit's return, of the writes since the last call.
+    pub(crate) fn take_recent(&self) -> Latency {
+        std::mem::take(&mut lock(&self.written).recent)
+    }
+
     /// Waits for all writes.
     pub(crate) fn join(self) -> Written {
+        drop(self.hold);
         // A panicked writer shows as missing writes.
         let _ = self.thread.join();
         std::mem::take(&mut *lock(&self.written))
@@ -226,7 +245,9 @@ async fn write_all(
             match result {
                 Ok(()) => {
                     written.transactions += 1;
-                    written.commit.record(due.elapsed().as_micros() as u64);
+                    let us = due.elapsed().as_micros() as u64;
+                    written.commit.record(us);
+                    written.recent.record(us);
                 }
                 Err(e) => {
                     let text = LoadError::sql("writing")(e).to_string();
