@@ -133,8 +133,11 @@ pub(super) struct State {
     pub(super) flushes: VecDeque<(GroupKey, GroupFlush)>,
     /// A batch is under way of which nothing was heard.
     pub(super) flushing: bool,
-    /// Groups whose verdict is awaited.
-    pub(super) unsettled: usize,
+    /// Groups whose verdict is awaited, sent or not.
+    pub(super) unsettled: FxHashMap<GroupKey, ClientGroupId>,
+    /// Those among them that are no more, and loads of their successors, which are to see what
+    /// they wrote.
+    pub(super) orphaned: FxHashMap<ClientGroupId, Vec<(GroupKey, Effect)>>,
     pub(super) draining: Option<Draining>,
     pub(super) next_key: u64,
     pub(super) next_conn: u64,
@@ -179,7 +182,8 @@ impl State {
             frames: WireFrames::default(),
             flushes: VecDeque::new(),
             flushing: false,
-            unsettled: 0,
+            unsettled: FxHashMap::default(),
+            orphaned: FxHashMap::default(),
             draining: None,
             next_key: 0,
             next_conn: 0,
@@ -359,7 +363,7 @@ impl State {
             Effect::Transform { credentials, queries } => {
                 self.transforms.push(Transform { group: key, credentials, queries });
             }
-            Effect::Flush(flush) => self.flushes.push_back((key, *flush)),
+            Effect::Flush(flush) => self.gather(key, *flush),
             Effect::Load { .. }
             | Effect::ReadRows { .. }
             | Effect::CatchUp { .. }
@@ -407,6 +411,7 @@ impl State {
         for (timer, at) in TIMERS.into_iter().zip(slot.timers) {
             at.map(|at| self.timers.remove(&(at, key, timer)));
         }
+        self.orphan(key);
         self.waiting.remove(&key);
         self.admission.forget(key);
         for instance in self.hydrations.forget(key) {
@@ -519,7 +524,8 @@ impl State {
             entry.writer.close(None);
             self.closing.push(entry.writer);
         }
-        self.slots.clear();
+        let abandoned = std::mem::take(&mut self.slots);
+        abandoned.keys().for_each(|key| self.orphan(*key));
         self.by_id.clear();
         self.subscribers.clear();
         self.waiting.clear();

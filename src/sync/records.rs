@@ -13,7 +13,7 @@ const FLUSH_BATCH: usize = 1_024;
 impl State {
     /// Nothing of a stopped group is left to be written.
     pub(super) fn is_flushed(&self) -> bool {
-        self.flushes.is_empty() && self.unsettled == 0
+        self.unsettled.is_empty()
     }
 
     pub(super) fn ask_store(&mut self, key: GroupKey, effect: Effect) {
@@ -22,6 +22,9 @@ impl State {
         let limit = PAGE_ROWS;
         let mailbox = self.mailbox.clone();
         match effect {
+            Effect::Load { .. } if self.orphaned.contains_key(&group) => {
+                self.orphaned.entry(group).or_default().push((key, effect));
+            }
             Effect::Load { connect_ms } => {
                 let reply = move |answer: Result<_, _>| {
                     mailbox.put(StoreAnswer::Loaded(key, answer.map(Box::new)));
@@ -62,11 +65,33 @@ impl State {
             }
             StoreAnswer::Flushed { first, verdicts } => {
                 self.flushing &= !first;
-                self.unsettled -= verdicts.len();
                 for (key, verdict) in verdicts {
+                    self.settle(key);
                     self.inbox.push_back((key, Event::Flushed(verdict)));
                 }
             }
+        }
+    }
+
+    /// Something is to be written with the next batch.
+    pub(super) fn gather(&mut self, key: GroupKey, flush: GroupFlush) {
+        self.unsettled.insert(key, flush.group.clone());
+        self.flushes.push_back((key, flush));
+    }
+
+    /// A group ends. If something of it is still to be written, who has its id next waits for that:
+    /// it would load what is about to be overwritten, and be told that another server was here.
+    pub(super) fn orphan(&mut self, key: GroupKey) {
+        if let Some(group) = self.unsettled.get(&key) {
+            self.orphaned.entry(group.clone()).or_default();
+        }
+    }
+
+    /// The verdict on what a group wrote is here.
+    fn settle(&mut self, key: GroupKey) {
+        let Some(group) = self.unsettled.remove(&key) else { return };
+        for (key, load) in self.orphaned.remove(&group).into_iter().flatten() {
+            self.ask_store(key, load);
         }
     }
 
@@ -79,7 +104,6 @@ impl State {
         let count = self.flushes.len().min(FLUSH_BATCH);
         let (keys, batch): (Vec<GroupKey>, Vec<GroupFlush>) = self.flushes.drain(..count).unzip();
         self.flushing = true;
-        self.unsettled += count;
         self.counters.flush_batches += 1;
         self.counters.flushes += count as u64;
         let mailbox = self.mailbox.clone();

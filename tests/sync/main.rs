@@ -3,6 +3,7 @@
 
 mod fairness;
 mod handshake;
+mod held_store;
 mod large;
 mod lifecycle;
 mod many;

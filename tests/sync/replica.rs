@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::held_store::HeldStore;
 use crate::roaming::{Issues, Over, Roamer};
 use crate::support::*;
 
@@ -40,6 +41,29 @@ fn clients_come_back_to_a_replaced_replica_and_get_the_difference() {
             roamer.read_until(|rows| *rows == issues.0).unwrap();
         }
     }
+}
+
+#[test]
+fn a_group_that_comes_back_at_once_sees_what_it_was_just_writing() {
+    let store = HeldStore::new();
+    let setup = Setup { store: Some(store.clone()), ..Setup::default() };
+    let mut servers = [Server::start(&setup)];
+    let mut issues = Issues::default();
+    issues.commit(&mut servers, "i1", Some(1));
+    let mut roamer = Roamer::new("g", "c");
+    roamer.connect(servers[0].addr);
+    roamer.read_until(|rows| rows.len() == 1).unwrap();
+    store.hold_flushes();
+    issues.commit(&mut servers, "i2", Some(2));
+    store.let_flushes_go_after(|| {
+        servers[0].replace_replica(1_000_000, &[("i3", 3)]);
+        assert_eq!(roamer.read_until(|_| false), Err(Over::Closed));
+        roamer.connect(servers[0].addr);
+        // It is known to the store by now, if it is in a hurry.
+        eventually("it comes up", || servers[0].number("groupsComingUp") == 1);
+    });
+    roamer.read_until(|now| *now == rows(&[("i3", 3)])).unwrap();
+    assert_eq!(store.overtaking(), []);
 }
 
 #[test]
