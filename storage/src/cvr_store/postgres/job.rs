@@ -77,6 +77,8 @@ pub(super) struct FlushPart {
     /// Found locked: to be taken alone, and to wait. The flag: an earlier attempt may have
     /// committed.
     pub(super) locked: Option<bool>,
+    /// How often it was found locked.
+    pub(super) attempts: usize,
     at: usize,
     held: bool,
     batch: Arc<Mutex<Gathered>>,
@@ -108,7 +110,7 @@ impl FlushPart {
         let gathered = Arc::new(Mutex::new(gathered));
         let part = |(at, flush)| {
             let batch = gathered.clone();
-            FlushPart { flush, locked: None, at, held: false, batch }
+            FlushPart { flush, locked: None, attempts: 0, at, held: false, batch }
         };
         batch.into_iter().enumerate().map(part).collect()
     }

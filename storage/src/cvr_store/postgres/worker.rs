@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tracing::info;
@@ -17,7 +18,7 @@ use super::queue::{Lane, Queue, Taken};
 use super::read::{Attempt, Reader};
 use super::session::Session;
 use super::warm;
-use super::write::{Settled, Writer};
+use super::write::{HELD_ATTEMPTS, Settled, Writer};
 
 /// Requests that are taken at once; for reads, also the groups of one load.
 const MAX_TAKEN: usize = 256;
@@ -169,9 +170,23 @@ impl Worker {
         let plan = self.owed.plan(&part.flush.group, part.rows(), 0);
         let plan = plan.unwrap_or(RowsPlan::FollowOwed);
         let item = Item { flush: &part.flush, rows: plan };
-        let result = self.writer().commit_waiting(item, maybe_done);
-        self.settle(part, plan, result);
+        match self.writer().commit_waiting(item, maybe_done) {
+            Settled::Verdict(result) => self.settle(part, plan, result),
+            Settled::Locked { maybe_done } if self.may_wait(&part) => self.wait(part, maybe_done),
+            Settled::Locked { .. } => {
+                let why =
+                    "somebody holds its record: look for idle transactions in the CVR database";
+                let error = CvrStoreError::Storage(why.to_owned());
+                self.settle(part, plan, Err(error));
+            }
+        }
         self.look_after_rows();
+    }
+
+    /// Others of the slow lane have their turn, and then it is tried again.
+    fn may_wait(&self, part: &FlushPart) -> bool {
+        let closing = self.session.shared.closing.load(Ordering::Relaxed);
+        part.attempts < HELD_ATTEMPTS && !closing
     }
 
     /// Lets a flush wait until less is owed; gives it back if that is so already.
@@ -186,6 +201,7 @@ impl Worker {
     /// Lets the slow lane wait for a group's lock.
     fn wait(&mut self, mut part: FlushPart, maybe_done: bool) {
         part.locked = Some(maybe_done);
+        part.attempts += 1;
         part.hold();
         let Err((jobs, _)) = self.queue.push_all(Lane::Slow, vec![Job::Flush(part)]) else {
             return;

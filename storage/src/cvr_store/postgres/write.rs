@@ -31,9 +31,9 @@ use super::sql::purge_delete;
 const MAX_KNOWN_SCHEMAS: usize = 200_000;
 /// Attempts of a single group that deadlocks with others.
 const ATTEMPTS: usize = 4;
-/// Attempts to write the rows that are owed of a group whose records somebody holds, of ten seconds
-/// each: if they are given up, the group is lost.
-const HELD_ATTEMPTS: usize = 30;
+/// Attempts to write a group that somebody holds, of ten seconds each. If the rows that are owed of
+/// it are given up, it is lost.
+pub(super) const HELD_ATTEMPTS: usize = 30;
 
 pub(super) fn failed(error: PgError) -> CvrStoreError {
     CvrStoreError::Storage(error.to_string())
@@ -90,16 +90,10 @@ impl Writer<'_> {
         }
     }
 
-    /// Commits a group that [`Writer::commit`] found locked; waits for its lock.
-    pub(super) fn commit_waiting(&mut self, item: Item<'_>, maybe_done: bool) -> Answer<Flushed> {
-        match self.commit_one(item, Locked::Wait, maybe_done) {
-            Settled::Verdict(result) => result,
-            // It came into being, or went, while we waited.
-            Settled::Locked { .. } => Err(CvrStoreError::ConcurrentModification {
-                expected: item.flush.expected.cookie(),
-                actual: CvrVersion::empty().cookie(),
-            }),
-        }
+    /// Commits a group that [`Writer::commit`] found locked; waits for its lock, but not so long
+    /// that nobody else has a turn.
+    pub(super) fn commit_waiting(&mut self, item: Item<'_>, maybe_done: bool) -> Settled {
+        self.commit_one(item, Locked::Wait, maybe_done)
     }
 
     fn commit_one(&mut self, item: Item<'_>, locked: Locked, mut maybe_done: bool) -> Settled {
@@ -108,6 +102,13 @@ impl Writer<'_> {
             let refused = match self.attempt(&[item], locked, &mut maybe_done) {
                 Ok(outcomes) => {
                     let outcome = outcomes.into_iter().next().unwrap_or(Outcome::Locked);
+                    if locked == Locked::Wait && matches!(outcome, Outcome::Locked) {
+                        // It came into being, or went, while we waited.
+                        return Settled::Verdict(Err(CvrStoreError::ConcurrentModification {
+                            expected: item.flush.expected.cookie(),
+                            actual: CvrVersion::empty().cookie(),
+                        }));
+                    }
                     return Settled::of(outcome, maybe_done);
                 }
                 Err(CommitError::Malformed(error) | CommitError::Unreachable(error)) => {
@@ -118,8 +119,8 @@ impl Writer<'_> {
             let Some(code) = refused.code() else {
                 return Settled::Verdict(Err(failed(refused)));
             };
-            // Somebody else flushes it for the first time.
-            if code == SqlState::LOCK_NOT_AVAILABLE && locked == Locked::Skip {
+            // Somebody else flushes it for the first time, or holds it for long.
+            if code == SqlState::LOCK_NOT_AVAILABLE {
                 return Settled::Locked { maybe_done };
             }
             if is_transient(code) && attempt < ATTEMPTS {

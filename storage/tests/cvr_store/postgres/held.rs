@@ -1,4 +1,7 @@
-//! Somebody holds what rows that follow need, for longer than a transaction waits for locks.
+//! Somebody holds what a flush needs, or the rows that follow it, for longer than a transaction
+//! waits for locks.
+
+use std::sync::mpsc::channel;
 
 use super::lab::{PostgresLab, server};
 use crate::lab::*;
@@ -23,4 +26,40 @@ fn rows_are_written_however_long_somebody_holds_their_group() {
     holder.batch_execute("COMMIT").unwrap();
     assert_eq!(store.await_rows("g"), Ok(()));
     assert_eq!(store.rows(&cvr, &["q"], &[]).unwrap().len(), 101);
+}
+
+/// And no group waits for another one that is held.
+#[test]
+fn a_flush_waits_however_long_somebody_holds_its_group() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "flush");
+    let store = lab.open("a");
+    let cvrs = ["g", "h"].map(|id| group(&store, id, &["q"]));
+    let hold = |id: &str| {
+        let mut holder = lab.client();
+        let sql = format!(
+            r#"BEGIN; SELECT 1 FROM @."instances" WHERE "clientGroupID" = '{id}' FOR UPDATE"#
+        );
+        holder.batch_execute(&lab.sql(&sql)).unwrap();
+        holder
+    };
+    let [mut holds_g, mut holds_h] = ["g", "h"].map(hold);
+    let joins = cvrs.each_ref().map(|cvr| join(cvr, "late"));
+    let (send, verdicts) = channel();
+    let batch = joins.iter().map(|p| p.flush.clone()).collect();
+    store.0.flush(batch, Box::new(move |found| send.send(found).unwrap()));
+    let waits = "SELECT xact_start FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    lab.until(waits, |found| found.len() == 1);
+    let first = lab.values(waits);
+    holds_h.batch_execute("COMMIT").unwrap();
+    let verdict = || verdicts.recv().unwrap().pop().unwrap();
+    let h = verdict();
+    assert_eq!((h.group.as_str(), h.result.is_ok()), ("h", true), "{h:?}");
+    lab.until(waits, |found| found.len() == 1 && *found != first);
+    holds_g.batch_execute("COMMIT").unwrap();
+    let g = verdict();
+    assert_eq!((g.group.as_str(), g.result.is_ok()), ("g", true), "{g:?}");
+    for prepared in joins {
+        assert_eq!(store.load(prepared.cvr.id.as_str()), prepared.cvr);
+    }
 }
