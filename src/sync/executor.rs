@@ -149,7 +149,7 @@ impl Executor {
             let time = now();
             if duties.sweep.is_due(time) {
                 let mut state = self.state.borrow_mut();
-                state.signs_of_life();
+                state.signs_of_life(self.config.stalled);
                 // Of a million rows that is a round in six minutes.
                 state.world.engine.sweep(&mut Budget::units(SLICE));
                 drop(state);

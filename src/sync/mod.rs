@@ -108,6 +108,8 @@ pub struct SyncConfig {
     pub slow_hydrate: Duration,
     /// Limits and compression of sockets.
     pub websocket: WsConfig,
+    /// A client that reads nothing for so long while a large poke waits for it is closed.
+    pub stalled: Duration,
 }
 
 impl SyncConfig {
@@ -131,6 +133,7 @@ impl SyncConfig {
                 deflate: options.compression.clone(),
                 ..websocket_config()
             },
+            stalled: sockets::STALLED,
         }
     }
 

@@ -40,7 +40,7 @@ const LOW_BYTES: usize = 256 << 10;
 /// Pokes that may wait behind a large one.
 const MAX_BEHIND: usize = 4_096;
 /// A client that reads nothing for so long while a large poke waits for it is gone.
-const STALLED: Duration = Duration::from_secs(120);
+pub(super) const STALLED: Duration = Duration::from_secs(120);
 /// The client is told something at least this often.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(6);
 
@@ -249,11 +249,12 @@ impl State {
         self.disconnected(conn);
     }
 
-    /// Tells quiet clients that we are alive, and forgets what was kept for sharing.
-    pub(super) fn signs_of_life(&mut self) {
+    /// Tells quiet clients that we are alive, closes those that read nothing for so long, and
+    /// forgets what was kept for sharing.
+    pub(super) fn signs_of_life(&mut self, stalled: Duration) {
         self.frames.clear();
         self.world.shared.sweep();
-        self.close_stalled();
+        self.close_stalled(stalled);
         let quiet: Vec<ConnId> = self
             .conns
             .iter()
@@ -376,7 +377,7 @@ impl State {
     }
 
     /// Closes clients that read nothing while a large poke waits for them.
-    fn close_stalled(&mut self) {
+    fn close_stalled(&mut self, limit: Duration) {
         let time = now();
         let mut stalled = Vec::new();
         for (conn, entry) in &mut self.conns {
@@ -384,7 +385,7 @@ impl State {
             let sent = entry.writer.bytes_sent();
             if sent != behind.taken.0 || !behind.pumped {
                 behind.taken = (sent, time);
-            } else if time.duration_since(behind.taken.1) > STALLED {
+            } else if time.duration_since(behind.taken.1) > limit {
                 stalled.push(*conn);
             }
         }

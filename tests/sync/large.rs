@@ -2,6 +2,7 @@
 //! keeps nobody waiting, costs a bounded amount of memory, and gets all of it when it reads.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::Value;
 use zeroring_core::change::message::LiteValue;
@@ -53,6 +54,30 @@ fn a_client_that_does_not_read_a_large_poke_costs_little_and_delays_nobody() {
         seen.extend(new);
     }
     assert_eq!(stalled.cookie, reads.cookie);
+}
+
+#[test]
+fn a_client_that_reads_nothing_of_a_large_poke_is_closed_with_a_reason_and_delays_nobody() {
+    let stalled = Duration::from_secs(1);
+    let mut server = Server::start(&Setup { stalled, ..Setup::default() });
+    let title = text(&"x".repeat(ROW_BYTES));
+    let row = |n: i64| [text(&format!("i{n:05}")), title.clone(), LiteValue::Integer(n)];
+    let all = (0..ROWS).map(|n| server.insert("issue", &row(n))).collect();
+    server.commit(all);
+    let mut stalled = Client::joined(&server, &dial("g", "stalled"), &put("q"));
+    let mut reads = Client::joined(&server, &dial("g", "reads"), &put("q"));
+    reads.pokes_until(|part| part.get("rowsPatch").is_some());
+    eventually("it is given up", || server.number("slowClients") == 1);
+    let more = server.issue("later", 1);
+    server.commit(vec![more]);
+    assert_eq!(ids(&reads.poke()).len(), 1);
+    // What was on its way comes, and then the reason; unless it takes too long even for that.
+    let end = stalled.end();
+    assert!(end.code.is_none_or(|code| code == 1013), "{:?}", end.code);
+    assert!(end.code.is_none() || end.reason == "the client does not read fast enough");
+    let mut back = Client::joined(&server, &dial("g", "stalled"), "");
+    let all = back.pokes_until(|part| part.get("rowsPatch").is_some());
+    assert_eq!(ids(&all).len() as i64, ROWS + 1);
 }
 
 #[test]

@@ -52,6 +52,8 @@ pub struct Setup {
     pub query_url: Option<String>,
     pub tokens: bool,
     pub revalidate: Duration,
+    /// How long a client may read nothing of a large poke.
+    pub stalled: Duration,
     /// Commits that may be on the way to an executor.
     pub ring: usize,
     /// Name of this server, and the view records that it shares with others; none: its own file.
@@ -68,6 +70,7 @@ impl Default for Setup {
             query_url: None,
             tokens: false,
             revalidate: Duration::from_secs(300),
+            stalled: Duration::from_secs(120),
             ring: MAX_COMMITS,
             task: "task-1",
             records: None,
@@ -244,6 +247,7 @@ impl Server {
                 auth_retransform: Duration::from_secs(300),
                 slow_hydrate: Duration::from_millis(100),
                 websocket: websocket_config(),
+                stalled: setup.stalled,
             },
             store,
             api: Some(ApiClient::start(ApiClientConfig::default()).unwrap()),

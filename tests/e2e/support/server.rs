@@ -108,11 +108,6 @@ impl Server {
         }
     }
 
-    /// It has not ended by itself.
-    pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
-    }
-
     /// The exit code, as soon as the process has ended.
     pub fn terminated(&mut self) -> Option<i32> {
         let mut child = self.child.take()?;
