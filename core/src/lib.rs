@@ -7,6 +7,7 @@
 
 pub mod auth;
 pub mod change;
+pub mod client_schema;
 pub mod cvr;
 pub mod group;
 pub mod ivm;

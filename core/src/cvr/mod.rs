@@ -23,7 +23,6 @@
 
 pub mod advance;
 pub mod catchup;
-pub mod client_schema;
 mod config_update;
 mod ids;
 pub mod internal;
@@ -35,7 +34,7 @@ mod row_id;
 pub mod store;
 mod ttl;
 
-pub use client_schema::ClientSchema;
+pub use crate::client_schema::ClientSchema;
 pub use config_update::{ConfigUpdater, DesiredPut};
 pub use ids::{ClientGroupId, ClientId, QueryHash};
 pub use model::{
@@ -92,5 +91,5 @@ pub enum UpdateError {
     RowWithoutContents(String),
     /// The client schema contradicts the group's.
     #[error("{0}")]
-    ClientSchema(#[from] client_schema::ClientSchemaConflict),
+    ClientSchema(#[from] crate::client_schema::ClientSchemaConflict),
 }

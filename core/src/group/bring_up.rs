@@ -12,7 +12,8 @@ use super::machine::{Cx, Group, Pipeline};
 use super::op::{Asked, Failure, Mode, Stage, Step, StepResult, Trigger};
 use super::pending::Pending;
 use super::sync::{HydrateResults, requests};
-use crate::cvr::{ClientSchema, Cvr, Query, QueryBody, QueryHash, client_schema};
+use crate::client_schema::{ClientSchema, SchemaMismatch};
+use crate::cvr::{Cvr, Query, QueryBody, QueryHash};
 use crate::protocol::custom_query::TransformResponse;
 use crate::protocol::error::{ApiFailure, ErrorBody, ErrorKind};
 
@@ -156,8 +157,8 @@ fn check_schema(schema: &ClientSchema, group: &Group, cx: &Cx<'_>) -> Result<(),
     let settings = &group.settings;
     schema.check(cx.world.schema(), &settings.app_id, settings.shard_num).map_err(|mismatch| {
         let kind = match mismatch {
-            client_schema::SchemaMismatch::NothingSynced => ErrorKind::Internal,
-            client_schema::SchemaMismatch::Unsupported(_) => ErrorKind::SchemaVersionNotSupported,
+            SchemaMismatch::NothingSynced => ErrorKind::Internal,
+            SchemaMismatch::Unsupported(_) => ErrorKind::SchemaVersionNotSupported,
         };
         Box::new(ErrorBody::basic(kind, mismatch.to_string())).into()
     })

@@ -311,15 +311,8 @@ impl Group {
             AfterValidation::Sync if self.synced => self.begin_sync(trigger, Mode::All, None, cx),
             AfterValidation::Sync => Ok(Step::Done),
             AfterValidation::Init(init) => {
-                let client_schema = init
-                    .client_schema
-                    .map(|schema| {
-                        let text =
-                            serde_json::to_string(&schema).map_err(|e| bug(&e.to_string()))?;
-                        let shared = cx.world.shared().schemas.of_text(&text);
-                        shared.map_err(|e| bug(&e.to_string()))
-                    })
-                    .transpose()?;
+                let schemas = &mut cx.world.shared().schemas;
+                let client_schema = init.client_schema.map(|schema| schemas.share(schema));
                 let change = ConfigChange {
                     conn,
                     ops: init.desired_queries_patch,

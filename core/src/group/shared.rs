@@ -12,7 +12,6 @@ use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 use smallvec::SmallVec;
 
 use super::poke::{Frame, WirePatch};
-use crate::cvr::client_schema::InvalidClientSchema;
 use crate::cvr::{Ast, ClientSchema, Cvr, QueryBody, QueryHash, RowIdentity};
 use crate::row::RowRef;
 use crate::version::{CvrVersion, StateVersion};
@@ -266,17 +265,6 @@ pub struct SharedSchemas {
 }
 
 impl SharedSchemas {
-    /// The schema of a JSON text.
-    ///
-    /// # Errors
-    /// See [`ClientSchema::parse`].
-    pub(super) fn of_text(&mut self, text: &str) -> Result<Arc<ClientSchema>, InvalidClientSchema> {
-        match self.by_text.get(text) {
-            Some(known) => Ok(known.clone()),
-            None => Ok(self.share(Arc::new(ClientSchema::parse(text)?))),
-        }
-    }
-
     /// This schema, or the one that says the same in the same words.
     pub(super) fn share(&mut self, schema: Arc<ClientSchema>) -> Arc<ClientSchema> {
         if let Some(known) = self.by_text.get(schema.text()) {
@@ -347,32 +335,31 @@ mod tests {
         assert!(Arc::ptr_eq(&one, ast));
     }
 
-    fn schema_text(table: usize) -> String {
-        format!(r#"{{"tables":{{"t{table}":{{"columns":{{"a":{{"type":"json"}}}}}}}}}}"#)
+    fn schema(table: usize) -> Arc<ClientSchema> {
+        let text =
+            format!(r#"{{"tables":{{"t{table}":{{"columns":{{"a":{{"type":"json"}}}}}}}}}}"#);
+        Arc::new(ClientSchema::parse(&text).unwrap())
     }
 
     #[test]
     fn a_client_schema_is_there_once_while_somebody_has_it() {
         let mut shared = Shared::default();
-        let one = shared.schemas.of_text(&schema_text(1)).unwrap();
-        let loaded = Arc::new(ClientSchema::parse(&schema_text(1)).unwrap());
-        assert!(Arc::ptr_eq(&one, &shared.schemas.share(loaded)));
-        assert!(!Arc::ptr_eq(&one, &shared.schemas.of_text(&schema_text(2)).unwrap()));
-        assert!(shared.schemas.of_text("[").is_err());
+        let one = shared.schemas.share(schema(1));
+        assert!(Arc::ptr_eq(&one, &shared.schemas.share(schema(1))));
+        assert!(!Arc::ptr_eq(&one, &shared.schemas.share(schema(2))));
         shared.sweep();
-        assert!(Arc::ptr_eq(&one, &shared.schemas.of_text(&schema_text(1)).unwrap()));
+        assert!(Arc::ptr_eq(&one, &shared.schemas.share(schema(1))));
         assert_eq!(shared.schemas.by_text.len(), 1, "nobody has the other one");
     }
 
     #[test]
     fn a_schema_beyond_those_that_are_shared_is_served_all_the_same() {
         let mut shared = SharedSchemas::default();
-        let held: Vec<_> =
-            (0..=MAX_SCHEMAS).map(|i| shared.of_text(&schema_text(i)).unwrap()).collect();
+        let held: Vec<_> = (0..=MAX_SCHEMAS).map(|i| shared.share(schema(i))).collect();
         assert_eq!(shared.by_text.len(), MAX_SCHEMAS);
-        assert_eq!(held[MAX_SCHEMAS].text(), schema_text(MAX_SCHEMAS));
+        assert_eq!(held[MAX_SCHEMAS], schema(MAX_SCHEMAS));
         drop(held);
-        shared.of_text(&schema_text(MAX_SCHEMAS)).unwrap();
+        shared.share(schema(MAX_SCHEMAS));
         assert_eq!(shared.by_text.len(), 1, "room was made");
     }
 

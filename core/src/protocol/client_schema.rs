@@ -1,23 +1,36 @@
-//! The schema that a client was built with, in server names (spec: sync-protocol §3.2).
+//! The client schema as `initConnection` brings it (spec: sync-protocol §3.2): the grammar of the
+//! wire, which is stricter than what a CVR may hold.
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A client's tables. Equality ignores the order of keys, as the original's deep comparison does;
-/// the order itself shows in the text of errors.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClientSchema {
-    /// Tables by server name.
-    pub tables: Entries<ClientTable>,
+use crate::client_schema::{ClientSchema, ClientTable};
+
+/// A field that may be absent, but not null.
+pub(super) fn present<'de, D: Deserializer<'de>>(
+    d: D,
+) -> Result<Option<Arc<ClientSchema>>, D::Error> {
+    let schema = WireSchema::deserialize(d)?;
+    let text = serde_json::to_string(&schema).map_err(D::Error::custom)?;
+    let tables = schema.tables.list.into_iter().map(|(name, table)| table.named(&name));
+    Ok(Some(Arc::new(ClientSchema::of_parts(text, tables.collect()))))
 }
 
-/// A JSON object: entries in the order in which they were written.
-#[derive(Debug, Clone)]
-pub struct Entries<T> {
+/// A client's tables.
+#[derive(Serialize, Deserialize)]
+struct WireSchema {
+    /// By server name.
+    tables: Entries<WireTable>,
+}
+
+/// A JSON object: entries in the order in which they were written, which shows in the text of
+/// errors.
+struct Entries<T> {
     list: Vec<(String, T)>,
     at: FxHashMap<String, usize>,
 }
@@ -29,11 +42,6 @@ impl<T> Default for Entries<T> {
 }
 
 impl<T> Entries<T> {
-    /// The value of a key.
-    pub fn get(&self, key: &str) -> Option<&T> {
-        self.at.get(key).map(|at| &self.list[*at].1)
-    }
-
     /// Sets the value of a key; one that is known keeps its place, as in JavaScript.
     fn set(&mut self, key: String, value: T) {
         match self.at.get(&key) {
@@ -45,15 +53,6 @@ impl<T> Entries<T> {
         }
     }
 }
-
-impl<T: PartialEq> PartialEq for Entries<T> {
-    fn eq(&self, other: &Self) -> bool {
-        self.list.len() == other.list.len()
-            && self.list.iter().all(|(key, value)| other.get(key) == Some(value))
-    }
-}
-
-impl<T: Eq> Eq for Entries<T> {}
 
 impl<T: Serialize> Serialize for Entries<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -84,48 +83,52 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
 }
 
 /// A table of a client schema.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClientTable {
-    /// Columns by server name.
-    pub columns: Entries<ClientColumn>,
+#[derive(Serialize, Deserialize)]
+struct WireTable {
+    /// By server name.
+    columns: Entries<WireColumn>,
     /// Columns of the client's key, in its order. Rows are named by it on the wire.
     #[serde(rename = "primaryKey")]
-    pub primary_key: Vec<String>,
+    primary_key: Vec<String>,
+}
+
+impl WireTable {
+    fn named(self, name: &str) -> ClientTable {
+        let columns = self.columns.list.iter();
+        let columns = columns.map(|(name, c)| (name.as_str().into(), c.value_type.name().into()));
+        let primary_key = self.primary_key.iter().map(|column| column.as_str().into()).collect();
+        let columns = columns.collect();
+        ClientTable { name: name.into(), columns, primary_key: Some(primary_key) }
+    }
 }
 
 /// A column of a client schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClientColumn {
-    /// Its type.
+#[derive(Serialize, Deserialize)]
+struct WireColumn {
     #[serde(rename = "type")]
-    pub value_type: ClientType,
+    value_type: WireType,
 }
 
 /// Column types that a client schema can name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ClientType {
-    /// `string`
+enum WireType {
     String,
-    /// `number`
     Number,
-    /// `boolean`
     Boolean,
-    /// `null`: legal, matches no replicated column.
+    /// Legal, matches no replicated column.
     Null,
-    /// `json`
     Json,
 }
 
-impl ClientType {
-    /// The wire name.
-    pub fn name(self) -> &'static str {
+impl WireType {
+    fn name(self) -> &'static str {
         match self {
-            ClientType::String => "string",
-            ClientType::Number => "number",
-            ClientType::Boolean => "boolean",
-            ClientType::Null => "null",
-            ClientType::Json => "json",
+            WireType::String => "string",
+            WireType::Number => "number",
+            WireType::Boolean => "boolean",
+            WireType::Null => "null",
+            WireType::Json => "json",
         }
     }
 }

@@ -5,13 +5,13 @@
 //!   a wrong type or a missing field is `InvalidMessage`.
 //! - [`down`], [`poke`]: what the server sends, written straight into byte buffers.
 //! - [`error`]: error bodies. Every one carries an `origin`: clients need it.
-//! - [`client_schema`]: a shape shared with the CVR. - [`custom_query`], [`mutate`]: requests to
+//! - `client_schema`: the grammar of a shape that the CVR keeps. - [`custom_query`], [`mutate`]: requests to
 //!   and answers from the app's endpoints.
 //!
 //! Data comes in as text of one WebSocket message or HTTP body, and leaves as typed values; the
 //! other way round for the server's side. No state is kept here.
 
-pub mod client_schema;
+mod client_schema;
 pub mod connect;
 pub mod custom_query;
 pub mod down;

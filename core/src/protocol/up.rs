@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use serde_json::value::RawValue;
 
-use super::client_schema::ClientSchema;
 use super::error::{ErrorBody, MutationId};
+use crate::client_schema::ClientSchema;
 use crate::json::RawJson;
 use crate::zql::ast::Ast;
 
@@ -76,8 +76,8 @@ pub struct InitConnection {
     /// Difference between what the client wants and what its cookie says it wants.
     pub desired_queries_patch: Vec<QueryOp>,
     /// Sent if the client has no cookie.
-    #[serde(default, deserialize_with = "present")]
-    pub client_schema: Option<ClientSchema>,
+    #[serde(default, deserialize_with = "super::client_schema::present")]
+    pub client_schema: Option<Arc<ClientSchema>>,
     /// Clients that were collected locally.
     #[serde(default, deserialize_with = "present")]
     pub deleted: Option<DeleteClients>,

@@ -27,7 +27,7 @@
 //! | 29–38 updaters and signatures | `simulation` (against a model, both stores), `suite::{adjusted_rows_keep_what_the_flush_did_not_name, a_removed_query_that_is_put_again_starts_anew}` |
 //! | 39–43 joining, cookies, late clients | `scenarios`, `tests/wire/cookies.rs` |
 //! | 44 replica behind or older | group `simulation`; `tests/sync/replica.rs` |
-//! | 45 schema problems | `core/src/cvr/client_schema.rs`, `tests/wire/client_schema.rs` |
+//! | 45 schema problems | `core/src/client_schema.rs`, `tests/wire/client_schema.rs` |
 //! | 46 schema, truncation, permissions | `tests/wire/lifecycle.rs`, `tests/replication/resets.rs`, `tests/sync/replica.rs` |
 //! | 47–49 custom queries, users | `scenarios`, `tests/wire/named_queries.rs`, `tests/sync/queries.rs` |
 //! | 50, 52, 53 replaced sockets, idle groups, drain | `scenarios`, `tests/wire/{groups,lifecycle}.rs` |

@@ -62,7 +62,7 @@ pub enum SchemaMismatch {
 }
 
 impl ClientSchema {
-    /// Reads a schema as a client or the store gives it.
+    /// Reads a schema as a store gives it, whoever wrote it.
     ///
     /// # Errors
     /// [`InvalidClientSchema`] naming the place.
@@ -82,6 +82,11 @@ impl ClientSchema {
         let invalid =
             |_| InvalidClientSchema { path: "the schema".to_owned(), problem: "is not JSON" };
         ClientSchema::from_json(serde_json::from_str(text).map_err(invalid)?)
+    }
+
+    /// A schema that was read already: its compact JSON, and its tables.
+    pub(crate) fn of_parts(text: String, tables: Box<[ClientTable]>) -> ClientSchema {
+        ClientSchema { text: text.into(), tables }
     }
 
     /// Compact JSON, keys in the order in which they were received.
