@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 use zeroring_core::change::{Commit, RowChange, TableChange};
-use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
+use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, HeldRow, InstanceId, Progress};
 use zeroring_core::ivm::plan::Direction;
+use zeroring_core::ivm::reading::{ReadProgress, ReadRow, Reading};
 use zeroring_core::ivm::source::Source;
 use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
@@ -372,6 +373,26 @@ pub(crate) fn transaction_writes() -> Vec<Vec<(usize, i32)>> {
     (1..3).map(|n| (0..10_000).map(|i| (i * 5, n)).collect()).collect()
 }
 
+/// Reads all rows of an instance, as its subscribers do; how many.
+pub(crate) fn read(
+    engine: &mut Engine,
+    source: &mut dyn Source,
+    id: InstanceId,
+) -> Result<u64, Failure> {
+    let (reading, mut rows) = (Reading::of(id), 0);
+    let mut all = Budget::unlimited();
+    let progress = engine.read(&reading, source, &mut all, &mut |row| {
+        rows += match row {
+            ReadRow::Held(HeldRow { count, .. }) => count,
+            ReadRow::Changed { .. } => 0,
+        };
+    })?;
+    match progress {
+        ReadProgress::Done => Ok(rows),
+        other => Err(format!("not all rows were told: {other:?}").into()),
+    }
+}
+
 /// A second subscriber of a query of 10,000 rows, which reads all of them.
 pub(crate) fn attach() -> Result<Batch, Failure> {
     let query = json!({"table": "item", "orderBy": [["id", "asc"]]});
@@ -379,7 +400,7 @@ pub(crate) fn attach() -> Result<Batch, Failure> {
     world.subscribe(&query)?;
     Ok(Box::new(move || {
         let id = world.subscribe(&query)?;
-        let rows = world.engine.rows(id)?.map(|r| r.count).sum();
+        let rows = read(&mut world.engine, &mut world.source, id)?;
         world.engine.unsubscribe(id);
         Ok(rows)
     }))

@@ -22,6 +22,7 @@ use zeroring_storage::replica::reader::{ReaderOptions, ReplicaReader, visible_sc
 use zeroring_storage::replica::schema::TableIds;
 use zeroring_storage::replica::source::ReplicaSource;
 
+use crate::engine::read;
 use crate::{Batch, Failure};
 
 const PROJECTS: usize = 100;
@@ -220,7 +221,7 @@ pub(crate) fn second() -> Result<Batch, Failure> {
     Ok(Box::new(move || {
         let _keep = &dir;
         let id = subscribe(&mut engine, &mut source, &schema, &query())?;
-        let rows = engine.rows(id)?.map(|held| usize::from(held.count == 1)).sum();
+        let rows = read(&mut engine, &mut source, id)? as usize;
         engine.unsubscribe(id);
         if source.statements() != statements {
             return Err("a second subscriber ran a statement".into());

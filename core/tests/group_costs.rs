@@ -21,7 +21,7 @@ use zeroring_core::ivm::delta::{InstanceDelta, RowDelta};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
 use zeroring_core::ivm::plan::Occurrence;
-use zeroring_core::ivm::scan::{RowsAt, Visited};
+use zeroring_core::ivm::reading::{ReadProgress, Reading};
 use zeroring_core::json::RawJson;
 use zeroring_core::protocol::up;
 use zeroring_core::row::{Row, RowId, RowRef};
@@ -114,6 +114,12 @@ struct Executor {
 }
 
 impl Executor {
+    /// What an executor does when there is nothing else to do.
+    fn rest(&mut self) {
+        self.shared.sweep();
+        while !self.engine.release(&mut Budget::units(1_000)) {}
+    }
+
     fn new(rows: usize) -> Executor {
         use ValueType::{Json, Number, String};
         let version = StateVersion::from_lsn(1_000);
@@ -193,14 +199,14 @@ impl World for Executor {
         Err("no custom queries here".to_owned())
     }
 
-    fn rows(
+    fn read(
         &mut self,
-        instance: InstanceId,
-        at: &mut RowsAt,
-        most: usize,
+        reading: &Reading,
+        budget: &mut Budget,
         visit: &mut VisitRow<'_>,
-    ) -> Result<Visited, String> {
-        self.engine.rows_from(instance, at, most, visit).map_err(|error| error.to_string())
+    ) -> Result<ReadProgress, String> {
+        let progress = self.engine.read(reading, &mut self.source, budget, visit);
+        progress.map_err(|error| error.to_string())
     }
 
     fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String> {
@@ -457,10 +463,10 @@ fn an_idle_group_on_a_shared_query_is_small() {
     let mut executor = Executor::new(ROWS);
     let mut groups = Vec::with_capacity(4 * GROUPS);
     groups.extend((0..GROUPS).map(|n| group(&mut executor, &settings, n).0));
-    executor.shared.sweep();
+    executor.rest();
     let before = live();
     groups.extend((GROUPS..3 * GROUPS).map(|n| group(&mut executor, &settings, n).0));
-    executor.shared.sweep();
+    executor.rest();
     let each = (live() - before) / (2 * GROUPS);
     let with = live();
     drop(groups);

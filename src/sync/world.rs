@@ -13,7 +13,7 @@ use zeroring_core::cvr::{self, ClientSchema, RowIdentity};
 use zeroring_core::group::{self, Credentials, Hydrate, Shared, Transformed, VisitRow};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Status};
 use zeroring_core::ivm::plan::{Occurrence, Param, Plan};
-use zeroring_core::ivm::scan::{RowsAt, Visited};
+use zeroring_core::ivm::reading::{ReadProgress, Reading};
 use zeroring_core::json::RawJson;
 use zeroring_core::row::{Row, RowRef};
 use zeroring_core::schema::Schema;
@@ -269,20 +269,13 @@ impl group::World for World {
         Ok(Transformed { ast: Arc::new(ast), hash })
     }
 
-    fn rows(
+    fn read(
         &mut self,
-        instance: InstanceId,
-        at: &mut RowsAt,
-        most: usize,
+        reading: &Reading,
+        budget: &mut Budget,
         visit: &mut VisitRow<'_>,
-    ) -> Result<Visited, String> {
-        // Its rows had to make room for others.
-        if self.engine.is_parked(instance) {
-            let mut all = Budget::unlimited();
-            let step = self.engine.hydrate_step(instance, &mut self.source, &mut all);
-            step.map_err(|e| e.to_string())?;
-        }
-        self.engine.rows_from(instance, at, most, visit).map_err(|e| e.to_string())
+    ) -> Result<ReadProgress, String> {
+        self.engine.read(reading, &mut self.source, budget, visit).map_err(|e| e.to_string())
     }
 
     fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String> {

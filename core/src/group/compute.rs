@@ -429,11 +429,12 @@ impl Group {
         while *budget > 0
             && let Some(of) = held.front_mut()
         {
-            let Some((table, row, count)) = of.pop() else {
+            let Some(next) = of.pop() else {
                 held.pop_front();
                 continue;
             };
             *budget -= 1;
+            let Some((table, row, count)) = next else { continue };
             let table = of.tables[table].clone();
             let held = Held { query: of.query.clone(), course: of.course, table, row, count };
             self.name(held, merged, rows, sync, undeliverable, cx);

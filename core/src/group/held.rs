@@ -1,8 +1,8 @@
 //! The rows of queries that come or go, taken at one version of the engine: references, a slice at
-//! a time. The engine may go on between two slices; if that reaches a query of which some rows were
-//! taken, they are taken anew.
+//! a time. The engine may go on between two slices; what that does to rows that were taken is told
+//! in the end.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::sync::Arc;
 
 use super::compute::Course;
@@ -12,17 +12,18 @@ use super::machine::{Cx, Group};
 use super::op::{Failure, Stage, Step, StepResult, Sync, Trigger};
 use super::sync::failed_query;
 use crate::cvr::{QueryHash, QueryUpdater};
-use crate::ivm::engine::InstanceId;
-use crate::ivm::scan::{RowsAt, Visited};
-use crate::row::RowRef;
+use crate::ivm::engine::{Budget, HeldRow, InstanceId};
+use crate::ivm::reading::{ReadProgress, ReadRow, Reading};
+use crate::row::{RowId, RowRef};
 use crate::schema::TableSpec;
 use crate::version::StateVersion;
 use crate::waste::Waste;
 
 /// Rows that are taken at once: about a millisecond.
-const SLICE_REFS: usize = if cfg!(test) { 4 } else { 10_000 };
-/// A query that changes all the time is taken in one go after so many attempts.
-const MOST_ATTEMPTS: u32 = 4;
+const SLICE_REFS: u64 = if cfg!(test) { 4 } else { 10_000 };
+
+/// Index of its table, row, count.
+type TakenRow = (usize, RowRef, i64);
 
 /// What an update of results may rely on. Decided when its queries are hydrated; it has to hold
 /// until their rows are taken.
@@ -45,14 +46,14 @@ pub(super) struct HeldQuery {
     pub(super) course: Course,
     pub(super) tables: Vec<Arc<TableSpec>>,
     /// In slices.
-    rows: VecDeque<std::vec::IntoIter<Ref>>,
+    rows: VecDeque<std::vec::IntoIter<TakenRow>>,
     len: usize,
-    instance: InstanceId,
-    at: RowsAt,
+    /// What became of rows to which something happened meanwhile; `None`: they are gone.
+    changed: BTreeMap<RowId, Option<TakenRow>>,
+    /// Those, once all others are through.
+    rest: Option<btree_map::IntoValues<RowId, Option<TakenRow>>>,
+    reading: Reading,
 }
-
-/// Index of the table, row, count.
-type Ref = (usize, RowRef, i64);
 
 /// Rows on their way; see the [module](self).
 #[derive(Debug)]
@@ -61,7 +62,6 @@ pub(super) struct Taking {
     /// What the update may rely on.
     pub(super) basis: Basis,
     known_at: Option<StateVersion>,
-    attempts: u32,
 }
 
 impl Taking {
@@ -78,10 +78,11 @@ impl Taking {
             tables: Vec::new(),
             rows: VecDeque::new(),
             len: 0,
-            instance,
-            at: RowsAt::default(),
+            changed: BTreeMap::new(),
+            rest: None,
+            reading: Reading::of(instance),
         });
-        Taking { held: held.collect(), basis, known_at, attempts: 1 }
+        Taking { held: held.collect(), basis, known_at }
     }
 
     /// A query of which no rows can be taken.
@@ -107,26 +108,17 @@ impl Taking {
         world: &mut dyn World,
         waste: &mut Waste,
     ) -> Result<bool, (QueryHash, String)> {
-        let mut left = SLICE_REFS;
-        let known_at = self.known_at.as_ref();
+        let mut budget = Budget::units(SLICE_REFS);
+        // Also of those that are through: perhaps something has happened.
         for of in &mut self.held {
-            loop {
-                if self.attempts > MOST_ATTEMPTS {
-                    left = usize::MAX;
-                }
-                let before = of.len;
-                match of.step(world, left, known_at).map_err(|why| (of.query.clone(), why))? {
-                    Visited::All => {
-                        left = left.saturating_sub(of.len - before);
-                        break;
-                    }
-                    Visited::Part => return Ok(false),
-                    Visited::Void => {
-                        self.attempts += 1;
-                        of.leave(waste);
-                        of.tables.clear();
-                        of.at = RowsAt::default();
-                    }
+            let progress = of.step(world, &mut budget, self.known_at.as_ref());
+            match progress.map_err(|why| (of.query.clone(), why))? {
+                ReadProgress::Done => {}
+                ReadProgress::More | ReadProgress::Waits => return Ok(false),
+                ReadProgress::Void => {
+                    of.leave(waste);
+                    of.tables.clear();
+                    return Ok(false);
                 }
             }
         }
@@ -284,40 +276,43 @@ pub(super) fn discard_held(held: VecDeque<HeldQuery>, waste: &mut Waste) {
 }
 
 impl HeldQuery {
-    /// Rows that are left.
+    /// Rows that are left, and some that are none any more.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.len + self.changed.len()
     }
 
-    /// The next row.
-    pub(super) fn pop(&mut self) -> Option<Ref> {
+    /// Takes the next row out; `Some(None)` if that is no row of the query any more.
+    pub(super) fn pop(&mut self) -> Option<Option<TakenRow>> {
         while let Some(slice) = self.rows.front_mut() {
-            if let Some(row) = slice.next() {
+            if let Some((table, row, count)) = slice.next() {
                 self.len -= 1;
-                return Some(row);
+                let id = || RowId::of(&self.tables[table], &row);
+                let has_changed = !self.changed.is_empty() && self.changed.contains_key(&id());
+                return Some((!has_changed).then_some((table, row, count)));
             }
             self.rows.pop_front();
         }
-        None
+        let changed = &mut self.changed;
+        self.rest.get_or_insert_with(|| std::mem::take(changed).into_values()).next()
     }
 
     fn leave(&mut self, waste: &mut Waste) {
         waste.pieces(std::mem::take(&mut self.rows), ExactSizeIterator::len);
+        waste.rows(std::mem::take(&mut self.changed));
+        waste.rows(self.rest.take().into_iter().flatten());
         self.len = 0;
     }
 
     fn step(
         &mut self,
         world: &mut dyn World,
-        most: usize,
+        budget: &mut Budget,
         known_at: Option<&StateVersion>,
-    ) -> Result<Visited, String> {
-        let HeldQuery { tables, rows, len, instance, at, .. } = self;
-        let mut slice = Vec::new();
-        // Also of one that is through: whether it is still what it was.
-        let visited = world.rows(*instance, at, most, &mut |table, row, count| {
+    ) -> Result<ReadProgress, String> {
+        let HeldQuery { tables, rows, len, changed, reading, .. } = self;
+        let mut taken = |table: &Arc<TableSpec>, row: &RowRef, count| {
             if known_at.is_some_and(|at| row.version <= *at) {
-                return;
+                return None;
             }
             // Few tables, and rows of one come together.
             let known = tables.iter().rposition(|known| Arc::ptr_eq(known, table));
@@ -325,12 +320,20 @@ impl HeldQuery {
                 tables.push(table.clone());
                 tables.len() - 1
             });
-            slice.push((table, row.clone(), i64::try_from(count).unwrap_or(i64::MAX)));
+            Some((table, row.clone(), i64::try_from(count).unwrap_or(i64::MAX)))
+        };
+        let mut slice = Vec::new();
+        let progress = world.read(reading, budget, &mut |told| match told {
+            ReadRow::Held(HeldRow { table, row, count }) => slice.extend(taken(table, row, count)),
+            ReadRow::Changed { table, id, held } => {
+                let now = held.and_then(|(row, count)| taken(table, row, count));
+                changed.insert(id.clone(), now);
+            }
         });
         *len += slice.len();
         if !slice.is_empty() {
             rows.push_back(slice.into_iter());
         }
-        visited
+        progress
     }
 }

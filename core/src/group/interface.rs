@@ -13,16 +13,16 @@ use crate::cvr::store::{
     CatchupPage, CatchupRange, CvrStoreError, Flushed, GroupFlush, Loaded, RowCursor, RowPage,
 };
 use crate::cvr::{ClientSchema, QueryHash, RowIdentity, TtlClock};
-use crate::ivm::engine::InstanceId;
+use crate::ivm::engine::{Budget, InstanceId};
 use crate::ivm::plan::Occurrence;
-use crate::ivm::scan::{RowsAt, Visited};
+use crate::ivm::reading::{ReadProgress, ReadRow, Reading};
 use crate::json::RawJson;
 use crate::protocol::custom_query::{TransformRequest, TransformResponse};
 use crate::protocol::error::{ApiFailure, ErrorBody};
 use crate::protocol::mutate::CleanUp;
 use crate::protocol::up::Upstream;
 use crate::row::{Row, RowRef};
-use crate::schema::{Schema, TableSpec};
+use crate::schema::Schema;
 use crate::version::{CvrVersion, StateVersion};
 use crate::waste::Waste;
 
@@ -245,8 +245,8 @@ pub enum Note {
     Error(String),
 }
 
-/// Takes a row of an instance: its table under the identity key, the row, its count.
-pub type VisitRow<'a> = dyn FnMut(&Arc<TableSpec>, &RowRef, u64) + 'a;
+/// Takes what is told of a row of an instance.
+pub type VisitRow<'a> = dyn FnMut(ReadRow<'_>) + 'a;
 
 /// What a group sees of its executor, at one version of the engine.
 pub trait World {
@@ -277,23 +277,22 @@ pub trait World {
     /// What is wrong with the AST, for the query's `transformError`.
     fn custom(&self, ast: &RawJson) -> Result<Transformed, String>;
 
-    /// Visits about `most` rows of an instance, from `at` on: every row once, with the table under
-    /// its identity key and its count.
+    /// Goes on reading the rows of an instance, until the budget is spent (a unit per row) or all
+    /// are told as of [`World::version`].
     ///
     /// # Errors
     /// The instance failed or is unknown.
-    fn rows(
+    fn read(
         &mut self,
-        instance: InstanceId,
-        at: &mut RowsAt,
-        most: usize,
+        reading: &Reading,
+        budget: &mut Budget,
         visit: &mut VisitRow<'_>,
-    ) -> Result<Visited, String>;
+    ) -> Result<ReadProgress, String>;
 
     /// Occurrences of a row (as it is at [`World::version`]) in an instance.
     ///
     /// # Errors
-    /// As [`World::rows`].
+    /// As [`World::read`].
     fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String>;
 
     /// Whether rows of this table can be in an instance's result; saves [`World::count`].
@@ -305,7 +304,7 @@ pub trait World {
     /// The row-set signature of an instance.
     ///
     /// # Errors
-    /// As [`World::rows`].
+    /// As [`World::read`].
     fn signature(&self, instance: InstanceId) -> Result<u64, String>;
 
     /// How often a row can be in an instance's result; [`Occurrence::Many`] if nothing is known.

@@ -456,9 +456,6 @@ impl Advance {
         let led = self.led_for(instance);
         let update = Update::new(hits, led, &registry.plan(plan)?.shape);
         registry.counters(plan).advances += 1;
-        if let Some(instance) = registry.get_mut(id) {
-            instance.generation += 1;
-        }
         Some(Step::Update(update))
     }
 

@@ -100,7 +100,7 @@ impl Sum {
         let table = changes.get(&tables[usize::from(self.node.0)]);
         let change = table.and_then(|t| t.get(&id.key));
         // Who reads the instance must know of a row that moved, too.
-        if change.is_none() && self.delta == 0 && instance.readings.is_empty() {
+        if change.is_none() && self.delta == 0 && instance.readers.is_empty() {
             return Ok(None);
         }
         let now = match change {
@@ -120,9 +120,9 @@ impl Sum {
         }
         let is_moved = change.is_none() && self.delta == 0;
         let is_noted = !is_moved || !mutant::is(Mutant::MovedRowNotRead);
-        if is_noted && !instance.readings.is_empty() {
+        if is_noted && !instance.readers.is_empty() {
             let held = now.as_ref().filter(|_| count_after > 0).map(|row| (row, count_after));
-            instance.readings.note(&node.table, &id, held);
+            instance.readers.note(&node.table, &id, held);
         }
         let content_changed = change.is_some() && count_before > 0 && count_after > 0;
         if count_before == count_after && !content_changed {

@@ -2,7 +2,7 @@
 //!
 //! How an executor uses it:
 //! 1. [`Engine::subscribe`] per (transformed AST, identity keys): equal plan and parameters share
-//!    one instance. [`Engine::hydrate_step`] until [`Progress::Done`], then [`Engine::rows`].
+//!    one instance. [`Engine::hydrate_step`] until [`Progress::Done`], then [`Engine::read`].
 //! 2. On new commits: open the snapshot at the last one's version, [`Engine::begin_advance`]
 //!    (or [`Engine::begin_reset`]), [`Engine::rebind`] what it lists, [`Engine::advance_step`]
 //!    until it returns [`Advanced`].
@@ -22,7 +22,7 @@ use super::garbage::Garbage;
 use super::instance::{Instance, Phase};
 use super::mutant::{self, Mutant};
 use super::plan::{Occurrence, Param, Plan};
-use super::reading::{ReadProgress, ReadRow, Reading, ReadingId};
+use super::reading::Place;
 use super::registry::Registry;
 use super::source::Source;
 use super::stats::{Counters, EngineStats};
@@ -278,7 +278,7 @@ impl Engine {
             Ok(false) => Ok(Progress::More),
             Err(error) if self.is_parked(id) => {
                 // Whoever knows its rows already is not concerned.
-                self.registry.restart(id);
+                self.registry.start_over(id, false);
                 Err(error)
             }
             Err(error) => {
@@ -288,10 +288,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn at_rest(
-        &self,
-        id: InstanceId,
-    ) -> Result<(&Instance, &super::shape::Shape), EngineError> {
+    fn at_rest(&self, id: InstanceId) -> Result<(&Instance, &super::shape::Shape), EngineError> {
         let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
         match &instance.phase {
             Phase::Failed(error) => return Err(error.clone()),
@@ -308,81 +305,26 @@ impl Engine {
         self.registry.get(id).is_some_and(|i| i.parked.is_some())
     }
 
-    /// The current result: every row once, with its count. All at once: for tests, tools and
-    /// small results; a subscriber that attaches has it by [`Engine::begin_reading`].
+    /// The current result: every row once, with its count. All at once: for tests and tools; a
+    /// subscriber has it by [`Engine::read`].
     ///
     /// # Errors
     /// [`EngineError::NotReady`] before hydration and during an advance, and if it is parked.
     pub fn rows(
         &self,
         id: InstanceId,
-    ) -> Result<Box<dyn Iterator<Item = HeldRow<'_>> + '_>, EngineError> {
+    ) -> Result<impl ExactSizeIterator<Item = HeldRow<'_>>, EngineError> {
         let (instance, shape) = self.at_rest(id)?;
         if instance.parked.is_some() {
             return Err(EngineError::NotReady);
         }
-        Ok(Box::new(instance.rows(shape).map(|(node, row, count)| HeldRow {
-            table: &node.table,
-            row,
-            count,
-        })))
-    }
-
-    /// Begins to read the result of an instance piece by piece ([`super::reading`]): for a
-    /// subscriber that attaches to a large one. The instance may be hydrated meanwhile, and
-    /// advance; it is not parked. What changed meanwhile is remembered until the reading ends.
-    ///
-    /// # Errors
-    /// [`EngineError::UnknownInstance`], or why the instance failed.
-    pub fn begin_reading(&mut self, id: InstanceId) -> Result<ReadingId, EngineError> {
-        let instance = self.registry.get_mut(id).ok_or(EngineError::UnknownInstance)?;
-        if let Phase::Failed(error) = &instance.phase {
-            return Err(error.clone());
-        }
-        let number = instance.readings.next_number();
-        instance.readings.push(Reading::new(number));
-        Ok(ReadingId { instance: id, number })
-    }
-
-    /// Goes on reading: tells of the next rows, until the budget is spent (a unit per row that is
-    /// looked at). With [`ReadProgress::Done`] what was told last of each row is the result at
-    /// [`Engine::version`], and the reading has ended.
-    ///
-    /// # Errors
-    /// [`EngineError::UnknownInstance`] (of a reading that has ended, too), or why the instance
-    /// failed.
-    pub fn read(
-        &mut self,
-        reading: ReadingId,
-        budget: &mut Budget,
-        visit: &mut dyn FnMut(ReadRow<'_>),
-    ) -> Result<ReadProgress, EngineError> {
-        let advances = self.is_advancing();
-        let ReadingId { instance: id, number } = reading;
-        let instance = self.registry.get_mut(id).ok_or(EngineError::UnknownInstance)?;
-        if let Phase::Failed(error) = &instance.phase {
-            return Err(error.clone());
-        }
-        if advances {
-            return Ok(ReadProgress::Waits);
-        }
-        let mut reading = instance.readings.take(number).ok_or(EngineError::UnknownInstance)?;
-        let instance = self.registry.get(id).ok_or(EngineError::UnknownInstance)?;
-        let plan = self.registry.plan(instance.plan).ok_or(EngineError::UnknownInstance)?;
-        let progress = reading.step(instance, &plan.shape, budget, visit);
-        if progress != ReadProgress::Done
-            && let Some(instance) = self.registry.get_mut(id)
-        {
-            instance.readings.push(reading);
-        }
-        Ok(progress)
-    }
-
-    /// Gives a reading up. Unknown ones are ignored.
-    pub fn end_reading(&mut self, reading: ReadingId) {
-        if let Some(instance) = self.registry.get_mut(reading.instance) {
-            drop(instance.readings.take(reading.number));
-        }
+        let mut rows = Vec::new();
+        Place::default().walk(instance, shape, &mut Budget::unlimited(), |node, row, mult| {
+            if let Some(count) = instance.told_at(shape, node, row, mult) {
+                rows.push(HeldRow { table: &node.table, row, count });
+            }
+        });
+        Ok(rows.into_iter())
     }
 
     /// Occurrences of a row in an instance. `row` must be the row at [`Engine::version`]: its
@@ -627,9 +569,7 @@ impl Engine {
         for delta in deltas {
             Arc::into_inner(delta.rows).into_iter().for_each(|rows| garbage.add(rows));
         }
-        if !garbage.is_empty() {
-            self.registry.discard(garbage);
-        }
+        self.registry.discard(garbage);
     }
 
     /// [`Engine::release`]s, and looks for rows that no query holds any more (somebody else did

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::emit::Snapshot;
 use super::engine::InstanceId;
 use super::error::EngineError;
+use super::garbage::Garbage;
 use super::mutant::{self, Mutant};
 use super::partition::{Partition, Settled};
 use super::plan::Param;
 use super::propagate::Settling;
-use super::reading::Readings;
+use super::reading::Readers;
 use super::remains::Remains;
 use super::rows::Rows;
 use super::settle::Narrow;
@@ -145,11 +146,9 @@ pub(super) struct Instance {
     /// The state before it started over, until that is taken apart: nothing may be read before.
     pub(super) remains: Option<Box<Remains>>,
     /// Who is reading it.
-    pub(super) readings: Readings,
+    pub(super) readers: Readers,
     /// While it is hydrated: rows for somebody who does not wait for the end.
     pub(super) watch: Option<Box<Watch>>,
-    /// Another one whenever partitions may have changed.
-    pub(super) generation: u32,
 }
 
 impl Instance {
@@ -168,20 +167,18 @@ impl Instance {
             parked: None,
             resident: 0,
             remains: None,
-            readings: Readings::default(),
+            readers: Readers::default(),
             watch: None,
-            generation: 0,
         }
     }
 
-    /// Starts over: only the root partition, unread.
-    pub(super) fn restart(&mut self, shape: &Shape) {
-        self.readings.start_over();
+    /// Starts over: only the root partition, unread. What readers remember is left to the caller.
+    pub(super) fn restart(&mut self, shape: &Shape, garbage: &mut Garbage) {
+        self.readers.start_over(garbage);
         self.nodes = shape.nodes.iter().map(|_| NodeState::default()).collect();
         self.signature = 0;
         self.resident = 0;
         self.watch = None;
-        self.generation += 1;
         if let Some(root) = self.nodes.first_mut() {
             let mut partition = Partition::new();
             partition.mult = 1;
@@ -210,30 +207,6 @@ impl Instance {
         let state = &self.nodes[usize::from(node.id.0)];
         let Some(partition) = state.partitions.get(&row.project(&node.join)) else { return 0 };
         if partition.shows(&node.order, row, node.window) { partition.mult } else { 0 }
-    }
-
-    /// Every visible row of every partition, with the partition's multiplicity.
-    fn visible<'a>(
-        &'a self,
-        shape: &'a Shape,
-    ) -> impl Iterator<Item = (&'a NodeShape, &'a RowRef, u64)> + 'a {
-        held(shape).flat_map(move |node| {
-            let partitions = &self.nodes[usize::from(node.id.0)].partitions;
-            partitions.values().flat_map(move |p| {
-                let mult = u64::try_from(p.mult).unwrap_or(0);
-                p.visible(node.window).map(move |row| (node, row, mult))
-            })
-        })
-    }
-
-    /// Every row of the result once, with its count.
-    pub(super) fn rows<'a>(
-        &'a self,
-        shape: &'a Shape,
-    ) -> impl Iterator<Item = (&'a NodeShape, &'a RowRef, u64)> + 'a {
-        self.visible(shape).filter(|&(_, _, mult)| mult > 0).filter_map(move |(node, row, mult)| {
-            Some((node, row, self.told_at(shape, node, row, mult)?))
-        })
     }
 
     /// The count of a row that is visible in a partition of this multiplicity, if this is where it

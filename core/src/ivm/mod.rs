@@ -37,7 +37,6 @@ mod registry;
 mod remains;
 mod route;
 mod rows;
-pub mod scan;
 mod settle;
 mod shape;
 pub(crate) mod shards;

@@ -50,8 +50,6 @@ pub(super) enum Mutant {
     NewRowKept,
     /// Who reads an instance is not told of a row that moved from one node to another.
     MovedRowNotRead,
-    /// Who reads an instance that hydrates is not told of what an advance does to it.
-    HydratingNotRead,
     /// A parked instance is read anew while the routes of its old state are being removed.
     ReadBeforeTakenApart,
     /// An instance goes on being parked although it starts over meanwhile.

@@ -3,10 +3,11 @@
 //! ([`super::reading`]): piece by piece, while it may advance. Then its state is taken apart.
 
 use super::emit::Snapshot;
-use super::engine::{Budget, HeldRow, InstanceId};
+use super::engine::{Budget, InstanceId};
+use super::garbage::Garbage;
 use super::instance::{Instance, Phase};
 use super::mutant::{self, Mutant};
-use super::reading::{ReadProgress, ReadRow, Reading};
+use super::reading::{ReadProgress, Reading};
 use super::registry::Registry;
 
 /// Instances that are chosen at a time: choosing looks at all.
@@ -25,8 +26,8 @@ pub(super) struct Parking {
 /// The instance that is being parked.
 #[derive(Debug)]
 enum Current {
-    /// It is read: the number of the reading, and what was read so far.
-    Read(InstanceId, u64, Snapshot),
+    /// It is read; what was read so far.
+    Read(Reading, Snapshot),
     /// It is parked, and its state is taken apart.
     TakeApart(InstanceId),
 }
@@ -43,7 +44,7 @@ fn may_park(instance: &Instance, spared: Option<InstanceId>) -> bool {
         && instance.resident > 0
         && instance.known.is_none()
         && instance.remains.is_none()
-        && instance.readings.is_empty()
+        && instance.readers.is_empty()
         && !instance.unbound
         && Some(instance.id) != spared
 }
@@ -90,10 +91,9 @@ impl Registry {
             budget.spend(self.live() as u64 / 64);
         }
         while let Some(id) = self.parking.chosen.pop() {
-            if let Some(instance) = self.get_mut(id).filter(|i| may_park(i, spared)) {
-                let number = instance.readings.next_number();
-                instance.readings.push(Reading::new(number));
-                self.parking.current = Some(Current::Read(id, number, Snapshot::default()));
+            if self.get(id).is_some_and(|i| may_park(i, spared)) {
+                let reading = Reading::of(id);
+                self.parking.current = Some(Current::Read(reading, Snapshot::default()));
                 return true;
             }
         }
@@ -102,9 +102,9 @@ impl Registry {
 
     /// Goes on parking the current instance. True if that has ended.
     fn park(&mut self, budget: &mut Budget) -> bool {
-        let (id, number, mut known) = match self.parking.current.take() {
+        let (reading, mut known) = match self.parking.current.take() {
             None => return true,
-            Some(Current::Read(id, number, known)) => (id, number, known),
+            Some(Current::Read(reading, known)) => (reading, known),
             Some(Current::TakeApart(id)) => {
                 let ends = self.get(id).is_none() || self.take_apart(id, budget).is_some();
                 if !ends {
@@ -113,22 +113,26 @@ impl Registry {
                 return ends;
             }
         };
-        let reading = self.get_mut(id).and_then(|i| i.readings.take(number));
-        // Somebody reads it, or it is gone, or it starts over in this advance and holds nothing.
-        let may_go_on = |i: &&Instance| match mutant::is(Mutant::ParkedWhileStartingOver) {
-            false => may_park(i, None),
-            true => i.readings.is_empty(),
-        };
-        let instance = self.get(id).filter(may_go_on);
-        let shape = instance.and_then(|i| self.plan(i.plan)).map(|p| &p.shape);
-        let (Some(mut reading), Some(instance), Some(shape)) = (reading, instance, shape) else {
+        let id = reading.instance();
+        let Ok(mut reader) = self.take_reader(&reading) else {
             self.forget(Some(known));
             return true;
         };
-        let progress = reading.step(instance, shape, budget, &mut |row| match row {
-            ReadRow::Held(HeldRow { table, row, count }) => known.set(table, row, count),
-            ReadRow::Gone { id, .. } => known.remove(id),
-        });
+        // Somebody else reads it, or it is gone, or it starts over in this advance and holds nothing.
+        let may_go_on = |i: &&Instance| match mutant::is(Mutant::ParkedWhileStartingOver) {
+            false => may_park(i, None),
+            true => i.readers.is_empty(),
+        };
+        let instance = self.get(id).filter(may_go_on);
+        let shape = instance.and_then(|i| self.plan(i.plan)).map(|p| &p.shape);
+        let (Some(instance), Some(shape)) = (instance, shape) else {
+            let mut garbage = Garbage::default();
+            reader.discard(&mut garbage);
+            self.discard(garbage);
+            self.forget(Some(known));
+            return true;
+        };
+        let progress = reader.step(instance, shape, budget, &mut |row| known.take_note(row));
         match progress {
             ReadProgress::Done => {
                 self.give_up(id, known);
@@ -144,10 +148,8 @@ impl Registry {
                 if progress == ReadProgress::Void {
                     self.forget(Some(std::mem::take(&mut known)));
                 }
-                if let Some(instance) = self.get_mut(id) {
-                    instance.readings.push(reading);
-                }
-                self.parking.current = Some(Current::Read(id, number, known));
+                self.put_reader(id, reader);
+                self.parking.current = Some(Current::Read(reading, known));
                 !budget.is_spent() && progress == ReadProgress::Void && self.park(budget)
             }
         }

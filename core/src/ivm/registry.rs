@@ -83,6 +83,8 @@ pub(super) struct Registry {
     pub(super) parking: Parking,
     /// Ready instances that hold no rows.
     pub(super) parked: HashSet<InstanceId, FxBuildHasher>,
+    /// Instances that somebody reads, or did.
+    pub(super) read: HashSet<InstanceId, FxBuildHasher>,
     /// What is taken apart by and by, the oldest first.
     graves: VecDeque<Grave>,
     /// Work of plans that are gone.
@@ -184,6 +186,9 @@ impl Registry {
                 self.bury(earlier);
             }
             self.forget(instance.known);
+            let mut garbage = Garbage::default();
+            instance.readers.discard(&mut garbage);
+            self.discard(garbage);
         }
         if let Some(remains) = remains {
             self.bury(remains);
@@ -204,6 +209,9 @@ impl Registry {
 
     /// The same for lists that nobody needs any more.
     pub(super) fn discard(&mut self, garbage: Garbage) {
+        if garbage.is_empty() {
+            return;
+        }
         self.graves.push_back(Grave::Lists(garbage));
     }
 
@@ -217,6 +225,7 @@ impl Registry {
 
     /// Takes apart what is gone, until the budget is spent (false) or nothing is left.
     pub(super) fn release(&mut self, budget: &mut Budget) -> bool {
+        self.clean_up_readers();
         while let Some(grave) = self.graves.front_mut() {
             let done = match grave {
                 Grave::State { remains, .. } => {
@@ -235,12 +244,6 @@ impl Registry {
             }
         }
         true
-    }
-
-    /// Takes an instance's state apart at once.
-    fn finish(&mut self, mut remains: Box<Remains>) {
-        remains.step(&mut self.router, &mut self.interner, &mut Budget::unlimited());
-        self.leave_plan(remains.plan);
     }
 
     /// Goes on taking apart the state that an instance had before it started over. `Some` when it
@@ -265,11 +268,12 @@ impl Registry {
     pub(super) fn attach(&mut self, config: &EngineConfig, id: InstanceId, plan: &Arc<Plan>) {
         let number = self.intern_plan(config, plan);
         let slot = slot(id);
+        let mut garbage = Garbage::default();
         let Some(mut instance) = self.instances[slot as usize].take() else { return };
         if let Some(entry) = &mut self.plans[number as usize] {
             instance.plan = number;
             let shape = Arc::clone(&entry.shape);
-            instance.restart(&shape);
+            instance.restart(&shape, &mut garbage);
             entry.instances += 1;
             entry.users += 1;
             // A second instance with the same key (after a rebind) stays without one.
@@ -282,6 +286,7 @@ impl Registry {
                 .collect();
         }
         self.instances[slot as usize] = Some(instance);
+        self.discard(garbage);
     }
 
     fn intern_plan(&mut self, config: &EngineConfig, plan: &Arc<Plan>) -> u32 {
@@ -389,31 +394,22 @@ impl Registry {
     pub(super) fn start_over(&mut self, id: InstanceId, note_known: bool) {
         let remains = self.take_state(id);
         let Some(instance) = self.instances[slot(id) as usize].as_deref_mut() else { return };
+        let mut garbage = Garbage::default();
         if let Some(entry) = self.plans.get(instance.plan as usize).and_then(Option::as_ref) {
-            instance.restart(&entry.shape);
+            instance.restart(&entry.shape, &mut garbage);
         }
-        let Some(mut remains) = remains else { return };
-        if note_known {
-            remains.note_known();
-        }
-        match &instance.remains {
+        let earlier = remains.and_then(|mut remains| {
+            if note_known {
+                remains.note_known();
+            }
             // A new plan: what was held by the old one counts, and this was never read.
-            Some(_) => self.bury(remains),
-            None => instance.remains = Some(remains),
-        }
-    }
-
-    /// Starts an instance over at once, keeping its plan.
-    pub(super) fn restart(&mut self, id: InstanceId) {
-        let remains = self.take_state(id);
-        if let Some(instance) = self.instances[slot(id) as usize].as_deref_mut()
-            && let Some(entry) = self.plans.get(instance.plan as usize).and_then(Option::as_ref)
-        {
-            instance.restart(&entry.shape);
-        }
-        if let Some(remains) = remains {
-            self.finish(remains);
-        }
+            match &instance.remains {
+                Some(_) => Some(remains),
+                None => instance.remains.replace(remains),
+            }
+        });
+        self.discard(garbage);
+        earlier.into_iter().for_each(|remains| self.bury(remains));
     }
 
     /// An instance is hydrated.

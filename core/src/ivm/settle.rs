@@ -43,7 +43,7 @@ pub(super) struct Work<'a> {
 const LEAST_FOR_SOURCE: u64 = if cfg!(test) { 4 } else { 250 };
 
 impl Budget {
-    pub(super) fn spend(&mut self, units: u64) {
+    pub(crate) fn spend(&mut self, units: u64) {
         self.0 = self.0.saturating_sub(units);
     }
 

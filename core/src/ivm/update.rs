@@ -286,15 +286,10 @@ impl Update {
         w: &mut Work<'_>,
     ) -> Result<bool, EngineError> {
         let n = usize::from(node.id.0);
-        // What happens to a ready instance is noted when it is told.
-        let hydrates = matches!(instance.phase, Phase::Hydrating);
         // All leave before any enters.
         while let Some(change) = dirty.rows.get(apply.taken_out) {
             apply.taken_out += 1;
             if take_out(node, change, &mut instance.nodes[n], apply) {
-                if let Some(old) = change.old.as_ref().filter(|_| n == 0 && hydrates) {
-                    instance.readings.note_hydrating(w.shape, old, false);
-                }
                 w.budget.spend(1);
                 if w.budget.is_spent() {
                     return Ok(false);
@@ -360,9 +355,6 @@ impl Update {
                 state.touched.push(key.clone());
             }
             let row = w.interner.intern(&node.table, new.clone());
-            if first == 1 && matches!(instance.phase, Phase::Hydrating) {
-                instance.readings.note_hydrating(w.shape, &row, true);
-            }
             if !partition.insert(&node.order, row) {
                 return Err(EngineError::Invariant("a row entered a window twice"));
             }

@@ -44,5 +44,6 @@ mod shared;
 mod simulation;
 mod store;
 mod takeover;
+mod taking;
 mod unread;
 mod world;

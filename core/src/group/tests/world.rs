@@ -1,7 +1,8 @@
 //! A world of plain data: rows in vectors, queries answered by brute force.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
 
 use super::super::{
     Credentials, EarlyRows, Hydrate, Shared, SharedDelta, Transformed, VisitRow, World,
@@ -11,12 +12,12 @@ use crate::cvr::RowIdentity;
 use crate::cvr::internal::ShardTables;
 use crate::ivm::brute::{self, Multiset};
 use crate::ivm::delta::{InstanceDelta, RowDelta};
-use crate::ivm::engine::InstanceId;
+use crate::ivm::engine::{Budget, HeldRow, InstanceId};
 use crate::ivm::memory_source::Database;
 use crate::ivm::plan::{Occurrence, Param, Plan};
-use crate::ivm::scan::{RowsAt, Visited};
+use crate::ivm::reading::{ReadProgress, ReadRow, Reading};
 use crate::json::RawJson;
-use crate::row::{Key, Row, RowRef};
+use crate::row::{Key, Row, RowId, RowRef};
 use crate::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, ValueType};
 use crate::value::Value;
 use crate::version::StateVersion;
@@ -28,10 +29,21 @@ struct Instance {
     plan: Plan,
     params: Vec<Param>,
     result: Multiset,
-    /// Another one whenever the result has changed.
-    generation: u32,
+    readers: Vec<Reader>,
     subscribers: usize,
 }
+
+/// Who reads an instance.
+#[derive(Default)]
+struct Reader {
+    of: Weak<()>,
+    last: Option<RowId>,
+    changed: BTreeSet<RowId>,
+    void: bool,
+}
+
+/// An instance of which more rows change at once starts over for its readers.
+const STARTS_OVER: usize = 3;
 
 /// A change of a row: its table, its key, its new values (none: delete).
 pub type Change = (Arc<TableSpec>, Key, Option<Vec<Value>>);
@@ -49,6 +61,8 @@ pub struct SimWorld {
     shared: Shared,
     /// Rows read one by one.
     pub reads: usize,
+    /// Rows told to who reads an instance.
+    pub told: usize,
     /// The next query cannot be hydrated.
     pub hydration_fault: Option<String>,
     /// The next instance whose rows are visited has failed.
@@ -125,6 +139,7 @@ impl SimWorld {
             lsn: 1_000,
             shared: Shared::default(),
             reads: 0,
+            told: 0,
             hydration_fault: None,
             rows_fault: None,
         }
@@ -161,8 +176,10 @@ impl SimWorld {
         let result = brute::sync(&plan, &params, &self.db);
         self.next += 1;
         let id = InstanceId::for_tests(self.next);
-        self.instances
-            .insert(id, Instance { key, plan, params, result, generation: 0, subscribers: 1 });
+        self.instances.insert(
+            id,
+            Instance { key, plan, params, result, readers: Vec::new(), subscribers: 1 },
+        );
         Ok(id)
     }
 
@@ -213,7 +230,13 @@ impl SimWorld {
             let old = std::mem::replace(&mut instance.result, new);
             let rows = diff(&instance.plan, &old, &instance.result);
             if !rows.is_empty() {
-                instance.generation += 1;
+                instance.readers.retain(|reader| reader.of.strong_count() > 0);
+                for reader in &mut instance.readers {
+                    reader.changed.extend(rows.iter().map(|delta| delta.id.clone()));
+                    if rows.len() > STARTS_OVER {
+                        *reader = Reader { void: true, of: reader.of.clone(), ..Reader::default() };
+                    }
+                }
                 let delta = InstanceDelta { instance: *id, rows: rows.into() };
                 deltas.push(Arc::new(SharedDelta::of(&delta, &self.tables).expect("deliverable")));
             }
@@ -294,25 +317,49 @@ impl World for SimWorld {
         Ok(Transformed { ast: Arc::new(ast), hash })
     }
 
-    fn rows(
+    fn read(
         &mut self,
-        instance: InstanceId,
-        at: &mut RowsAt,
-        most: usize,
+        reading: &Reading,
+        budget: &mut Budget,
         visit: &mut VisitRow<'_>,
-    ) -> Result<Visited, String> {
+    ) -> Result<ReadProgress, String> {
         self.rows_fault.take().map_or(Ok(()), Err)?;
-        let instance = self.instances.get(&instance).ok_or("unknown instance")?;
-        if *at.generation.get_or_insert(instance.generation) != instance.generation {
-            return Ok(Visited::Void);
+        let instance = self.instances.get_mut(&reading.instance()).ok_or("unknown instance")?;
+        let told = &mut self.told;
+        let Instance { plan, result, readers, .. } = instance;
+        let of = reading.reader();
+        let at = readers.iter().position(|reader| reader.of.ptr_eq(&of)).unwrap_or_else(|| {
+            readers.push(Reader { of, ..Reader::default() });
+            readers.len() - 1
+        });
+        let Reader { last, changed, void, .. } = &mut readers[at];
+        if std::mem::take(void) {
+            return Ok(ReadProgress::Void);
         }
-        let rows = instance.result.iter().skip(at.rank).take(most.max(1));
-        for (id, (count, row)) in rows {
-            visit(&spec_of(&instance.plan, id.table), row, *count);
-            at.rank += 1;
+        let from = last.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        for (id, (count, row)) in result.range((from, Bound::Unbounded)) {
+            if budget.is_spent() {
+                return Ok(ReadProgress::More);
+            }
+            *last = Some(id.clone());
+            budget.spend(1);
+            *told += 1;
+            if !changed.contains(id) {
+                let table = &spec_of(plan, id.table);
+                visit(ReadRow::Held(HeldRow { table, row, count: *count }));
+            }
         }
-        let is_all = at.rank == instance.result.len();
-        Ok(if is_all { Visited::All } else { Visited::Part })
+        while !changed.is_empty() {
+            if budget.is_spent() {
+                return Ok(ReadProgress::More);
+            }
+            let Some(id) = changed.pop_first() else { break };
+            budget.spend(1);
+            *told += 1;
+            let held = result.get(&id).map(|(count, row)| (row, *count));
+            visit(ReadRow::Changed { table: &spec_of(plan, id.table), id: &id, held });
+        }
+        Ok(ReadProgress::Done)
     }
 
     fn count(&self, instance: InstanceId, id: &RowIdentity, row: &Row) -> Result<u64, String> {

@@ -11,7 +11,7 @@ use crate::ivm::delta::{Advanced, RowDelta};
 use crate::ivm::engine::{AdvanceStart, Budget, Engine, InstanceId, Progress, Reset, Status};
 use crate::ivm::memory_source::{Database, MemorySource};
 use crate::ivm::plan::{Node, Param, Plan};
-use crate::ivm::reading::{ReadProgress, ReadRow, ReadingId};
+use crate::ivm::reading::{ReadProgress, ReadRow, Reading};
 use crate::ivm::signature::RowName;
 use crate::ivm::source::Source;
 use crate::row::{Key, Row, RowId, RowRef};
@@ -68,8 +68,10 @@ struct Subscriber {
     query: usize,
     /// Empty until hydrated.
     rows: Option<Multiset>,
-    /// Every second one reads its instance piece by piece, over and over; what it was told.
-    reading: Option<(ReadingId, Multiset)>,
+    /// Every second one reads its instance piece by piece, from time to time.
+    reads: bool,
+    /// And what it was told.
+    reading: Option<(Reading, Multiset)>,
 }
 
 /// An engine, its source, and everything that is known without them.
@@ -89,8 +91,8 @@ pub struct Runner<S> {
     pub steps: u64,
     /// Operations so far.
     operations: u64,
-    /// Who reads an instance keeps it from being parked.
-    may_read: bool,
+    /// Who reads an instance keeps it from being parked: not for long, where that matters.
+    reads_on: bool,
 }
 
 /// The name of the column that [`Operation::Alter`] adds.
@@ -123,7 +125,7 @@ impl<S: Replayed> Runner<S> {
             lsn: 1,
             steps: 0,
             operations: 0,
-            may_read: script.config.max_rows == usize::MAX,
+            reads_on: script.config.max_rows == usize::MAX,
         })
     }
 
@@ -166,9 +168,6 @@ impl<S: Replayed> Runner<S> {
             Operation::Subscribe(query) => self.subscribe(*query)?,
             Operation::Unsubscribe(i) if *i < self.subscribers.len() => {
                 let gone = self.subscribers.swap_remove(*i);
-                if let Some((reading, _)) = gone.reading {
-                    self.engine.end_reading(reading);
-                }
                 self.engine.unsubscribe(gone.id);
             }
             Operation::Unsubscribe(_) => {}
@@ -194,32 +193,59 @@ impl<S: Replayed> Runner<S> {
         }
         self.operations += 1;
         self.engine.release(&mut Budget::units(self.operations % 7));
-        (0..self.subscribers.len()).try_for_each(|i| self.read(i, self.operations % 5 * 2 + 1))?;
+        for i in 0..self.subscribers.len() {
+            let subscriber = &mut self.subscribers[i];
+            let begins = subscriber.reads && (self.reads_on || self.operations.is_multiple_of(6));
+            if subscriber.reading.is_none() && begins {
+                subscriber.reading = Some((Reading::of(subscriber.id), Multiset::new()));
+            }
+            self.read(i, self.operations % 5 * 2 + 1)?;
+        }
         Ok(())
     }
 
-    /// Goes on reading the rows of a subscriber; compares them when all are told.
-    fn read(&mut self, i: usize, units: u64) -> Result<(), String> {
-        let Subscriber { id, reading: Some((reading, told)), .. } = &mut self.subscribers[i] else {
-            return Ok(());
-        };
+    /// Goes on reading the rows of a subscriber; compares them when all are told (true).
+    fn read(&mut self, i: usize, units: u64) -> Result<bool, String> {
+        let Subscriber { id, reading: known, .. } = &mut self.subscribers[i];
+        let Some((reading, told)) = known else { return Ok(true) };
         let mut visit = |row: ReadRow<'_>| match row {
             ReadRow::Held(h) => {
-                told.insert(RowId::of(h.table, h.row), (h.count, h.row.clone()));
+                let id = RowId::of(h.table, h.row);
+                match told.insert(id, (h.count, h.row.clone())) {
+                    None => Ok(()),
+                    Some(_) => Err(format!("{:?} is told twice", h.row)),
+                }
             }
-            ReadRow::Gone { id, .. } => drop(told.remove(id)),
+            ReadRow::Changed { id, held, .. } => {
+                match held {
+                    Some((row, count)) => told.insert(id.clone(), (count, row.clone())),
+                    None => told.remove(id),
+                };
+                Ok(())
+            }
         };
-        let progress = self.engine.read(*reading, &mut Budget::units(units), &mut visit);
+        let mut wrong = Ok(());
+        let mut budget = Budget::units(units);
+        let progress = self.engine.read(reading, &mut self.source, &mut budget, &mut |row| {
+            let told = visit(row);
+            wrong = wrong.clone().and(told);
+        });
+        wrong?;
         match progress.map_err(|e| format!("reading: {e}"))? {
-            ReadProgress::More | ReadProgress::Waits => {}
-            ReadProgress::Void => told.clear(),
+            ReadProgress::More | ReadProgress::Waits => Ok(false),
+            ReadProgress::Void => {
+                told.clear();
+                Ok(false)
+            }
             ReadProgress::Done => {
                 compare("what was read", told, &held(&self.engine, *id)?)?;
-                told.clear();
-                *reading = self.engine.begin_reading(*id).map_err(|e| e.to_string())?;
+                // Mostly it goes on with what changes.
+                if !self.reads_on || self.operations.is_multiple_of(3) {
+                    *known = None;
+                }
+                Ok(true)
             }
         }
-        Ok(())
     }
 
     /// Brings everything to an end: all hydrated, compared, unsubscribed; no memory stays behind.
@@ -236,7 +262,7 @@ impl<S: Replayed> Runner<S> {
                 self.hydrate(i, None)?;
             }
             self.check(i)?;
-            self.read(i, u64::MAX)?;
+            while !self.read(i, u64::MAX)? {}
         }
         let Runner { mut engine, source, db, subscribers, steps, .. } = self;
         subscribers.iter().for_each(|s| engine.unsubscribe(s.id));
@@ -256,12 +282,8 @@ impl<S: Replayed> Runner<S> {
         let query = query % self.queries.len();
         let (plan, params) = &self.queries[query];
         let id = self.engine.subscribe(plan, params.clone()).map_err(|e| e.to_string())?;
-        let mut reading = None;
-        if self.may_read && self.operations.is_multiple_of(2) {
-            let id = self.engine.begin_reading(id).map_err(|e| e.to_string())?;
-            reading = Some((id, Multiset::new()));
-        }
-        self.subscribers.push(Subscriber { id, query, rows: None, reading });
+        let reads = self.operations.is_multiple_of(2);
+        self.subscribers.push(Subscriber { id, query, rows: None, reads, reading: None });
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use crate::ivm::brute;
 use crate::ivm::delta::Advanced;
 use crate::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress, Reset};
 use crate::ivm::memory_source::Database;
-use crate::ivm::reading::ReadProgress;
+use crate::ivm::reading::{ReadProgress, Reading};
 use crate::ivm::source::{Fetch, Filter, Source, SourceError};
 use crate::row::{Row, RowId, RowRef, touched};
 use crate::schema::ValueType::{Number, String as Text};
@@ -279,10 +279,10 @@ impl World {
 
     /// Reads an instance piece by piece; how many rows it was told of.
     fn read(&mut self, id: InstanceId) -> usize {
-        let reading = self.engine.begin_reading(id).unwrap();
+        let reading = Reading::of(id);
         let mut told = 0;
         let mut step = |w: &mut World| {
-            w.step("reading", |e, _, b| e.read(reading, b, &mut |_| told += 1)).unwrap()
+            w.step("reading", |e, s, b| e.read(&reading, s, b, &mut |_| told += 1)).unwrap()
         };
         while step(self) != ReadProgress::Done {}
         told
@@ -389,6 +389,11 @@ fn no_step_of_parking_or_reading_anew_touches_many_rows() {
         {}
     }
     world.check(ids[1], &second);
+    // Who reads a parked one has it read anew, and the other one makes room.
+    while !world.step("parking", |e, _, b| e.release(b)) {}
+    let parked = ids.iter().position(|&id| world.engine.is_parked(id)).unwrap();
+    assert_eq!(world.read(ids[parked]), ROWS);
+    world.check(ids[parked], [&first, &second][parked]);
     println!("{} steps, at most {:?}, texts {:?}", world.steps, world.worst, world.most_texts);
 }
 

@@ -1,14 +1,14 @@
-//! Reading a result piece by piece, while the instance is hydrated and advances.
+//! Reading a result piece by piece, while the instance advances.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 
 use super::kit::{Change, Kit, table};
-use crate::ivm::engine::{Budget, EngineConfig, InstanceId, Progress};
+use crate::ivm::engine::{Budget, Engine, EngineConfig, HeldRow, InstanceId, Reset};
 use crate::ivm::error::EngineError;
-use crate::ivm::reading::{ReadProgress, ReadRow, ReadingId};
-use crate::row::RowId;
+use crate::ivm::reading::{ReadProgress, ReadRow, Reading};
+use crate::row::{RowId, RowRef};
 use crate::schema::ValueType::{Number, String as Text};
 use crate::value::Value;
 
@@ -29,30 +29,34 @@ fn kit() -> Kit {
 
 /// A reader, and what it was told: contents by the column `n`, and the count.
 struct Reader {
-    id: ReadingId,
+    reading: Reading,
     rows: BTreeMap<RowId, (Value, u64)>,
     told: usize,
 }
 
 impl Reader {
-    fn new(kit: &mut Kit, instance: InstanceId) -> Reader {
-        let id = kit.engine.begin_reading(instance).unwrap();
-        Reader { id, rows: BTreeMap::new(), told: 0 }
+    fn new(instance: InstanceId) -> Reader {
+        Reader { reading: Reading::of(instance), rows: BTreeMap::new(), told: 0 }
     }
 
     fn step(&mut self, kit: &mut Kit, units: u64) -> ReadProgress {
-        let Reader { id, rows, told } = self;
+        let Reader { reading, rows, told } = self;
+        let last = |row: &RowRef| row.values.last().unwrap().clone();
         let mut visit = |row: ReadRow<'_>| {
             *told += 1;
             match row {
-                ReadRow::Held(h) => {
-                    let last = h.row.values.last().unwrap().clone();
-                    rows.insert(RowId::of(h.table, h.row), (last, h.count));
+                ReadRow::Held(HeldRow { table, row, count }) => {
+                    let known = rows.insert(RowId::of(table, row), (last(row), count));
+                    assert!(known.is_none(), "{row:?} is told twice");
                 }
-                ReadRow::Gone { id, .. } => drop(rows.remove(id)),
+                ReadRow::Changed { id, held: Some((row, count)), .. } => {
+                    rows.insert(id.clone(), (last(row), count));
+                }
+                ReadRow::Changed { id, held: None, .. } => drop(rows.remove(id)),
             }
         };
-        let progress = kit.engine.read(*id, &mut Budget::units(units), &mut visit).unwrap();
+        let mut budget = Budget::units(units);
+        let progress = kit.engine.read(reading, &mut kit.source, &mut budget, &mut visit).unwrap();
         if progress == ReadProgress::Void {
             rows.clear();
         }
@@ -90,7 +94,7 @@ fn a_reader_is_told_every_row_once_if_nothing_happens() {
         let mut kit = kit();
         let id = kit.subscribe(&query);
         kit.hydrate(id);
-        let mut reader = Reader::new(&mut kit, id);
+        let mut reader = Reader::new(id);
         let mut steps = 1;
         while reader.step(&mut kit, 2) != ReadProgress::Done {
             steps += 1;
@@ -98,8 +102,8 @@ fn a_reader_is_told_every_row_once_if_nothing_happens() {
         assert!(steps > 3, "{steps}");
         assert_eq!(reader.told, reader.rows.len());
         reader.check(&kit, id);
-        let ended = kit.engine.read(reader.id, &mut Budget::unlimited(), &mut |_| {});
-        assert!(matches!(ended, Err(EngineError::UnknownInstance)));
+        assert_eq!(reader.step(&mut kit, 2), ReadProgress::Done, "nothing has happened");
+        assert_eq!(reader.told, reader.rows.len());
     }
 }
 
@@ -119,7 +123,7 @@ fn a_reader_ends_at_the_newest_version_whenever_a_commit_comes() {
                 let mut kit = kit();
                 let id = kit.subscribe(&query);
                 kit.hydrate(id);
-                let mut reader = Reader::new(&mut kit, id);
+                let mut reader = Reader::new(id);
                 let mut progress = ReadProgress::More;
                 for _ in 0..before {
                     progress = reader.step(&mut kit, 1);
@@ -136,27 +140,19 @@ fn a_reader_ends_at_the_newest_version_whenever_a_commit_comes() {
 }
 
 #[test]
-fn rows_of_the_root_are_told_while_it_is_hydrated() {
+fn a_reader_that_is_through_is_told_what_happens_and_nothing_else() {
     let mut kit = kit();
     let id = kit.subscribe(&tree());
-    let mut reader = Reader::new(&mut kit, id);
-    let mut told = Vec::new();
-    loop {
-        let step = kit.engine.hydrate_step(id, &mut kit.source, &mut Budget::units(12)).unwrap();
-        if step == Progress::Done {
-            break;
-        }
-        while reader.step(&mut kit, 4) == ReadProgress::More {}
-        told.push(reader.told);
-        if told.len() == 2 {
-            // Before and behind what was read.
-            kit.change(&[("a", json!(["a00"])), ("a", json!(["a01", "x", 7]))]);
-            kit.change(&[("a", json!(["a000", "x", 1])), ("a", json!(["a18"]))]);
-        }
-    }
-    assert!(told[0] > 0 && told[0] < told[1] && told[1] < ROWS, "{told:?}");
+    let mut reader = Reader::new(id);
+    assert_eq!(reader.step(&mut kit, 4), ReadProgress::Waits, "it is not hydrated");
+    kit.hydrate(id);
+    reader.finish(&mut kit);
+    let told = reader.told;
+    kit.change(&[("a", json!(["a00"])), ("a", json!(["a01", "x", 7])), ("b", json!(["z", "a02"]))]);
     reader.finish(&mut kit);
     reader.check(&kit, id);
+    // Without its parent, "a00", three children leave.
+    assert_eq!(reader.told - told, 3 + 3);
 }
 
 #[test]
@@ -164,11 +160,10 @@ fn a_reader_of_an_instance_that_starts_over_forgets() {
     let mut kit = kit();
     let id = kit.subscribe(&tree());
     kit.hydrate(id);
-    let mut reader = Reader::new(&mut kit, id);
+    let mut reader = Reader::new(id);
     reader.step(&mut kit, 5);
     let (version, schema) = (kit.engine.version().clone(), kit.schema.clone());
-    let all = crate::ivm::engine::Reset::All;
-    kit.engine.begin_reset(version, schema, &all).unwrap();
+    kit.engine.begin_reset(version, schema, &Reset::All).unwrap();
     assert_eq!(reader.step(&mut kit, 5), ReadProgress::Waits);
     kit.finish();
     assert_eq!(reader.step(&mut kit, 5), ReadProgress::Void);
@@ -179,37 +174,59 @@ fn a_reader_of_an_instance_that_starts_over_forgets() {
 #[test]
 fn an_instance_that_is_read_keeps_its_rows() {
     let mut kit = kit();
-    kit.engine = crate::ivm::engine::Engine::new(
+    kit.engine = Engine::new(
         EngineConfig { max_rows: 5, ..EngineConfig::default() },
         kit.engine.version().clone(),
         kit.schema.clone(),
     );
     let (first, second) = (kit.subscribe(&json!({"table": "a"})), kit.subscribe(&tree()));
     kit.hydrate(first);
-    let mut reader = Reader::new(&mut kit, first);
+    let mut reader = Reader::new(first);
     reader.step(&mut kit, 5);
     kit.hydrate(second);
     assert!(!kit.engine.is_parked(first));
     reader.finish(&mut kit);
     reader.check(&kit, first);
+    drop(reader);
     assert!(kit.engine.release(&mut Budget::unlimited()));
     assert!(kit.engine.is_parked(first));
-    // A parked one is read anew for whoever reads it.
-    let mut reader = Reader::new(&mut kit, first);
-    assert_eq!(reader.step(&mut kit, 5), ReadProgress::Waits);
-    kit.hydrate(first);
+    // A parked one is read anew for whoever reads it, piece by piece.
+    let (mut reader, fetches) = (Reader::new(first), kit.source.fetches);
+    let mut steps = 0;
+    while kit.engine.is_parked(first) {
+        assert_eq!((reader.step(&mut kit, 5), reader.told), (ReadProgress::More, 0));
+        steps += 1;
+    }
+    assert!(steps > 3 && kit.source.fetches > fetches, "{steps}");
+    kit.hydrate(second);
+    assert!(!kit.engine.is_parked(first), "it is read");
     reader.finish(&mut kit);
     reader.check(&kit, first);
 }
 
+fn none() -> Budget {
+    Budget::units(0)
+}
+
+/// Nobody takes notes for a reading that was given up.
 #[test]
-fn a_reading_that_is_given_up_is_forgotten() {
+fn a_reading_that_is_dropped_is_forgotten() {
     let mut kit = kit();
     let id = kit.subscribe(&tree());
-    let reader = Reader::new(&mut kit, id);
-    kit.engine.end_reading(reader.id);
-    kit.engine.end_reading(reader.id);
-    assert!(kit.engine.read(reader.id, &mut Budget::unlimited(), &mut |_| {}).is_err());
+    kit.hydrate(id);
+    let mut readers = [Reader::new(id), Reader::new(id)];
+    for reader in &mut readers {
+        assert_eq!(reader.step(&mut kit, 5), ReadProgress::More);
+    }
+    assert_eq!(kit.engine.open_readings(), 2);
+    let [mut reader, gone] = readers;
+    drop(gone);
+    kit.change(&[("a", json!(["a19"])), ("a", json!(["a18"])), ("a", json!(["a17"]))]);
+    while !kit.engine.release(&mut Budget::units(1)) {}
+    assert_eq!(kit.engine.open_readings(), 1);
+    reader.finish(&mut kit);
+    reader.check(&kit, id);
     kit.engine.unsubscribe(id);
-    assert!(kit.engine.begin_reading(id).is_err());
+    let gone = kit.engine.read(&reader.reading, &mut kit.source, &mut none(), &mut |_| {});
+    assert!(matches!(gone, Err(EngineError::UnknownInstance)));
 }

@@ -1,15 +1,12 @@
-//! Rows are passed on while they are read, and visited in parts.
+//! Rows are passed on while they are read.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
 use super::kit::{Change, Kit, table};
 use crate::ivm::engine::{Budget, EngineConfig, InstanceId, Progress, Reset};
-use crate::ivm::scan::{RowsAt, Visited};
-use crate::row::{RowId, RowRef};
-use crate::schema::TableSpec;
+use crate::row::RowId;
 use crate::schema::ValueType::Number;
 use crate::value::Value;
 
@@ -119,73 +116,4 @@ fn who_starts_over_passes_nothing_on_any_more() {
     kit.finish();
     while step(&mut kit, id) {}
     assert!(taken(&mut kit, id, 1).is_empty());
-}
-
-/// The result, some rows at a time.
-fn in_parts(kit: &Kit, id: InstanceId, most: usize) -> (Vec<(RowId, u64)>, usize) {
-    let (mut rows, mut at, mut parts) = (Vec::new(), RowsAt::default(), 0);
-    loop {
-        parts += 1;
-        let known = rows.len();
-        let mut visit = |table: &Arc<TableSpec>, row: &RowRef, count| {
-            rows.push((RowId::of(table, row), count));
-        };
-        let visited = kit.engine.rows_from(id, &mut at, most, &mut visit).unwrap();
-        assert!(rows.len() - known <= most);
-        match visited {
-            Visited::Part => {}
-            Visited::All => break,
-            Visited::Void => panic!("nothing has changed"),
-        }
-    }
-    rows.sort();
-    (rows, parts)
-}
-
-#[test]
-fn a_result_visited_in_parts_is_the_result() {
-    let twice = json!({"table": "p", "related": [
-        {"correlation": {"parentField": ["k"], "childField": ["k"]},
-         "subquery": {"table": "c", "alias": "c", "limit": 2}},
-        {"correlation": {"parentField": ["id"], "childField": ["k"]},
-         "subquery": {"table": "p", "alias": "p", "where": {"type": "simple", "op": "<",
-            "left": {"type": "column", "name": "id"}, "right": {"type": "literal", "value": 9}}}},
-    ]});
-    for query in [query(), twice, json!({"table": "p"}), json!({"table": "p", "limit": 0})] {
-        let mut kit = kit();
-        let id = kit.subscribe(&query);
-        kit.hydrate(id);
-        let rows = kit.engine.rows(id).unwrap();
-        let mut whole: Vec<_> =
-            rows.map(|held| (RowId::of(held.table, held.row), held.count)).collect();
-        whole.sort();
-        for most in [1, 2, 7, 10, 1_000] {
-            let (rows, parts) = in_parts(&kit, id, most);
-            assert_eq!(rows, whole, "{most} at a time: {query}");
-            assert!(parts * most >= rows.len());
-        }
-    }
-}
-
-#[test]
-fn a_visit_is_void_when_an_advance_reached_the_result_and_only_then() {
-    let mut kit = kit();
-    let id = kit.subscribe(&json!({"table": "p"}));
-    let other = kit.subscribe(&json!({"table": "e"}));
-    kit.hydrate(id);
-    kit.hydrate(other);
-    let mut at = RowsAt::default();
-    let mut visit = |kit: &Kit| kit.engine.rows_from(id, &mut at, 4, &mut |_, _, _| {}).unwrap();
-    assert_eq!(visit(&kit), Visited::Part);
-    kit.change(&[("e", json!([100, 1]))]);
-    assert_eq!(visit(&kit), Visited::Part);
-    kit.change(&[("p", json!([100, 1]))]);
-    assert_eq!(visit(&kit), Visited::Void);
-    // Nor after it was read anew, whatever the difference.
-    let mut at = RowsAt::default();
-    assert_eq!(kit.engine.rows_from(id, &mut at, 4, &mut |_, _, _| {}).unwrap(), Visited::Part);
-    let (version, schema) = (kit.engine.version().clone(), kit.schema.clone());
-    kit.engine.begin_reset(version, schema, &Reset::All).unwrap();
-    kit.finish();
-    assert_eq!(kit.engine.rows_from(id, &mut at, 4, &mut |_, _, _| {}).unwrap(), Visited::Void);
 }
