@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod counting;
 
+use std::sync::Arc;
+
+use counting::live;
 use serde_json::json;
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress};
 use zeroring_core::ivm::memory_source::{Database, MemorySource};
@@ -17,35 +18,8 @@ use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
 use zeroring_core::zql::compile::{IdentityKeys, compile};
 
-/// The system's allocator, with a count of the bytes that are in use.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator with the arguments it came with.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
 /// What an engine may keep after its last instance is gone: capacity of small tables.
 const KEPT_BYTES: usize = 64 << 10;
-
-fn live() -> usize {
-    LIVE.load(Ordering::Relaxed)
-}
 
 fn table(id: u32, name: &str) -> Arc<TableSpec> {
     let column = |name: &str| ColumnSpec {

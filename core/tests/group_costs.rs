@@ -5,11 +5,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod counting;
+
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use counting::{allocations, frees, live};
 use zeroring_core::cvr::internal::ShardTables;
 use zeroring_core::cvr::store::{CvrStoreError, Flushed, Loaded};
 use zeroring_core::cvr::{Ast, ClientGroupId, Cvr, RowIdentity};
@@ -32,34 +33,8 @@ use zeroring_core::waste::Waste;
 use zeroring_core::zql::compile::{IdentityKeys, compile};
 use zeroring_core::zql::hash;
 
-/// The system's allocator, with a count of the bytes that are in use.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-static FREES: AtomicUsize = AtomicUsize::new(0);
 /// The counts are of the whole process: one test at a time.
 static ALONE: Mutex<()> = Mutex::new(());
-
-// SAFETY: every call goes to the system's allocator with the arguments it came with.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        FREES.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// The bound of the bytes, of which a socket and the executor's tables take the rest of 16 KB.
 const MOST_BYTES: usize = 8 << 10;
@@ -73,10 +48,6 @@ const SCHEMA: &str = r#"{"tables":{"issue":{"columns":{"id":{"type":"string"},"n
 fn cpu_us() -> u64 {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     stat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or_default() / 1_000
-}
-
-fn live() -> usize {
-    LIVE.load(Ordering::Relaxed)
 }
 
 fn table(id: u32, name: &str, key: usize, columns: &[(&str, ValueType)]) -> Arc<TableSpec> {
@@ -260,11 +231,11 @@ struct Seen {
 
 impl Seen {
     fn slice<R>(&mut self, work: impl FnOnce() -> R) -> R {
-        let freed = FREES.load(Ordering::Relaxed);
-        let before = (ALLOCATIONS.load(Ordering::Relaxed), cpu_us());
+        let freed = frees();
+        let before = (allocations(), cpu_us());
         let result = work();
-        self.most = self.most.max(ALLOCATIONS.load(Ordering::Relaxed) - before.0);
-        self.most_freed = self.most_freed.max(FREES.load(Ordering::Relaxed) - freed);
+        self.most = self.most.max(allocations() - before.0);
+        self.most_freed = self.most_freed.max(frees() - freed);
         self.slices += 1;
         self.longest.push((cpu_us() - before.1, self.slices));
         self.longest.sort_unstable_by(|a, b| b.cmp(a));

@@ -4,10 +4,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod counting;
 
+use std::sync::Arc;
+
+use counting::live;
 use serde_json::{Value as Json, json};
 use zeroring_core::ivm::engine::{Budget, Engine, EngineConfig, Progress};
 use zeroring_core::ivm::source::{Fetch, Filter, Source, SourceError};
@@ -17,33 +18,6 @@ use zeroring_core::schema::{ColumnSpec, Schema, TableId, TableSpec, UniqueKey, V
 use zeroring_core::value::Value;
 use zeroring_core::version::StateVersion;
 use zeroring_core::zql::compile::{IdentityKeys, compile};
-
-/// The system's allocator, with a count of the bytes that are in use.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call goes to the system's allocator with the arguments it came with.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn live() -> usize {
-    LIVE.load(Ordering::Relaxed)
-}
 
 /// Bytes that a resident row may cost beyond its values.
 const ALLOWED: usize = 64;
