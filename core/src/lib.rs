@@ -12,6 +12,7 @@ pub mod cvr;
 pub mod group;
 pub mod ivm;
 pub mod json;
+mod owners;
 pub mod protocol;
 pub mod row;
 pub mod schema;

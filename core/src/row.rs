@@ -9,10 +9,12 @@ use std::convert::Infallible;
 use std::fmt;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{self, AtomicU32};
 
+use crate::owners::Owners;
+#[cfg(test)]
+use crate::owners::tally::{self, ROWS_TOUCHED};
 use crate::schema::{TableId, TableSpec};
-use crate::text::{Lazy, MAX_OWNERS};
+use crate::text::Lazy;
 use crate::value::Value;
 use crate::version::StateVersion;
 
@@ -32,7 +34,7 @@ pub struct Row {
 /// What precedes a row.
 #[repr(C)]
 struct Prefix {
-    owners: AtomicU32,
+    owners: Owners,
     columns: u32,
 }
 
@@ -121,7 +123,7 @@ impl RowRef {
             let Some(at) = NonNull::new(alloc(layout).cast::<Prefix>()) else {
                 handle_alloc_error(layout)
             };
-            at.write(Prefix { owners: AtomicU32::new(1), columns: columns as u32 });
+            at.write(Prefix { owners: Owners::one(), columns: columns as u32 });
             let counted = RowRef::counted(at);
             (&raw mut (*counted).row.version).write(version);
             (&raw mut (*counted).row.wire_json).write(Lazy::default());
@@ -158,7 +160,7 @@ impl RowRef {
 
     /// How many owners there are.
     pub fn owners(&self) -> usize {
-        self.prefix().owners.load(atomic::Ordering::Acquire) as usize
+        self.prefix().owners.count() as usize
     }
 
     /// Whether both are the same row in memory.
@@ -172,7 +174,7 @@ impl Deref for RowRef {
 
     fn deref(&self) -> &Row {
         #[cfg(test)]
-        touched::note();
+        tally::note(&ROWS_TOUCHED);
         // SAFETY: `nulls` made a whole row, which lives as long as it has an owner.
         unsafe { &(*RowRef::counted(self.0)).row }
     }
@@ -181,10 +183,8 @@ impl Deref for RowRef {
 impl Clone for RowRef {
     fn clone(&self) -> RowRef {
         #[cfg(test)]
-        touched::note();
-        if self.prefix().owners.fetch_add(1, atomic::Ordering::Relaxed) > MAX_OWNERS {
-            std::process::abort();
-        }
+        tally::note(&ROWS_TOUCHED);
+        self.prefix().owners.join();
         RowRef(self.0)
     }
 }
@@ -192,12 +192,10 @@ impl Clone for RowRef {
 impl Drop for RowRef {
     fn drop(&mut self) {
         #[cfg(test)]
-        touched::note();
-        // As `Arc` does: what others did with the row happens before it goes.
-        if self.prefix().owners.fetch_sub(1, atomic::Ordering::Release) != 1 {
+        tally::note(&ROWS_TOUCHED);
+        if !self.prefix().owners.leave() {
             return;
         }
-        atomic::fence(atomic::Ordering::Acquire);
         let layout = RowRef::layout(self.prefix().columns as usize);
         // SAFETY: this was the last owner; the allocation has that layout, and its row is whole.
         unsafe {
@@ -210,25 +208,6 @@ impl Drop for RowRef {
 impl fmt::Debug for RowRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&**self, f)
-    }
-}
-
-/// How often this thread looked at, took or gave back a row: what tests of bounded work count.
-#[cfg(test)]
-pub(crate) mod touched {
-    use std::cell::Cell;
-
-    thread_local! {
-        static COUNT: Cell<u64> = const { Cell::new(0) };
-    }
-
-    pub(super) fn note() {
-        COUNT.set(COUNT.get() + 1);
-    }
-
-    /// The count so far.
-    pub(crate) fn count() -> u64 {
-        COUNT.get()
     }
 }
 

@@ -11,16 +11,16 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{self, AtomicPtr, AtomicU32};
+use std::sync::atomic::{self, AtomicPtr};
 
-/// Owners beyond this are a leak: the process ends, as it does for `Arc`, before the count could
-/// wrap around and free what is in use.
-pub(crate) const MAX_OWNERS: u32 = u32::MAX / 2;
+use crate::owners::Owners;
+#[cfg(test)]
+use crate::owners::tally::{self, TEXTS_GIVEN_BACK};
 
 /// What precedes the bytes.
 #[repr(C)]
 struct Header {
-    owners: AtomicU32,
+    owners: Owners,
     len: u32,
 }
 
@@ -54,7 +54,7 @@ impl Bytes {
             let Some(at) = NonNull::new(alloc(layout).cast::<Header>()) else {
                 handle_alloc_error(layout)
             };
-            at.write(Header { owners: AtomicU32::new(1), len: len as u32 });
+            at.write(Header { owners: Owners::one(), len: len as u32 });
             ptr::copy_nonoverlapping(bytes.as_ptr(), at.add(1).cast::<u8>().as_ptr(), len);
             Bytes(at)
         }
@@ -74,9 +74,7 @@ impl Bytes {
 
 impl Clone for Bytes {
     fn clone(&self) -> Bytes {
-        if self.header().owners.fetch_add(1, atomic::Ordering::Relaxed) > MAX_OWNERS {
-            std::process::abort();
-        }
+        self.header().owners.join();
         Bytes(self.0)
     }
 }
@@ -84,34 +82,13 @@ impl Clone for Bytes {
 impl Drop for Bytes {
     fn drop(&mut self) {
         #[cfg(test)]
-        given_back::note();
-        // As `Arc` does: what others did with the bytes happens before they go.
-        if self.header().owners.fetch_sub(1, atomic::Ordering::Release) != 1 {
+        tally::note(&TEXTS_GIVEN_BACK);
+        if !self.header().owners.leave() {
             return;
         }
-        atomic::fence(atomic::Ordering::Acquire);
         let layout = Bytes::layout(self.header().len as usize);
         // SAFETY: this was the last owner; `new` allocated with the same layout.
         unsafe { dealloc(self.0.as_ptr().cast::<u8>(), layout) }
-    }
-}
-
-/// How often this thread gave a text back: what tests of bounded work count, of keys.
-#[cfg(test)]
-pub(crate) mod given_back {
-    use std::cell::Cell;
-
-    thread_local! {
-        static COUNT: Cell<u64> = const { Cell::new(0) };
-    }
-
-    pub(super) fn note() {
-        COUNT.set(COUNT.get() + 1);
-    }
-
-    /// The count so far.
-    pub(crate) fn count() -> u64 {
-        COUNT.get()
     }
 }
 
@@ -272,7 +249,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(text.0.header().owners.load(atomic::Ordering::Relaxed), 1);
+        assert_eq!(text.0.header().owners.count(), 1);
     }
 
     #[test]

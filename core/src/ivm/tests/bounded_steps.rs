@@ -16,10 +16,10 @@ use crate::ivm::engine::{Budget, Engine, EngineConfig, InstanceId, Progress, Res
 use crate::ivm::memory_source::Database;
 use crate::ivm::reading::{ReadProgress, Reading};
 use crate::ivm::source::{Fetch, Filter, Source, SourceError};
-use crate::row::{Row, RowId, RowRef, touched};
+use crate::owners::tally::{ROWS_TOUCHED, TEXTS_GIVEN_BACK};
+use crate::row::{Row, RowId, RowRef};
 use crate::schema::ValueType::{Number, String as Text};
 use crate::schema::{Schema, TableId};
-use crate::text::given_back;
 use crate::value::Value;
 use crate::version::StateVersion;
 use crate::zql::compile::{IdentityKeys, compile};
@@ -121,7 +121,7 @@ impl Source for Indexed {
         visit: &mut dyn FnMut(RowRef) -> ControlFlow<()>,
     ) -> Result<(), SourceError> {
         self.statements += 1;
-        let (before, texts) = (touched::count(), given_back::count());
+        let (before, texts) = (ROWS_TOUCHED.get(), TEXTS_GIVEN_BACK.get());
         let mut found = self.candidates(f);
         found.retain(|row| self.holds(f, row));
         if f.ordered || f.limit.is_some() {
@@ -129,8 +129,8 @@ impl Source for Indexed {
             found.sort_by(|a, b| order::compare_rows(by, a, b));
         }
         found.truncate(f.limit.unwrap_or(usize::MAX));
-        self.touches += touched::count() - before;
-        self.texts += given_back::count() - texts;
+        self.touches += ROWS_TOUCHED.get() - before;
+        self.texts += TEXTS_GIVEN_BACK.get() - texts;
         let mut rows = found.into_iter();
         for row in rows.by_ref() {
             if visit(row).is_break() {
@@ -138,10 +138,10 @@ impl Source for Indexed {
             }
         }
         // A statement does not fetch what nobody wants.
-        let (before, texts) = (touched::count(), given_back::count());
+        let (before, texts) = (ROWS_TOUCHED.get(), TEXTS_GIVEN_BACK.get());
         drop(rows);
-        self.touches += touched::count() - before;
-        self.texts += given_back::count() - texts;
+        self.touches += ROWS_TOUCHED.get() - before;
+        self.texts += TEXTS_GIVEN_BACK.get() - texts;
         Ok(())
     }
 }
@@ -251,15 +251,15 @@ impl World {
         what: &'static str,
         step: impl FnOnce(&mut Engine, &mut Indexed, &mut Budget) -> T,
     ) -> T {
-        let (before, of_source) = (touched::count(), self.source.touches);
+        let (before, of_source) = (ROWS_TOUCHED.get(), self.source.touches);
         let (statements, texts) = (self.source.statements, self.source.texts);
-        let texts = given_back::count() - texts;
+        let texts = TEXTS_GIVEN_BACK.get() - texts;
         let result = step(&mut self.engine, &mut self.source, &mut Budget::units(STEP));
-        let touches = touched::count() - before - (self.source.touches - of_source);
+        let touches = ROWS_TOUCHED.get() - before - (self.source.touches - of_source);
         self.worst = self.worst.max((touches, what));
         self.steps += 1;
         assert!(touches <= MOST, "{touches} rows touched in one step: {what}");
-        let texts = given_back::count() - self.source.texts - texts;
+        let texts = TEXTS_GIVEN_BACK.get() - self.source.texts - texts;
         self.most_texts = self.most_texts.max((texts, what));
         assert!(texts <= MOST_TEXTS, "{texts} texts given back in one step: {what}");
         let statements = self.source.statements - statements;
