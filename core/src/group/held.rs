@@ -52,7 +52,8 @@ pub(super) struct HeldQuery {
     changed: BTreeMap<RowId, Option<TakenRow>>,
     /// Those, once all others are through.
     rest: Option<btree_map::IntoValues<RowId, Option<TakenRow>>>,
-    reading: Reading,
+    /// Until all is taken: nobody has to remember what happens later.
+    reading: Option<Reading>,
 }
 
 /// Rows on their way; see the [module](self).
@@ -80,7 +81,7 @@ impl Taking {
             len: 0,
             changed: BTreeMap::new(),
             rest: None,
-            reading: Reading::of(instance),
+            reading: Some(Reading::of(instance)),
         });
         Taking { held: held.collect(), basis, known_at }
     }
@@ -122,6 +123,7 @@ impl Taking {
                 }
             }
         }
+        self.held.iter_mut().for_each(|of| of.reading = None);
         Ok(true)
     }
 }
@@ -310,6 +312,7 @@ impl HeldQuery {
         known_at: Option<&StateVersion>,
     ) -> Result<ReadProgress, String> {
         let HeldQuery { tables, rows, len, changed, reading, .. } = self;
+        let Some(reading) = reading else { return Ok(ReadProgress::Done) };
         let mut taken = |table: &Arc<TableSpec>, row: &RowRef, count| {
             if known_at.is_some_and(|at| row.version <= *at) {
                 return None;

@@ -66,6 +66,7 @@ fn a_query_that_changes_all_the_time_is_taken_in_slices() {
     }
     // All rows, and one that has changed per slice: none of them is taken anew.
     assert!(slices <= ISSUES.div_ceil(SLICE - 1) + 2, "{slices} slices");
+    assert_eq!(world.readings(), 0, "what happens from now on is nobody's business");
     check(&world, &ast, taking);
 }
 

@@ -158,6 +158,12 @@ impl SimWorld {
         self.instances.len()
     }
 
+    /// Readings that go on.
+    pub fn readings(&self) -> usize {
+        let readers = self.instances.values().flat_map(|instance| &instance.readers);
+        readers.filter(|reader| reader.of.strong_count() > 0).count()
+    }
+
     pub fn subscriptions(&self) -> usize {
         self.instances.values().map(|instance| instance.subscribers).sum()
     }
