@@ -92,6 +92,10 @@ impl Executor {
     }
 
     fn new(rows: usize) -> Executor {
+        Executor::with(rows, EngineConfig::default())
+    }
+
+    fn with(rows: usize, config: EngineConfig) -> Executor {
         use ValueType::{Json, Number, String};
         let version = StateVersion::from_lsn(1_000);
         let issue = table(1, "issue", 1, &[("id", String), ("n", Number)]);
@@ -115,7 +119,7 @@ impl Executor {
         let mut schema = Schema::default();
         schema.tables.extend(tables.into_iter().map(|t| (t.name.clone(), t)));
         let schema = Arc::new(schema);
-        let engine = Engine::new(EngineConfig::default(), version.clone(), schema);
+        let engine = Engine::new(config, version.clone(), schema);
         let source = MemorySource::new(db, version.clone());
         let shared = Shared::default();
         Executor {
@@ -579,6 +583,36 @@ fn what_gathers_while_a_group_waits_is_merged_in_slices() {
     drive_on(&mut executor, &mut group, &mut seen, &mut inbox, usize::MAX);
     println!("gathered: {seen:?}");
     assert_eq!((seen.rows_flushed, seen.rows_sent), (2 * many(), 2 * many()), "twelve are one");
+    seen.assert_sliced();
+}
+
+#[test]
+fn rows_that_had_to_make_room_come_back_in_slices_when_their_query_goes() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let settings = settings();
+    let config = EngineConfig { max_rows: 100, ..EngineConfig::default() };
+    let mut executor = Executor::with(many(), config);
+    let (mut group, seen) = group(&mut executor, &settings, 1);
+    let instance = seen.instance.unwrap();
+    while !executor.engine.release(&mut Budget::units(1_000)) {}
+    if !executor.engine.is_parked(instance) {
+        // It was about to be read. Another one is.
+        let keys = QUERY.replace("asc", "desc");
+        let ast: Ast = Arc::new(serde_json::from_str(&keys).unwrap());
+        let transformed = executor.transform(&ast, false, None).unwrap();
+        let query = "other".into();
+        let other = Hydrate { query, transformed, client_schema: None, early: false };
+        let other = executor.hydrate(&other).unwrap();
+        while !executor.engine.release(&mut Budget::units(1_000)) {}
+        executor.engine.unsubscribe(other);
+    }
+    assert!(executor.engine.is_parked(instance), "{:?}", executor.engine.stats());
+    let gone = r#"["changeDesiredQueries",{"desiredQueriesPatch":[{"op":"clear"}]}]"#;
+    let message = Box::new(up::parse(gone).unwrap());
+    let seen = drive(&mut executor, &mut group, vec![Event::Message(ConnId(1), message)]);
+    println!("gone: {seen:?}");
+    assert_eq!((seen.rows_flushed, group.queries()), (many(), 2));
+    assert!(seen.slices > 4 * many() / 1_000, "{seen:?}");
     seen.assert_sliced();
 }
 

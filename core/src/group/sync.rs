@@ -62,7 +62,8 @@ impl Group {
         mut sync: Box<Sync>,
         cx: &mut Cx<'_>,
     ) -> StepResult {
-        let conn = match trigger.conn() {
+        // Who asked may have left since its change was written: the others are still there.
+        let conn = match trigger.conn().filter(|conn| self.contexts.get(*conn).is_some()) {
             Some(conn) => conn,
             None => self.contexts.background()?,
         };

@@ -183,3 +183,20 @@ fn credentials_are_checked_again_even_if_the_wall_clock_is_slow() {
     h.settle();
     assert_eq!(h.requests.len(), requests + 1);
 }
+
+#[test]
+fn a_change_of_a_client_that_left_is_carried_through_for_the_others() {
+    let mut h = Harness::new(false);
+    let a = joined(&mut h, "a", &put("q", ALL_ISSUES));
+    let b = joined(&mut h, "b", &put("r", &ALL_ISSUES.replace("asc", "desc")));
+    let c = joined(&mut h, "c", "");
+    let _ = h.disconnect(b);
+    h.say(a, r#"["deleteClients",{"clientIDs":["b"]}]"#);
+    // It leaves while the store writes.
+    let group = "g".into();
+    assert!(matches!(h.groups[&group].questions.front(), Some(Question::Flushed(_))));
+    let _ = h.disconnect(a);
+    h.settle();
+    assert_eq!(h.socket(c).model.deleted, ["b"]);
+    assert_eq!(h.state(c).cookie, Some(h.store.version(&group).cookie()));
+}
