@@ -93,6 +93,11 @@ impl Pace {
         self.lock().hurry = true;
     }
 
+    /// The server is about to go.
+    pub(super) fn hurries(&self) -> bool {
+        self.lock().hurry
+    }
+
     /// Rows are being written from now on; [`Pace::wrote`] must follow.
     pub(super) fn write(&self) {
         self.lock().writing += 1;

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tracing::info;
@@ -183,10 +182,10 @@ impl Worker {
         self.look_after_rows();
     }
 
-    /// Others of the slow lane have their turn, and then it is tried again.
+    /// Others of the slow lane have their turn, and then it is tried again; unless the server is
+    /// about to go.
     fn may_wait(&self, part: &FlushPart) -> bool {
-        let closing = self.session.shared.closing.load(Ordering::Relaxed);
-        part.attempts < HELD_ATTEMPTS && !closing
+        part.attempts < HELD_ATTEMPTS && !self.pace.hurries()
     }
 
     /// Lets a flush wait until less is owed; gives it back if that is so already.

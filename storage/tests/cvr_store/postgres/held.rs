@@ -3,6 +3,8 @@
 
 use std::sync::mpsc::channel;
 
+use zeroring_core::cvr::store::CvrStoreError;
+
 use super::lab::{PostgresLab, server};
 use crate::lab::*;
 use crate::suite::{group, large};
@@ -62,4 +64,27 @@ fn a_flush_waits_however_long_somebody_holds_its_group() {
     for prepared in joins {
         assert_eq!(store.load(prepared.cvr.id.as_str()), prepared.cvr);
     }
+}
+
+/// What was not told to anybody need not be written.
+#[test]
+fn a_server_that_is_about_to_go_does_not_wait_for_ever() {
+    let postgres = server();
+    let lab = PostgresLab::new(&postgres, "goes");
+    let store = lab.open("a");
+    let cvr = group(&store, "g", &["q"]);
+    let mut holder = lab.client();
+    let hold = r#"BEGIN; SELECT 1 FROM @."instances" WHERE "clientGroupID" = 'g' FOR UPDATE"#;
+    holder.batch_execute(&lab.sql(hold)).unwrap();
+    let (send, verdicts) = channel();
+    let batch = vec![join(&cvr, "late").flush];
+    store.0.flush(batch, Box::new(move |found| send.send(found).unwrap()));
+    store.0.hurry();
+    let error = verdicts.recv().unwrap().remove(0).result.unwrap_err();
+    assert!(
+        matches!(&error, CvrStoreError::Storage(why) if why.contains("somebody holds")),
+        "{error}"
+    );
+    holder.batch_execute("COMMIT").unwrap();
+    assert_eq!(store.load("g"), cvr);
 }
