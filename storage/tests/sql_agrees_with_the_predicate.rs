@@ -732,6 +732,13 @@ fn a_statement_that_runs_key_by_key_is_prepared_once() {
     }
     // Where much may be read, SQLite looks at the values.
     assert!(prepared_again(&whole(&plan, &params)) > 0);
+    // All rows with a value, in any order, have no second way.
+    let ast = serde_json::json!({"table":"t","orderBy":[["s","asc"]],"where":cond("=", 3.into())["where"]});
+    let ast: Ast = serde_json::from_value(ast).unwrap();
+    let (plan, params) = compile(&ast, &schema, &IdentityKeys::default()).unwrap();
+    let all = Fetch { ordered: false, ..whole(&plan, &params) };
+    assert_eq!(prepared_again(&all), 0);
+    assert!(prepared_again(&Fetch { ordered: true, limit: Some(2), ..all }) > 0);
 }
 
 #[test]

@@ -345,15 +345,14 @@ impl SubProtocol {
 /// JavaScript's `decodeURIComponent`.
 fn decode_uri_component(text: &str) -> Result<String, ConnectError> {
     let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.as_bytes().iter();
-    while let Some(&byte) = bytes.next() {
-        if byte == b'%' {
-            out.push(escaped(bytes.as_slice()).ok_or(ConnectError::PercentEncoding)?);
-            bytes.nth(1);
-        } else {
-            out.push(byte);
-        }
+    let mut rest = text.as_bytes();
+    // In runs: nearly all of a header of some kilobytes is not escaped.
+    while let Some(at) = memchr::memchr(b'%', rest) {
+        out.extend_from_slice(&rest[..at]);
+        out.push(escaped(&rest[at + 1..]).ok_or(ConnectError::PercentEncoding)?);
+        rest = &rest[at + 3..];
     }
+    out.extend_from_slice(rest);
     String::from_utf8(out).map_err(|_| ConnectError::PercentEncoding)
 }
 
@@ -383,12 +382,18 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, ConnectError> {
 }
 
 fn sextet(symbol: u8) -> Option<u32> {
-    Some(u32::from(match symbol {
-        b'A'..=b'Z' => symbol - b'A',
-        b'a'..=b'z' => symbol - b'a' + 26,
-        b'0'..=b'9' => symbol - b'0' + 52,
-        b'+' => 62,
-        b'/' => 63,
-        _ => return None,
-    }))
+    let value = SEXTETS[symbol as usize];
+    (value < 64).then_some(u32::from(value))
 }
+
+/// The value of each symbol of base64; 64 for what is none.
+const SEXTETS: [u8; 256] = {
+    let symbols = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut table = [64; 256];
+    let mut value = 0;
+    while value < symbols.len() {
+        table[symbols[value] as usize] = value as u8;
+        value += 1;
+    }
+    table
+};

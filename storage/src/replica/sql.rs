@@ -172,7 +172,10 @@ pub fn compile_range<'a>(
         side,
         limit: fetch.limit,
         // What is read key by key, or on from a position, is run often with other values.
-        peek: fetch.keys.is_none() && fetch.from.is_none() && fetch.before.is_none(),
+        peek: fetch.keys.is_none()
+            && fetch.from.is_none()
+            && fetch.before.is_none()
+            && !asks_one_value(fetch),
         // Keys lead to few rows: nothing is gained by finding them from the other end.
         conjunct: fetch.keys.is_none() || matches!(side, ExistsSide::Child),
         statement: Statement { text: String::with_capacity(512), binds: vec![], owned: vec![] },
@@ -180,6 +183,18 @@ pub fn compile_range<'a>(
     };
     b.statement(fetch, keys, range, select)?;
     Ok(b.statement)
+}
+
+/// Rows with a certain value in a column, all of them, in any order: there is nothing to choose
+/// but that column's index, whatever the value. Every client of an application asks this of its
+/// own rows.
+fn asks_one_value(fetch: &Fetch<'_>) -> bool {
+    let condition = match &fetch.plan.node(fetch.node).condition {
+        Condition::And(all) if all.len() == 1 => &all[0],
+        other => other,
+    };
+    let equal = matches!(condition, Condition::Simple(s) if matches!(s.op, Op::Eq | Op::Is));
+    equal && fetch.limit.is_none() && !fetch.ordered
 }
 
 struct Builder<'a> {
