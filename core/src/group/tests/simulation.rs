@@ -332,7 +332,10 @@ impl Sim {
         match self.rng.random_range(0..13) {
             12 => {
                 let group = self.group();
-                if self.h.store.owes(&group) {
+                // Whoever is there has heard that they follow, and asks what became of them: a
+                // store keeps that answer until somebody asks.
+                let asks = self.h.groups.get(&group).is_none_or(|slot| slot.awaits_rows);
+                if self.h.store.owes(&group) && asks {
                     let why = CvrStoreError::Storage("disk full".into());
                     self.h.write_rows(&group, Err(why));
                 }
