@@ -12,7 +12,7 @@ use std::ptr::{self, NonNull};
 
 use crate::owners::Owners;
 #[cfg(test)]
-use crate::owners::tally::{self, ROWS_TOUCHED};
+use crate::owners::tally;
 use crate::schema::{TableId, TableSpec};
 use crate::text::Lazy;
 use crate::value::Value;
@@ -174,7 +174,7 @@ impl Deref for RowRef {
 
     fn deref(&self) -> &Row {
         #[cfg(test)]
-        tally::note(&ROWS_TOUCHED);
+        tally::row();
         // SAFETY: `nulls` made a whole row, which lives as long as it has an owner.
         unsafe { &(*RowRef::counted(self.0)).row }
     }
@@ -183,7 +183,7 @@ impl Deref for RowRef {
 impl Clone for RowRef {
     fn clone(&self) -> RowRef {
         #[cfg(test)]
-        tally::note(&ROWS_TOUCHED);
+        tally::row();
         self.prefix().owners.join();
         RowRef(self.0)
     }
@@ -192,7 +192,7 @@ impl Clone for RowRef {
 impl Drop for RowRef {
     fn drop(&mut self) {
         #[cfg(test)]
-        tally::note(&ROWS_TOUCHED);
+        tally::row();
         if !self.prefix().owners.leave() {
             return;
         }

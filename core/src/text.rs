@@ -15,7 +15,7 @@ use std::sync::atomic::{self, AtomicPtr};
 
 use crate::owners::Owners;
 #[cfg(test)]
-use crate::owners::tally::{self, TEXTS_GIVEN_BACK};
+use crate::owners::tally;
 
 /// What precedes the bytes.
 #[repr(C)]
@@ -82,7 +82,7 @@ impl Clone for Bytes {
 impl Drop for Bytes {
     fn drop(&mut self) {
         #[cfg(test)]
-        tally::note(&TEXTS_GIVEN_BACK);
+        tally::text();
         if !self.header().owners.leave() {
             return;
         }
