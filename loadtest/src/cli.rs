@@ -355,23 +355,26 @@ fn write_json(file: &Path, results: &Results) -> Result<(), LoadError> {
 
 /// Every client is a file descriptor.
 fn allow_many_files() {
+    if let Err(error) = raise_file_limit().and_then(|()| zeroring_net::rt::reserve_files()) {
+        eprintln!("cannot have {WANTED_FILES} open files: {error}");
+    }
+}
+
+fn raise_file_limit() -> std::io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     if now.current.is_none_or(|n| n >= WANTED_FILES) {
-        return;
+        return Ok(());
     }
     // Only root may raise the hard limit; everybody may go up to it.
     let limit = Rlimit {
         current: Some(WANTED_FILES),
         maximum: now.maximum.map(|most| most.max(WANTED_FILES)),
     };
-    if setrlimit(Resource::Nofile, limit).is_ok() {
-        return;
+    if setrlimit(Resource::Nofile, limit).is_err() {
+        setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })?;
     }
-    let limit = Rlimit { current: now.maximum, maximum: now.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        eprintln!("cannot raise the limit of open files: {error}");
-    }
+    Ok(())
 }
 
 #[cfg(test)]

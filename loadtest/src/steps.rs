@@ -1,5 +1,6 @@
 //! The steps of a scenario.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +26,11 @@ const TRIAL_ENDING: Duration = Duration::from_secs(3);
 /// How fast rows change while clients are away.
 const MEANWHILE_PER_SECOND: f64 = 500.0;
 
+/// So long before the first connect all clients are made, and so long for each of them: browsers do
+/// not wait for each other's pages either.
+const LEAD: Duration = Duration::from_millis(20);
+const LEAD_PER_CLIENT: Duration = Duration::from_micros(100);
+
 /// A slow client waits this long before each read.
 const SLOW_PAUSE: Duration = Duration::from_millis(200);
 
@@ -44,8 +50,7 @@ impl Stage<'_> {
                 self.finish(watch, *seconds, true)
             }
             Step::Connect { groups, per_second } => {
-                let watch = self.watch(&label)?;
-                self.connect(watch, *groups, *per_second, violations)
+                self.connect(&label, *groups, *per_second, violations)
             }
             Step::Write { rate, seconds, slow, stalled, writes } => {
                 self.set_paces(*slow, *stalled)?;
@@ -106,23 +111,37 @@ impl Stage<'_> {
 
     fn connect(
         &mut self,
-        watch: Watch,
+        label: &str,
         groups: usize,
         per_second: Option<f64>,
         violations: &mut u64,
     ) -> Result<StepResult, LoadError> {
-        let schema: Arc<str> = client_schema(&self.scenario.data).to_string().into();
         let tabs = self.scenario.tabs;
-        let start = Instant::now();
         let present = self.queries.len() / tabs;
-        for group in present..groups {
-            let number = (group - present) as f64;
-            let delay = per_second.map_or(0.0, |rate| number / rate);
-            for tab in 0..tabs {
+        let setups = self.setups(present..groups);
+        let mut watch = self.watch(label)?;
+        let clients = u32::try_from(setups.len()).unwrap_or(u32::MAX);
+        let start = Instant::now() + LEAD + LEAD_PER_CLIENT.saturating_mul(clients);
+        watch.begin = start;
+        for (nth, setup) in setups.into_iter().enumerate() {
+            let group = (nth / tabs) as f64;
+            let delay = per_second.map_or(0.0, |rate| group / rate);
+            let at = start + Duration::from_secs_f64(delay);
+            self.fleet.open(setup, at).map_err(LoadError::io("opening a client"))?;
+        }
+        self.settle(watch, violations)
+    }
+
+    /// The clients of these groups.
+    fn setups(&mut self, groups: Range<usize>) -> Vec<ClientSetup> {
+        let schema: Arc<str> = client_schema(&self.scenario.data).to_string().into();
+        let mut setups = Vec::new();
+        for group in groups {
+            for tab in 0..self.scenario.tabs {
                 let data = &self.scenario.data;
                 let queries: Vec<Query> =
                     self.scenario.queries.iter().map(|q| q.for_group(group, data)).collect();
-                let setup = ClientSetup {
+                setups.push(ClientSetup {
                     index: self.queries.len(),
                     client_id: format!("c{group}-{tab}"),
                     group_id: format!("g{group}"),
@@ -130,14 +149,11 @@ impl Stage<'_> {
                     client_schema: schema.clone(),
                     counts_new: data.model.only_adds(),
                     protocol: self.scenario.protocol,
-                };
+                });
                 self.queries.push(queries);
-                self.fleet
-                    .open(setup, start + Duration::from_secs_f64(delay))
-                    .map_err(LoadError::io("opening a client"))?;
             }
         }
-        self.settle(watch, violations)
+        setups
     }
 
     fn set_paces(&mut self, slow: f64, stalled: f64) -> Result<(), LoadError> {

@@ -62,6 +62,9 @@ pub fn run(loaded: Loaded, env: &BTreeMap<String, String>, hooks: Hooks) -> Exit
     log_panics();
     zeroring_net::tls::install_default_provider();
     raise_file_limit();
+    if let Err(error) = zeroring_net::rt::reserve_files() {
+        tracing::warn!(%error, "no room was made in the table of open files");
+    }
     for (variable, instead) in deprecated {
         tracing::warn!("{variable} is deprecated: {instead}");
     }

@@ -23,6 +23,7 @@
 mod backend;
 mod doorbell;
 mod executor;
+mod files;
 pub mod local;
 mod mesh;
 pub mod ring;
@@ -34,6 +35,7 @@ mod time;
 pub use backend::{Backend, BackendChoice, RtError, Slices, block_on, slices};
 pub use doorbell::{Doorbell, LocalDoorbell, Ringer};
 pub use executor::{ExecutorCtx, ExecutorFailure, Executors, RtConfig, StopHandle, allowed_cpus};
+pub use files::reserve_files;
 pub use mesh::{Mesh, MeshReceiver, MeshSender};
 pub use stream::{BoundListener, Chunk, LISTEN_BACKLOG, Listener, RawStream, Stream, bind_group};
 pub use task::{JoinHandle, TaskPanicked, spawn, yield_now};
