@@ -137,6 +137,9 @@ impl Usage {
         if full(&self.postgres_process) {
             return named("Postgres", &self.postgres_process);
         }
+        if self.server_thread.name.is_empty() {
+            return "nobody lacks CPU: Postgres waits for locks or the disk".to_owned();
+        }
         format!(
             "the server waits (busiest thread: `{}`, {:.0} % of a CPU): disk or round trips",
             self.server_thread.name,
@@ -171,6 +174,8 @@ mod tests {
         assert!(of(usage(0.5, 0.9, 0.2), true).contains("Postgres: `walsender`"));
         assert!(of(usage(0.5, 0.2, 0.2), true).contains("wait for the disk"));
         assert!(of(usage(0.5, 0.2, 0.2), false).contains("the server waits"));
+        let alone = Usage { server_thread: Busiest::default(), ..usage(0.0, 0.2, 0.2) };
+        assert!(of(alone, false).contains("nobody lacks CPU"));
         let crowded = Usage { others: 3.0, ..usage(0.5, 0.2, 0.2) };
         assert!(crowded.limit(false).contains("all 4 CPUs are busy"), "{}", crowded.limit(false));
         assert!(crowded.limit(false).contains("most with the first: other programs 3.00, server"));
