@@ -21,13 +21,18 @@ fn ids(parts: &[Value]) -> BTreeSet<String> {
     rows.map(|op| op["value"]["id"].as_str().unwrap().to_owned()).collect()
 }
 
-#[test]
-fn a_client_that_does_not_read_a_large_poke_costs_little_and_delays_nobody() {
-    let mut server = Server::start(&Setup::default());
+/// More than a socket takes at once.
+fn commit_large(server: &mut Server) {
     let title = text(&"x".repeat(ROW_BYTES));
     let row = |n: i64| [text(&format!("i{n:05}")), title.clone(), LiteValue::Integer(n)];
     let all = (0..ROWS).map(|n| server.insert("issue", &row(n))).collect();
     server.commit(all);
+}
+
+#[test]
+fn a_client_that_does_not_read_a_large_poke_costs_little_and_delays_nobody() {
+    let mut server = Server::start(&Setup::default());
+    commit_large(&mut server);
 
     let mut stalled = Client::joined(&server, &dial("g", "stalled"), &put("q"));
     let mut reads = Client::joined(&server, &dial("g", "reads"), &put("q"));
@@ -60,10 +65,7 @@ fn a_client_that_does_not_read_a_large_poke_costs_little_and_delays_nobody() {
 fn a_client_that_reads_nothing_of_a_large_poke_is_closed_with_a_reason_and_delays_nobody() {
     let stalled = Duration::from_secs(1);
     let mut server = Server::start(&Setup { stalled, ..Setup::default() });
-    let title = text(&"x".repeat(ROW_BYTES));
-    let row = |n: i64| [text(&format!("i{n:05}")), title.clone(), LiteValue::Integer(n)];
-    let all = (0..ROWS).map(|n| server.insert("issue", &row(n))).collect();
-    server.commit(all);
+    commit_large(&mut server);
     let mut stalled = Client::joined(&server, &dial("g", "stalled"), &put("q"));
     let mut reads = Client::joined(&server, &dial("g", "reads"), &put("q"));
     reads.pokes_until(|part| part.get("rowsPatch").is_some());
@@ -83,10 +85,7 @@ fn a_client_that_reads_nothing_of_a_large_poke_is_closed_with_a_reason_and_delay
 #[test]
 fn a_large_poke_ends_with_the_socket_that_it_is_for() {
     let mut server = Server::start(&Setup::default());
-    let title = text(&"x".repeat(ROW_BYTES));
-    let row = |n: i64| [text(&format!("i{n:05}")), title.clone(), LiteValue::Integer(n)];
-    let all = (0..ROWS).map(|n| server.insert("issue", &row(n))).collect();
-    server.commit(all);
+    commit_large(&mut server);
     let client = Client::joined(&server, &dial("g", "c"), &put("q"));
     eventually("the poke has begun", || server.number("largePokes") == 1);
     client.drop_connection();
