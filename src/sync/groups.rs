@@ -135,9 +135,9 @@ pub(super) struct State {
     pub(super) flushing: bool,
     /// Groups whose verdict is awaited, sent or not.
     pub(super) unsettled: FxHashMap<GroupKey, ClientGroupId>,
-    /// Those among them that are no more, and loads of their successors, which are to see what
-    /// they wrote.
-    pub(super) orphaned: FxHashMap<ClientGroupId, Vec<(GroupKey, Effect)>>,
+    /// Those among them that are no more, and their successors that wait to be loaded, with the
+    /// time of their connection.
+    pub(super) orphaned: FxHashMap<ClientGroupId, Vec<(GroupKey, f64)>>,
     pub(super) draining: Option<Draining>,
     pub(super) next_key: u64,
     pub(super) next_conn: u64,

@@ -1,5 +1,6 @@
 //! Between the groups of an executor and the CVR store: loads, pages, and one flush for many.
 
+use zeroring_core::cvr::ClientGroupId;
 use zeroring_core::cvr::store::GroupFlush;
 use zeroring_core::group::{Effect, Event};
 use zeroring_storage::cvr_store::{CatchupScan, PAGE_ROWS, RowLookup, Verdict};
@@ -22,15 +23,7 @@ impl State {
         let limit = PAGE_ROWS;
         let mailbox = self.mailbox.clone();
         match effect {
-            Effect::Load { .. } if self.orphaned.contains_key(&group) => {
-                self.orphaned.entry(group).or_default().push((key, effect));
-            }
-            Effect::Load { connect_ms } => {
-                let reply = move |answer: Result<_, _>| {
-                    mailbox.put(StoreAnswer::Loaded(key, answer.map(Box::new)));
-                };
-                self.store.load(group, connect_ms, Box::new(reply));
-            }
+            Effect::Load { connect_ms } => self.load(key, group, connect_ms),
             Effect::ReadRows { current, queries, from } => {
                 let lookup = RowLookup { group, current, queries, ids: Vec::new(), from, limit };
                 let reply = move |answer| mailbox.put(StoreAnswer::Rows(key, answer));
@@ -50,6 +43,18 @@ impl State {
             }
             _ => {}
         }
+    }
+
+    /// Loads a group, once nothing of its predecessor is still to be written.
+    fn load(&mut self, key: GroupKey, group: ClientGroupId, connect_ms: f64) {
+        if let Some(waiting) = self.orphaned.get_mut(&group) {
+            return waiting.push((key, connect_ms));
+        }
+        let mailbox = self.mailbox.clone();
+        let reply = move |answer: Result<_, _>| {
+            mailbox.put(StoreAnswer::Loaded(key, answer.map(Box::new)));
+        };
+        self.store.load(group, connect_ms, Box::new(reply));
     }
 
     /// Takes an answer of the store.
@@ -90,8 +95,11 @@ impl State {
     /// The verdict on what a group wrote is here.
     fn settle(&mut self, key: GroupKey) {
         let Some(group) = self.unsettled.remove(&key) else { return };
-        for (key, load) in self.orphaned.remove(&group).into_iter().flatten() {
-            self.ask_store(key, load);
+        for (key, connect_ms) in self.orphaned.remove(&group).into_iter().flatten() {
+            // Its clients may have left meanwhile.
+            if self.slots.contains_key(&key) {
+                self.load(key, group.clone(), connect_ms);
+            }
         }
     }
 
