@@ -353,9 +353,7 @@ impl Group {
                         if !self.compare_all {
                             return Ok(Slice::Void);
                         }
-                        let mut waste = Waste::default();
-                        waste.rows(std::mem::take(&mut c.lost));
-                        cx.let_go(waste);
+                        cx.leave(|waste| waste.rows(std::mem::take(&mut c.lost)));
                     }
                     c.lost.len() == 0
                 }
@@ -525,9 +523,7 @@ impl Group {
                 .collect();
             patches.extend(update.track_queries(&executed, &sync.removals)?);
         }
-        let mut waste = Waste::default();
-        let merged = gathered.merged.into_rows_leaving(&mut waste);
-        cx.let_go(waste);
+        let merged = cx.leave(|waste| gathered.merged.into_rows_leaving(waste));
         Ok(match gathered.rows {
             Rows::Received(rows) => Work::Mix(rows, merged),
             Rows::Changes => Work::Count(merged),
@@ -540,10 +536,8 @@ impl Group {
         let times = self.flush_times(cx.now_ms);
         let Computing { sync, update, schema, signatures, missed, rewritten, patches, end, .. } =
             *c;
-        let mut waste = Waste::default();
         let signature = |id: &QueryHash| signatures.get(id).copied();
-        let prepared = update.finish_leaving(times, signature, &mut waste);
-        cx.let_go(waste);
+        let prepared = cx.leave(|waste| update.finish_leaving(times, signature, waste));
         let is_empty = prepared.is_none();
         let patches = Patches { missed, rewritten, patches, end };
         let mut encoding = Encoding::of(sync, schema, patches);

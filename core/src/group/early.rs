@@ -267,9 +267,7 @@ impl Group {
         for conn in &open.conns {
             cx.emit(Effect::GrowLarge(*conn, Growth::cancel()));
         }
-        let mut waste = Waste::default();
-        open.sent.discard(&mut waste);
-        cx.let_go(waste);
+        cx.leave(|waste| open.sent.discard(waste));
     }
 
     /// The update is durable: ends the open poke, if there is one, at the CVR's version.

@@ -99,9 +99,7 @@ impl Group {
             cx.emit(Effect::Continue);
             return Ok(Step::Wait(Stage::Encoding(e)));
         }
-        let mut waste = Waste::default();
-        waste.rows(std::mem::take(&mut e.rewritten));
-        cx.let_go(waste);
+        cx.leave(|waste| waste.rows(std::mem::take(&mut e.rewritten)));
         let Encoding { sync, poke, end, prepared, .. } = *e;
         let Sync { ack, bring_up, recipients, .. } = *sync;
         let flushing = |cvr| Flushing { cvr, poke, end, recipients, ack, bring_up };

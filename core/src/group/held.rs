@@ -182,9 +182,7 @@ impl Group {
         if self.basis(&sync, &instances, cx) == Some(taking.basis) {
             return self.take_slice(trigger, sync, instances, taking, cx);
         }
-        let mut waste = Waste::default();
-        taking.discard(&mut waste);
-        cx.let_go(waste);
+        cx.leave(|waste| taking.discard(waste));
         self.read_instead(trigger, sync, instances, cx)
     }
 
@@ -260,9 +258,7 @@ impl Group {
         }
         sync.additions.retain(|(added, _)| added != query);
         sync.removals.push(query.clone());
-        let mut waste = Waste::default();
-        taking.leave_out(query, &mut waste);
-        cx.let_go(waste);
+        cx.leave(|waste| taking.leave_out(query, waste));
         Ok(())
     }
 

@@ -140,6 +140,14 @@ impl Cx<'_> {
         }
     }
 
+    /// As [`Cx::let_go`], of what `work` leaves behind.
+    pub(super) fn leave<R>(&mut self, work: impl FnOnce(&mut Waste) -> R) -> R {
+        let mut waste = Waste::default();
+        let result = work(&mut waste);
+        self.let_go(waste);
+        result
+    }
+
     pub(super) fn info(&mut self, text: String) {
         self.out.push(Effect::Note(Note::Info(text)));
     }
@@ -442,9 +450,7 @@ impl Group {
         for (_, pipeline) in std::mem::take(&mut self.pipelines) {
             cx.emit(Effect::Release(pipeline.instance));
         }
-        let mut waste = Waste::default();
-        self.pending.discard(&mut waste);
-        cx.let_go(waste);
+        cx.leave(|waste| self.pending.discard(waste));
         self.cache = TransformCache::default();
         self.synced = false;
         self.behind = false;

@@ -29,7 +29,6 @@ use crate::protocol::custom_query::{
     ErroredQuery, QueryErrorKind, TransformRequest, TransformResponse, TransformResult,
 };
 use crate::protocol::error::ApiFailure;
-use crate::waste::Waste;
 
 pub(super) type HydrateResults = Vec<(QueryHash, Result<InstanceId, String>)>;
 
@@ -374,9 +373,7 @@ impl Group {
         if let Some(lost) = lost.first() {
             self.lost_rows(lost, cx);
         }
-        let mut waste = Waste::default();
-        waste.rows(lost);
-        cx.let_go(waste);
+        cx.leave(|waste| waste.rows(lost));
         if missed.iter().map(Vec::len).sum::<usize>() > SLICE_ROWS {
             return self.encode_missed(sync, missed, cx);
         }
@@ -403,10 +400,10 @@ impl Group {
         }
         self.end_open_poke(&end, cx);
         self.poke(&poke, &before, recipients, cx);
-        let mut waste = Waste::default();
-        poke.discard(&mut waste);
-        end.discard(&mut waste);
-        cx.let_go(waste);
+        cx.leave(|waste| {
+            poke.discard(waste);
+            end.discard(waste);
+        });
         self.acknowledge(ack, cx);
         Ok(Step::Done)
     }
